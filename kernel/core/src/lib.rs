@@ -1,0 +1,2 @@
+//! moira-kernel-core
+#![no_std]

@@ -1,0 +1,2 @@
+//! moira-abi
+#![no_std]

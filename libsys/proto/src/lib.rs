@@ -1,0 +1,2 @@
+//! moira-proto
+#![no_std]

@@ -1,0 +1,2 @@
+//! moira-ring
+#![no_std]

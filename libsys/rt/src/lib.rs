@@ -1,0 +1,2 @@
+//! moira-rt
+#![no_std]

@@ -1,0 +1,2 @@
+//! moira-sys
+#![no_std]

@@ -1,0 +1,2 @@
+//! vmm-decode
+#![no_std]

@@ -1,0 +1,2 @@
+//! vmm-devices
+#![no_std]

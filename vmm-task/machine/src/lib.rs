@@ -1,0 +1,2 @@
+//! vmm-machine
+#![no_std]
