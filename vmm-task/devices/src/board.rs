@@ -102,6 +102,8 @@ pub struct Board {
     without_firmware: bool,
     next_mmio: u64,
     next_io: u16,
+    /// INTA of each slot, as last carried to the fabric.
+    intx: u32,
     deadline: Option<u64>,
     deadline_stale: bool,
 }
@@ -131,6 +133,7 @@ impl Board {
             without_firmware: config.without_firmware,
             next_mmio: p::PCI_MMIO_BASE,
             next_io: p::PCI_IO_BASE,
+            intx: 0,
             deadline: None,
             deadline_stale: true,
         };
@@ -253,16 +256,23 @@ impl Board {
         self.deadline_stale = true;
     }
 
-    /// Brings the INTx lines up to date.
-    fn sync_pci(&mut self) {
-        let mut asserted = 0u8;
-        for (slot, f) in self.pci.iter_mut() {
-            if f.intx() {
-                asserted |= 1 << (p::intx_gsi(slot, 0) - p::PCI_GSI_BASE & 7);
-            }
+    /// Brings the INTx pin of one slot up to date.
+    fn sync_slot(&mut self, slot: u8) {
+        let level = self.pci.get_mut(slot).is_some_and(|f| f.intx());
+        let bit = 1u32 << (slot & 31);
+        if (self.intx & bit != 0) == level {
+            return;
         }
-        for pin in 0..8 {
-            self.fabric.set_gsi(p::PCI_GSI_BASE + pin, asserted >> pin & 1 != 0);
+        self.intx ^= bit;
+        // Several slots share a pin: it is asserted while any of them asserts it.
+        let gsi = p::intx_gsi(slot, 0);
+        let shared = (0..SLOTS as u8).any(|s| p::intx_gsi(s, 0) == gsi && self.intx >> s & 1 != 0);
+        self.fabric.set_gsi(gsi, shared);
+    }
+
+    fn sync_pci(&mut self) {
+        for slot in 0..SLOTS as u8 {
+            self.sync_slot(slot);
         }
     }
 
@@ -276,9 +286,7 @@ impl Board {
             port::PCI_ADDRESS if size == 4 => return self.pci.address(),
             port::PCI_DATA => {
                 let mut c = Context { now, memory, msi: &mut self.fabric };
-                let v = self.pci.data_read(number as u8 & 3, size, &mut c);
-                self.sync_pci();
-                return v;
+                return self.pci.data_read(number as u8 & 3, size, &mut c);
             }
             crate::bus::UNCLAIMED => return ones(size),
             o if o >= port::BAR => return self.io_bar_read(o & 0x7F, number, size, now, memory),
@@ -427,7 +435,7 @@ impl Board {
     fn bar_read(&mut self, slot: u8, bar: u8, offset: u64, size: u8, now: u64, memory: &dyn GuestMemory) -> u64 {
         let mut c = Context { now, memory, msi: &mut self.fabric };
         let v = self.pci.get_mut(slot).map_or(u64::MAX, |f| f.bar_read(bar, offset, size, &mut c));
-        self.after_pci();
+        self.sync_slot(slot);
         v
     }
 
@@ -437,11 +445,7 @@ impl Board {
         if let Some(f) = self.pci.get_mut(slot) {
             f.bar_write(bar, offset, size, value, &mut c);
         }
-        self.after_pci();
-    }
-
-    fn after_pci(&mut self) {
-        self.sync_pci();
+        self.sync_slot(slot);
         self.deadline_stale = true;
     }
 
@@ -462,9 +466,7 @@ impl Board {
             Some((Mmio::Bar { slot, bar }, offset)) => self.bar_read(slot, bar, offset, size, now, memory),
             Some((Mmio::Ecam, offset)) => {
                 let mut c = Context { now, memory, msi: &mut self.fabric };
-                let v = self.pci.ecam_read(offset, size.min(4), &mut c);
-                self.sync_pci();
-                u64::from(v)
+                u64::from(self.pci.ecam_read(offset, size.min(4), &mut c))
             }
             None => u64::MAX,
         }
@@ -536,7 +538,8 @@ impl Board {
         for (_, f) in self.pci.iter_mut() {
             f.poll(&mut c);
         }
-        self.after_pci();
+        self.sync_pci();
+        self.deadline_stale = true;
     }
 
     /// When [`Self::poll`] has something to do at the latest, in nanoseconds.
@@ -636,7 +639,7 @@ impl Board {
         self.i8042 = I8042::new();
         self.pm = AcpiPm::new();
         self.rtc.reset();
-        (self.port_92, self.apm_status) = (2, 0);
+        (self.port_92, self.apm_status, self.intx) = (2, 0, 0);
         self.pci.reset();
         (self.next_mmio, self.next_io) = (p::PCI_MMIO_BASE, p::PCI_IO_BASE);
         for slot in 0..SLOTS as u8 {

@@ -32,6 +32,9 @@ pub mod pic;
 pub mod pit;
 pub mod platform;
 pub mod rtc;
+#[cfg(test)]
+mod test_memory;
 pub mod time;
 pub mod traits;
 pub mod uart;
+pub mod virtio;

@@ -40,7 +40,7 @@ pub const PM_TIMER_HZ: u64 = 3_579_545;
 /// The system control interrupt: this GSI, level-triggered, active high.
 pub const SCI_GSI: u8 = 9;
 /// SLP_TYP that means S5 in PM1a_CNT; the DSDT's `\_S5` must say the same.
-pub const SLP_TYP_S5: u8 = 0;
+pub const SLP_TYP_S5: u8 = 5;
 /// Reset control register.
 pub const RESET_PORT: u16 = 0xCF9;
 /// The value that resets the machine.
