@@ -3,7 +3,7 @@
 //! The monitor feeds exits in and takes from it what a vCPU should do next. A typical turn:
 //!
 //! 1. an exit comes: [`Board::port_read`], [`Board::mmio_write`], [`Board::msr_read`], …;
-//! 2. [`Board::poll`] if [`Board::next_deadline`] has passed;
+//! 2. [`Board::tick`] if [`Board::next_deadline`] has passed, [`Board::poll`] if a back end has news;
 //! 3. [`Board::take_kicks`] to wake or interrupt other vCPUs, [`Board::take_event`] for INIT and start-up;
 //! 4. [`Board::pending`] and [`Board::accept`] or [`Board::take_nmi`], then back into the guest until the next deadline.
 
@@ -12,6 +12,7 @@ use crate::apic_bus::ApicBus;
 use crate::bus::{MmioMap, PortMap};
 use crate::debug::DebugPorts;
 use crate::fabric::{Fabric, Interrupt};
+use crate::fw_cfg::FwCfg;
 use crate::i8042::{self, I8042};
 use crate::lapic::{CpuEvent, GpFault, Lapic};
 use crate::pci::host::{HostBridge, LpcBridge};
@@ -73,6 +74,7 @@ mod port {
     pub const PORT_92: u8 = 11;
     pub const APM: u8 = 12;
     pub const RESET: u8 = 13;
+    pub const FW_CFG: u8 = 14;
     pub const BAR: u8 = 0x80;
 }
 
@@ -93,6 +95,7 @@ pub struct Board {
     i8042: I8042,
     pm: AcpiPm,
     debug: DebugPorts,
+    fw_cfg: FwCfg,
     pci: PciBus,
     ports: PortMap,
     mmio: MmioMap<Mmio>,
@@ -125,6 +128,7 @@ impl Board {
             i8042: I8042::new(),
             pm: AcpiPm::new(),
             debug: DebugPorts::new(),
+            fw_cfg: FwCfg::new(config.apic_ids.len() as u16),
             pci,
             ports: PortMap::new(),
             mmio: MmioMap::default(),
@@ -165,6 +169,8 @@ impl Board {
             (p::RESET_PORT, 1, port::RESET),
             (0xCFC, 4, port::PCI_DATA),
             (p::PM_BASE, p::PM_SIZE, port::PM),
+            (p::FW_CFG_PORT, 2, port::FW_CFG),
+            (p::FW_CFG_PORT + 4, 8, port::FW_CFG),
         ] {
             self.ports.claim(first, count, owner);
         }
@@ -216,13 +222,7 @@ impl Board {
                 BarKind::Memory => {
                     let _ = self.mmio.claim(d.base, d.size, Mmio::Bar { slot, bar: d.bar });
                 }
-                BarKind::Io => {
-                    for port in d.base..(d.base + d.size).min(0x1_0000) {
-                        if self.ports.lookup(port as u16) == crate::bus::UNCLAIMED {
-                            self.ports.claim(port as u16, 1, port::BAR | slot);
-                        }
-                    }
-                }
+                BarKind::Io => self.ports.claim_free(d.base as u16, d.size as u16, port::BAR | slot),
             }
         }
     }
@@ -240,7 +240,8 @@ impl Board {
         match effect {
             ConfigEffect::None => {}
             ConfigEffect::Decode => {
-                for s in 0..SLOTS as u8 {
+                // A range that was hidden under this one may be free now, so all are laid out anew.
+                for s in members(self.pci.plugged()) {
                     self.map_bars(s);
                 }
             }
@@ -271,7 +272,7 @@ impl Board {
     }
 
     fn sync_pci(&mut self) {
-        for slot in 0..SLOTS as u8 {
+        for slot in members(self.pci.plugged()) {
             self.sync_slot(slot);
         }
     }
@@ -283,6 +284,7 @@ impl Board {
         match owner {
             port::PM => return self.pm.read(number - p::PM_BASE, size, now),
             port::UART if size == 1 => return u32::from(self.uart_read(number, now)),
+            port::FW_CFG => return self.fw_cfg.read(number - p::FW_CFG_PORT, size),
             port::PCI_ADDRESS if size == 4 => return self.pci.address(),
             port::PCI_DATA => {
                 let mut c = Context { now, memory, msi: &mut self.fabric };
@@ -346,6 +348,10 @@ impl Board {
                 self.deadline_stale = true;
                 return pm_action(effect);
             }
+            port::FW_CFG => {
+                self.fw_cfg.write(number - p::FW_CFG_PORT, size, value, memory);
+                return Action::None;
+            }
             port::PCI_ADDRESS if size == 4 => {
                 self.pci.set_address(value);
                 return Action::None;
@@ -404,11 +410,10 @@ impl Board {
                     return Action::Reset;
                 }
             }
-            port::APM => {
-                if number & 1 != 0 {
+            port::APM
+                if number & 1 != 0 => {
                     self.apm_status = v;
                 }
-            }
             port::RESET => return pm_action(self.pm.write_reset(v)),
             _ => {}
         }
@@ -496,6 +501,15 @@ impl Board {
         }
     }
 
+    /// `vcpu`'s guest has moved its TSC: from now on it is `offset` ticks (modulo 2^64) more than `now` says.
+    pub fn set_tsc_offset(&mut self, vcpu: usize, offset: u64, now: u64) {
+        let clocks = *self.fabric.apics.clocks();
+        if let Some(l) = self.fabric.apics.get_mut(vcpu) {
+            l.set_tsc_offset(offset, now, &clocks);
+        }
+        self.deadline_stale = true;
+    }
+
     /// Whether an MSR is one of the local APIC's: 1Bh, 6E0h, 800h to 8FFh.
     #[must_use]
     pub const fn is_apic_msr(msr: u32) -> bool {
@@ -521,9 +535,37 @@ impl Board {
         Ok(())
     }
 
-    /// Lets everything happen that is due at `now`, and moves bytes between devices and their back ends. Call it when
-    /// [`Self::next_deadline`] has passed and when a back end has news.
+    /// Lets everything happen that is due at `now`. Call it when [`Self::next_deadline`] has passed.
+    pub fn tick(&mut self, now: u64, memory: &dyn GuestMemory) {
+        if self.next_deadline().is_none_or(|at| now < at) {
+            return;
+        }
+        self.timers(now);
+        for slot in members(self.pci.plugged()) {
+            let mut c = Context { now, memory, msi: &mut self.fabric };
+            let Some(f) = self.pci.get_mut(slot) else { continue };
+            if f.next_deadline().is_some_and(|at| now >= at) {
+                f.poll(&mut c);
+                self.sync_slot(slot);
+            }
+        }
+    }
+
+    /// [`Self::tick`], and all devices look at their back ends. Call it when a back end has news: input on a console,
+    /// a finished request of a disk.
     pub fn poll(&mut self, now: u64, memory: &dyn GuestMemory) {
+        self.timers(now);
+        for slot in members(self.pci.plugged()) {
+            let mut c = Context { now, memory, msi: &mut self.fabric };
+            if let Some(f) = self.pci.get_mut(slot) {
+                f.poll(&mut c);
+            }
+            self.sync_slot(slot);
+        }
+    }
+
+    fn timers(&mut self, now: u64) {
+        self.deadline_stale = true;
         self.fabric.apics.poll(now);
         if self.pit.poll(now) {
             self.fabric.timer_edge();
@@ -534,12 +576,6 @@ impl Board {
         self.fabric.set_isa(p::COM1_IRQ, self.uart.irq());
         self.pm.poll(now);
         self.fabric.set_gsi(p::SCI_GSI, self.pm.sci());
-        let mut c = Context { now, memory, msi: &mut self.fabric };
-        for (_, f) in self.pci.iter_mut() {
-            f.poll(&mut c);
-        }
-        self.sync_pci();
-        self.deadline_stale = true;
     }
 
     /// When [`Self::poll`] has something to do at the latest, in nanoseconds.
@@ -556,8 +592,10 @@ impl Board {
         at = earlier(at, self.rtc.next_deadline());
         at = earlier(at, self.uart.next_deadline());
         at = earlier(at, self.pm.next_deadline());
-        for (_, f) in self.pci.iter_mut() {
-            at = earlier(at, f.next_deadline());
+        for slot in members(self.pci.plugged()) {
+            if let Some(f) = self.pci.get_mut(slot) {
+                at = earlier(at, f.next_deadline());
+            }
         }
         self.deadline = at;
         self.deadline_stale = false;
@@ -619,6 +657,11 @@ impl Board {
         &mut self.debug
     }
 
+    /// The firmware configuration device, to add files.
+    pub fn fw_cfg(&mut self) -> &mut FwCfg {
+        &mut self.fw_cfg
+    }
+
     /// The interrupt controllers, for state dumps and tests.
     #[must_use]
     pub fn fabric(&self) -> &Fabric {
@@ -639,6 +682,7 @@ impl Board {
         self.i8042 = I8042::new();
         self.pm = AcpiPm::new();
         self.rtc.reset();
+        self.fw_cfg.reset();
         (self.port_92, self.apm_status, self.intx) = (2, 0, 0);
         self.pci.reset();
         (self.next_mmio, self.next_io) = (p::PCI_MMIO_BASE, p::PCI_IO_BASE);
@@ -665,11 +709,20 @@ impl Board {
     }
 }
 
+/// The numbers of the bits that are set.
+fn members(mut set: u32) -> impl Iterator<Item = u8> {
+    core::iter::from_fn(move || {
+        let n = set.trailing_zeros();
+        set &= set.wrapping_sub(1);
+        (n < 32).then_some(n as u8)
+    })
+}
+
 /// The bytes of a 32-bit register that a narrower access at its address sees; wider ones see zeros above.
 #[inline]
 fn narrow(register: u32, gpa: u64, size: u8) -> u64 {
     let v = u64::from(register) >> (8 * (gpa & 3));
-    if size >= 4 { v } else { v & (1 << (8 * u32::from(size))) - 1 }
+    if size >= 4 { v } else { v & ((1 << (8 * u32::from(size))) - 1) }
 }
 
 fn pm_action(effect: acpi_pm::Effect) -> Action {

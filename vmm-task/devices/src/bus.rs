@@ -54,6 +54,16 @@ impl PortMap {
         }
     }
 
+    /// Like [`Self::claim`], but leaves ports alone that have an owner.
+    pub fn claim_free(&mut self, first: u16, count: u16, handle: u8) {
+        self.ranges += 1;
+        for port in u32::from(first)..(u32::from(first) + u32::from(count)).min(0x1_0000) {
+            if self.lookup(port as u16) == UNCLAIMED {
+                self.fill(port as u16, 1, handle);
+            }
+        }
+    }
+
     /// Takes all ports of `handle` back.
     pub fn release_all(&mut self, handle: u8) {
         let mut found = false;
@@ -159,7 +169,7 @@ mod tests {
             let mut flat = std::vec![0u8; 65536];
             for (first, count, handle) in claims {
                 map.claim(first, count, handle);
-                for p in first as usize..(first as usize + count as usize).min(65536) { flat[p] = handle; }
+                flat[first as usize..(first as usize + count as usize).min(65536)].fill(handle);
             }
             for p in 0..=0xFFFFu16 { prop_assert_eq!(map.lookup(p), flat[p as usize]); }
         }

@@ -97,6 +97,8 @@ pub struct Lapic {
     started: u64,
     /// IA32_TSC_DEADLINE, 0 if not armed.
     tsc_deadline: u64,
+    /// The guest's TSC minus the clock's.
+    tsc_offset: u64,
     /// When the timer fires next.
     deadline: Option<u64>,
     nmi: bool,
@@ -128,6 +130,7 @@ impl Lapic {
             divide: 0,
             started: 0,
             tsc_deadline: 0,
+            tsc_offset: 0,
             deadline: None,
             nmi: false,
             init: false,
@@ -395,7 +398,7 @@ impl Lapic {
     /// Ticks of the timer's input for `count` counts.
     fn input_ticks(&self, count: u32) -> u64 {
         // Bits 3, 1, 0: 0 is 2, …, 6 is 128, 7 is 1.
-        let code = (self.divide & 3 | self.divide >> 1 & 4) + 1 & 7;
+        let code = ((self.divide & 3 | self.divide >> 1 & 4) + 1) & 7;
         u64::from(count) << code
     }
 
@@ -406,7 +409,11 @@ impl Lapic {
                 let ns = clocks.timer.ns_at(self.input_ticks(self.initial));
                 Some(now.saturating_add(if self.timer_mode() == 1 { ns.max(MIN_PERIOD_NS) } else { ns }))
             }
-            2 if self.tsc_deadline != 0 => Some(clocks.tsc.ns_at(self.tsc_deadline)),
+            2 if self.tsc_deadline != 0 => {
+                // A deadline before the clock's beginning has passed.
+                let at = i128::from(self.tsc_deadline) - i128::from(self.tsc_offset as i64);
+                Some(if at <= 0 { now } else { clocks.tsc.ns_at(u64::try_from(at).unwrap_or(u64::MAX)) })
+            }
             _ => None,
         };
     }
@@ -460,6 +467,15 @@ impl Lapic {
     pub fn set_tsc_deadline(&mut self, value: u64, now: u64, clocks: &ApicClocks) {
         if self.timer_mode() == 2 {
             self.tsc_deadline = value;
+            self.arm(now, clocks);
+        }
+    }
+
+    /// The guest has moved its TSC (by IA32_TSC or IA32_TSC_ADJUST): from now on it is `offset` (modulo 2^64) more
+    /// than the clock says. An armed deadline moves with it.
+    pub fn set_tsc_offset(&mut self, offset: u64, now: u64, clocks: &ApicClocks) {
+        self.tsc_offset = offset;
+        if self.timer_mode() == 2 {
             self.arm(now, clocks);
         }
     }

@@ -21,9 +21,12 @@ pub mod acpi_pm;
 pub mod apic_bus;
 pub mod bits;
 pub mod board;
+#[cfg(test)]
+mod board_tests;
 pub mod bus;
 pub mod debug;
 pub mod fabric;
+pub mod fw_cfg;
 pub mod i8042;
 pub mod ioapic;
 pub mod lapic;

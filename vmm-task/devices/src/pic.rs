@@ -170,10 +170,11 @@ impl Default for Pic {
 }
 
 impl Pic {
-    /// Both chips as after power-on: nothing unmasked by initialisation, edge-triggered.
+    /// Both chips after power-on, edge-triggered. All inputs are masked until software initialises the chips: they
+    /// have no vectors to give yet.
     #[must_use]
     pub fn new() -> Self {
-        let chip = Chip { lowest: 7, ..Chip::default() };
+        let chip = Chip { lowest: 7, imr: 0xFF, ..Chip::default() };
         Self { chips: [chip.clone(), chip], output: false }
     }
 

@@ -71,7 +71,7 @@ impl Channel {
             Some(d) => match self.mode {
                 2 => reload - d % reload,
                 // Counts down by two, twice a period.
-                3 => reload - (2 * d) % reload & !1,
+                3 => (reload - (2 * d) % reload) & !1,
                 _ => (reload + wrap - d % wrap) % wrap,
             },
         } % wrap;
@@ -208,7 +208,7 @@ impl Channel {
 }
 
 fn to_bcd(v: u16) -> u16 {
-    (v / 1000 % 10) << 12 | (v / 100 % 10) << 8 | (v / 10 % 10) << 4 | v % 10
+    (v / 1000 % 10) << 12 | (v / 100 % 10) << 8 | (v / 10 % 10) << 4 | (v % 10)
 }
 
 fn from_bcd(v: u16) -> u16 {
@@ -263,11 +263,10 @@ impl Pit {
     pub fn write(&mut self, port: u16, v: u8, now: u64) {
         let tick = CLOCK.ticks(now);
         match port {
-            0x40 => {
-                if self.channels[0].write(v, tick) {
+            0x40
+                if self.channels[0].write(v, tick) => {
                     self.arm();
                 }
-            }
             0x41 | 0x42 => {
                 self.channels[usize::from(port & 3)].write(v, tick);
             }

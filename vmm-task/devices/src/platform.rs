@@ -63,6 +63,9 @@ pub const PIT_GSI: u8 = 2;
 /// Input frequency of the PIT in Hz.
 pub const PIT_HZ: u64 = 1_193_182;
 
+/// Ports of the firmware configuration device: selector, data, and DMA at +4.
+pub const FW_CFG_PORT: u16 = 0x510;
+
 /// PCI slot of the virtio console.
 pub const SLOT_CONSOLE: u8 = 1;
 /// PCI slot of the first virtio disk.

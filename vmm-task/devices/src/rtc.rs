@@ -120,7 +120,7 @@ impl Rtc {
     }
 
     fn encode(&self, v: u8) -> u8 {
-        if self.ram[REG_B] & B_BINARY != 0 { v } else { (v / 10 % 10) << 4 | v % 10 }
+        if self.ram[REG_B] & B_BINARY != 0 { v } else { ((v / 10 % 10) << 4) | (v % 10) }
     }
 
     fn decode(&self, v: u8) -> u8 {
@@ -131,7 +131,7 @@ impl Rtc {
         if self.ram[REG_B] & B_24H != 0 {
             self.encode(h)
         } else {
-            self.encode(if h % 12 == 0 { 12 } else { h % 12 }) | if h >= 12 { 0x80 } else { 0 }
+            self.encode(if h.is_multiple_of(12) { 12 } else { h % 12 }) | if h >= 12 { 0x80 } else { 0 }
         }
     }
 

@@ -3,7 +3,7 @@
 /// Nanoseconds in a second.
 pub const NS_PER_S: u64 = 1_000_000_000;
 
-/// Multiplies by a fixed ratio of two frequencies: one multiplication and one shift.
+/// Multiplies by a fixed ratio of two frequencies: one multiplication and one shift; saturates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ratio {
     mult: u64,
@@ -25,7 +25,8 @@ impl Ratio {
 
     #[inline]
     const fn apply(self, x: u64) -> u64 {
-        ((x as u128 * self.mult as u128) >> self.shift) as u64
+        let y = (x as u128 * self.mult as u128) >> self.shift;
+        if y > u64::MAX as u128 { u64::MAX } else { y as u64 }
     }
 }
 

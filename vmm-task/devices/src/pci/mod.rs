@@ -98,6 +98,8 @@ pub trait PciFunction {
 pub struct PciBus {
     address: u32,
     slots: [Option<Box<dyn PciFunction>>; SLOTS],
+    /// Slots that are not empty, as bits.
+    plugged: u32,
 }
 
 impl Default for PciBus {
@@ -110,13 +112,14 @@ impl PciBus {
     /// An empty bus.
     #[must_use]
     pub fn new() -> Self {
-        Self { address: 0, slots: [const { None }; SLOTS] }
+        Self { address: 0, slots: [const { None }; SLOTS], plugged: 0 }
     }
 
     /// Plugs a function in; what was in the slot is gone. Slots above 31 do not exist.
     pub fn plug(&mut self, slot: u8, function: Box<dyn PciFunction>) {
         if let Some(s) = self.slots.get_mut(usize::from(slot)) {
             *s = Some(function);
+            self.plugged |= 1 << (slot & 31);
         }
     }
 
@@ -124,6 +127,12 @@ impl PciBus {
     #[inline]
     pub fn get_mut(&mut self, slot: u8) -> Option<&mut (dyn PciFunction + 'static)> {
         self.slots.get_mut(usize::from(slot))?.as_deref_mut()
+    }
+
+    /// Slots that are not empty, as bits.
+    #[must_use]
+    pub fn plugged(&self) -> u32 {
+        self.plugged
     }
 
     /// All functions with their slots.

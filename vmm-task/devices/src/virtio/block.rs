@@ -86,7 +86,7 @@ impl Block {
 
     /// The byte range of a request, if it lies on the disk.
     fn range(&self, sector: u64, bytes: u64) -> Option<u64> {
-        let inside = bytes % SECTOR == 0 && sector.checked_add(bytes / SECTOR).is_some_and(|end| end <= self.capacity);
+        let inside = bytes.is_multiple_of(SECTOR) && sector.checked_add(bytes / SECTOR).is_some_and(|end| end <= self.capacity);
         inside.then(|| sector * SECTOR)
     }
 
@@ -178,7 +178,7 @@ impl Block {
 
     fn drain(&mut self, work: &mut Work<'_>) -> Result<Progress, QueueError> {
         for _ in 0..BUDGET {
-            if !self.held && !work.pop(0, &mut self.chain)? && !(work.rearm(0)? && work.pop(0, &mut self.chain)?) {
+            if !self.held && !work.next(0, &mut self.chain)? {
                 return Ok(Progress::Idle);
             }
             self.held = false;

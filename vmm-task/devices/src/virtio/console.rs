@@ -37,7 +37,7 @@ impl Console {
         while budget > 0 {
             budget = budget.saturating_sub(64);
             if !self.tx_held {
-                if !work.pop(TX, &mut self.tx)? && !(work.rearm(TX)? && work.pop(TX, &mut self.tx)?) {
+                if !work.next(TX, &mut self.tx)? {
                     return Ok(Progress::Idle);
                 }
                 (self.tx_held, self.tx_done) = (true, 0);
@@ -63,7 +63,7 @@ impl Console {
         let mut budget = BUDGET;
         while budget > 0 {
             if !self.rx_held {
-                if !work.pop(RX, &mut self.rx)? && !(work.rearm(RX)? && work.pop(RX, &mut self.rx)?) {
+                if !work.next(RX, &mut self.rx)? {
                     return Ok(Progress::Idle);
                 }
                 self.rx_held = true;

@@ -49,7 +49,7 @@ impl VirtioDevice for Entropy {
     fn poll(&mut self, work: &mut Work<'_>) -> Result<Progress, QueueError> {
         for _ in 0..BUDGET {
             if !self.held {
-                if !work.pop(0, &mut self.chain)? && !(work.rearm(0)? && work.pop(0, &mut self.chain)?) {
+                if !work.next(0, &mut self.chain)? {
                     return Ok(Progress::Idle);
                 }
                 self.held = true;

@@ -46,13 +46,14 @@ pub struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// The next chain of a queue, if there is one.
+    /// The next chain of a queue. If there is none, the driver will notify when the next one comes.
     ///
     /// # Errors
     /// What the driver did wrong.
-    pub fn pop(&mut self, queue: usize, chain: &mut Chain) -> Result<bool, QueueError> {
+    pub fn next(&mut self, queue: usize, chain: &mut Chain) -> Result<bool, QueueError> {
         match self.queues.get_mut(queue) {
-            Some(q) => q.pop(self.memory, chain),
+            // Looking once more after asking for notifications closes the gap in which nobody would be told.
+            Some(q) => Ok(q.pop(self.memory, chain)? || q.rearm(self.memory)? && q.pop(self.memory, chain)?),
             None => Ok(false),
         }
     }
@@ -65,17 +66,6 @@ impl Work<'_> {
         match self.queues.get_mut(queue) {
             Some(q) => q.complete(self.memory, head, written),
             None => Ok(()),
-        }
-    }
-
-    /// Asks for a notification with the next chain; says whether one has arrived meanwhile.
-    ///
-    /// # Errors
-    /// The rings are not in memory any more.
-    pub fn rearm(&mut self, queue: usize) -> Result<bool, QueueError> {
-        match self.queues.get_mut(queue) {
-            Some(q) => q.rearm(self.memory),
-            None => Ok(false),
         }
     }
 }

@@ -92,7 +92,7 @@ impl Queue {
     /// Enables the queue if its rings are aligned and in memory.
     pub(super) fn enable(&mut self, memory: &dyn GuestMemory) -> Result<(), QueueError> {
         let n = u64::from(self.size);
-        let aligned = self.descriptors % 16 == 0 && self.available % 2 == 0 && self.used % 4 == 0;
+        let aligned = self.descriptors.is_multiple_of(16) && self.available.is_multiple_of(2) && self.used.is_multiple_of(4);
         let event = 2;
         let inside = memory.contains(self.descriptors, 16 * n)
             && memory.contains(self.available, 4 + 2 * n + event)
@@ -185,7 +185,7 @@ impl Queue {
         Err(QueueError::ChainTooLong)
     }
 
-    /// Gives a chain back with `written` bytes in it. The driver is told by [`Self::take_interrupt`].
+    /// Gives a chain back with `written` bytes in it. The transport tells the driver.
     ///
     /// # Errors
     /// The used ring is not in memory any more.

@@ -275,8 +275,8 @@ impl VirtioPci {
                 u32::from(v)
             }
             DEVICE..NOTIFY => bytes(&|o| self.device.read_config(u64::from(o - DEVICE))),
-            MSIX_TABLE..MSIX_PBA => part(self.msix.table_read(u64::from(offset - MSIX_TABLE & !3)), offset, size),
-            MSIX_PBA..BAR_SIZE => part(self.msix.pba_read(u64::from(offset - MSIX_PBA & !3)), offset, size),
+            MSIX_TABLE..MSIX_PBA => part(self.msix.table_read(u64::from((offset - MSIX_TABLE) & !3)), offset, size),
+            MSIX_PBA..BAR_SIZE => part(self.msix.pba_read(u64::from((offset - MSIX_PBA) & !3)), offset, size),
             _ => 0,
         }
     }
