@@ -19,7 +19,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
-//pub mod acpi;
+pub mod acpi;
 pub mod boot;
 //pub mod cpuid;
 pub mod layout;
