@@ -21,7 +21,7 @@ extern crate std;
 
 pub mod acpi;
 pub mod boot;
-//pub mod cpuid;
+pub mod cpuid;
 pub mod layout;
 pub mod memory_map;
 //pub mod msr;
