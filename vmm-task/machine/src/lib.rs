@@ -24,7 +24,7 @@ pub mod boot;
 pub mod cpuid;
 pub mod layout;
 pub mod memory_map;
-//pub mod msr;
+pub mod msr;
 mod ram;
 
 pub use ram::{GuestRam, OutOfRange, fill_zero};
