@@ -9,17 +9,30 @@ use crate::mmio::{Action, MmioOp, Mode};
 use crate::{Gprs, Target};
 
 const OPERAND_SIZE: u8 = 0x66;
-/// Longest instruction (SDM vol. 2A, 2.3.11).
+/// Bytes needed to decode without looking where they end: the longest instruction (SDM vol. 2A, 2.3.11).
 const MAX_LEN: usize = 15;
 
+/// What the prefixes say.
 #[derive(Clone, Copy)]
 struct Prefixes {
     rex: u8,
     operand16: bool,
 }
 
+impl Prefixes {
+    /// Operand size of all but byte instructions.
+    #[inline]
+    const fn size(self) -> u8 {
+        match (self.rex & 8 != 0, self.operand16) {
+            (true, _) => 8,
+            (false, true) => 2,
+            (false, false) => 4,
+        }
+    }
+}
+
 /// Decodes one of MOV r/m,r; MOV r,r/m; MOV r/m,imm; MOVZX; MOVSX; MOVSXD with a memory operand; `None` for anything
-/// else, including bytes that are cut off.
+/// else, and for fewer than 15 bytes.
 #[inline]
 pub fn decode(bytes: &[u8], mode: Mode, gprs: &Gprs) -> Option<MmioOp> {
     let long = match mode {
@@ -27,63 +40,49 @@ pub fn decode(bytes: &[u8], mode: Mode, gprs: &Gprs) -> Option<MmioOp> {
         Mode::Bits32 => false,
         Mode::Bits16 => return None,
     };
+    let all = bytes.first_chunk::<MAX_LEN>()?;
+    // Two prefixes, escape, opcode, ModRM and SIB are at most six bytes.
+    let mut word = u64::from_le_bytes(*all.first_chunk()?);
     let mut at = 0;
+    let mut next = || {
+        let byte = word as u8;
+        word >>= 8;
+        at += 1;
+        byte
+    };
+    let mut opcode = next();
     let mut prefixes = Prefixes { rex: 0, operand16: false };
-    if *bytes.first()? == OPERAND_SIZE {
+    if opcode == OPERAND_SIZE {
         prefixes.operand16 = true;
-        at = 1;
+        opcode = next();
     }
-    let mut opcode = *bytes.get(at)?;
-    at += 1;
     if long && opcode & 0xF0 == 0x40 {
         prefixes.rex = opcode;
-        opcode = *bytes.get(at)?;
-        at += 1;
+        opcode = next();
     }
-    // 0: the map with no escape, 1: after 0Fh.
     let escaped = opcode == 0x0F;
     if escaped {
-        opcode = *bytes.get(at)?;
-        at += 1;
+        opcode = next();
     }
-    let modrm = *bytes.get(at)?;
-    let end = at + memory_operand_len(bytes.get(at + 1..)?, modrm)?;
-    let mut op = action(escaped, opcode, modrm, prefixes, long, gprs, bytes.get(end..)?)?;
-    op.mode = mode;
-    let len = end + usize::from(op.len);
-    if len > bytes.len() || len > MAX_LEN {
-        return None;
-    }
-    op.len = len as u8;
-    Some(op)
-}
-
-/// Length of ModRM, SIB and displacement with 32- or 64-bit addressing; `None` for a register operand. `rest` begins
-/// after ModRM.
-#[inline]
-fn memory_operand_len(rest: &[u8], modrm: u8) -> Option<usize> {
-    let (mode, rm) = (modrm >> 6, modrm & 7);
-    if mode == 3 {
-        return None;
-    }
-    let mut len = 1;
-    let mut base = rm;
-    if rm == 4 {
-        base = *rest.first()? & 7;
-        len += 1;
-    }
-    len += match mode {
-        0 if base == 5 => 4,
-        0 => 0,
-        1 => 1,
-        _ => 4,
+    let modrm = next();
+    let (mode_bits, rm) = (modrm >> 6, modrm & 7);
+    let base = if rm == 4 { next() & 7 } else { rm };
+    let end: usize = match mode_bits {
+        0 if base == 5 => at + 4,
+        0 => at,
+        1 => at + 1,
+        2 => at + 4,
+        // A register operand.
+        _ => return None,
     };
-    Some(len)
+    let (size, action, immediate) =
+        if escaped { extended(opcode, modrm, prefixes)? } else { plain(opcode, modrm, prefixes, long, gprs, all, end)? };
+    Some(MmioOp { len: end as u8 + immediate, size, mode, action, string: None })
 }
 
 /// The register that ModRM names, as a byte register if `size` is 1.
 #[inline]
-fn register(modrm: u8, size: u8, rex: u8) -> Target {
+const fn register(modrm: u8, size: u8, rex: u8) -> Target {
     let number = modrm >> 3 & 7 | (rex & 4) << 1;
     if size == 1 && rex == 0 && number >= 4 {
         Target { index: number - 4, size, high: true }
@@ -92,49 +91,47 @@ fn register(modrm: u8, size: u8, rex: u8) -> Target {
     }
 }
 
-/// The operation; `len` is that of the immediate.
+const fn load(target: Target, sign: bool) -> Action {
+    Action::Load { target, sign, swap: false }
+}
+
+/// Opcodes of the first map: bytes accessed, the operation, length of the immediate, which stands at `end`.
 #[inline]
-fn action(
-    escaped: bool,
+fn plain(
     opcode: u8,
     modrm: u8,
     prefixes: Prefixes,
     long: bool,
     gprs: &Gprs,
-    immediate: &[u8],
-) -> Option<MmioOp> {
+    all: &[u8; MAX_LEN],
+    end: usize,
+) -> Option<(u8, Action, u8)> {
     let rex = prefixes.rex;
-    let size = match (rex & 8 != 0, prefixes.operand16) {
-        (true, _) => 8,
-        (false, true) => 2,
-        (false, false) => 4,
-    };
-    let load = |target, size, sign| (size, Action::Load { target, sign, swap: false }, 0);
-    let (size, action, len) = match (escaped, opcode) {
-        (false, 0x88) => (1, Action::Store { value: gprs.read(register(modrm, 1, rex)) }, 0),
-        (false, 0x89) => (size, Action::Store { value: gprs.read(register(modrm, size, rex)) }, 0),
-        (false, 0x8A) => load(register(modrm, 1, rex), 1, false),
-        (false, 0x8B) => load(register(modrm, size, rex), size, false),
-        (false, 0xC6) if modrm & 0x38 == 0 => (1, Action::Store { value: u64::from(*immediate.first()?) }, 1),
-        (false, 0xC7) if modrm & 0x38 == 0 => store_immediate(size, immediate)?,
-        (true, 0xB6) => load(register(modrm, size, rex), 1, false),
-        (true, 0xB7) => load(register(modrm, size, rex), 2, false),
-        (true, 0xBE) => load(register(modrm, size, rex), 1, true),
-        (true, 0xBF) => load(register(modrm, size, rex), 2, true),
+    let size = if opcode & 1 == 0 { 1 } else { prefixes.size() };
+    Some(match opcode {
+        0x88 | 0x89 => (size, Action::Store { value: gprs.read(register(modrm, size, rex)) }, 0),
+        0x8A | 0x8B => (size, load(register(modrm, size, rex), false), 0),
+        0xC6 | 0xC7 if modrm & 0x38 == 0 => {
+            // At most four bytes, extended with their sign.
+            let immediate = u32::from_le_bytes(*all.get(end..)?.first_chunk()?);
+            let value = sign_extend(u64::from(immediate), 4) & mask(size);
+            (size, Action::Store { value }, if size == 8 { 4 } else { size })
+        }
         // Without REX.W it is a plain move that nobody writes; in 32-bit mode it is ARPL.
-        (false, 0x63) if long && size == 8 => load(register(modrm, 8, rex), 4, true),
+        0x63 if long && size == 8 => (4, load(register(modrm, 8, rex), true), 0),
         _ => return None,
-    };
-    Some(MmioOp { len, size, mode: Mode::Bits64, action, string: None })
+    })
 }
 
-/// MOV r/m,imm: the immediate has at most four bytes, and is extended with its sign.
+/// Opcodes after 0Fh.
 #[inline]
-fn store_immediate(size: u8, immediate: &[u8]) -> Option<(u8, Action, u8)> {
-    let (value, len) = if size == 2 {
-        (u64::from(u16::from_le_bytes(*immediate.first_chunk()?)), 2)
-    } else {
-        (sign_extend(u64::from(u32::from_le_bytes(*immediate.first_chunk()?)), 4), 4)
-    };
-    Some((size, Action::Store { value: value & mask(size) }, len))
+fn extended(opcode: u8, modrm: u8, prefixes: Prefixes) -> Option<(u8, Action, u8)> {
+    let target = register(modrm, prefixes.size(), prefixes.rex);
+    Some(match opcode {
+        0xB6 => (1, load(target, false), 0),
+        0xB7 => (2, load(target, false), 0),
+        0xBE => (1, load(target, true), 0),
+        0xBF => (2, load(target, true), 0),
+        _ => return None,
+    })
 }

@@ -73,10 +73,10 @@ fn plain_action(i: &Instruction, gprs: &Gprs) -> Result<Action, DecodeError> {
         let target = register_operand(i, 0).ok_or(DecodeError::Unsupported)?;
         memory_second(i, target).ok_or(DecodeError::Unsupported)
     } else {
-        // A memory operand elsewhere, or of another kind, is a vector or port instruction's.
+        // A memory operand elsewhere, or of another kind, is a vector or port instruction's; a stack can be a device too.
         let named = |kind| !matches!(kind, OpKind::Register | OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
         let elsewhere = i.op_kinds().enumerate().any(|(n, kind)| named(kind) && i.try_immediate(n as u32).is_err());
-        Err(if elsewhere { DecodeError::Unsupported } else { DecodeError::NotMemory })
+        Err(if elsewhere || i.is_stack_instruction() { DecodeError::Unsupported } else { DecodeError::NotMemory })
     }
 }
 
@@ -166,7 +166,6 @@ pub struct StringOperands {
 
 /// The operands of MOVS, STOS, LODS, INS or OUTS.
 pub fn string_operands(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<StringOperands> {
-    let address_size = string_address_size(i)?;
     let (source, destination) = match i.mnemonic() {
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => (true, true),
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => (false, true),
@@ -175,6 +174,8 @@ pub fn string_operands(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<Stri
         Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => (true, false),
         _ => return None,
     };
+    // The mnemonic of MOVSD is also a vector move's.
+    let address_size = string_address_size(i)?;
     let repeat = i.has_rep_prefix() || i.has_repne_prefix();
     let size = i.memory_size().size() as i8;
     let step = StringStep { by: if rflags & DF != 0 { -size } else { size }, address_size, repeat, source, destination };

@@ -77,13 +77,6 @@ pub enum WalkError {
     Unsupported,
 }
 
-/// Rights gathered on the way down.
-struct Rights {
-    writable: bool,
-    user: bool,
-    execute: bool,
-}
-
 impl Paging {
     fn nx(&self) -> bool {
         self.efer & EFER_NXE != 0
@@ -95,6 +88,7 @@ impl Paging {
         if self.nx() { above } else { above | NO_EXECUTE }
     }
 
+    #[cold]
     fn fault(&self, access: Access, protection: bool, reserved: bool) -> WalkError {
         // The fetch bit exists only where fetching can be forbidden.
         let fetch = access.fetch && (self.nx() && self.cr4 & CR4_PAE != 0 || self.cr4 & CR4_SMEP != 0);
@@ -103,15 +97,25 @@ impl Paging {
         WalkError::PageFault { code }
     }
 
-    fn check(&self, rights: &Rights, access: Access) -> Result<(), WalkError> {
+    /// The fault of an entry that is absent or has reserved bits set.
+    #[cold]
+    fn bad_entry(&self, entry: u64, access: Access) -> WalkError {
+        let present = entry & PRESENT != 0;
+        self.fault(access, present, present)
+    }
+
+    /// Checks the rights in `all` entries and-ed and `any` of them or-ed.
+    #[inline]
+    fn check(&self, all: u64, any: u64, access: Access) -> Result<(), WalkError> {
+        let (writable, user) = (all & WRITABLE != 0, all & USER != 0);
         let refused = if access.user {
-            !rights.user || access.write && !rights.writable
+            !user || access.write && !writable
         } else {
-            let smep = access.fetch && rights.user && self.cr4 & CR4_SMEP != 0;
-            let smap = !access.fetch && rights.user && self.cr4 & CR4_SMAP != 0 && self.rflags & RFLAGS_AC == 0;
-            smep || smap || access.write && !rights.writable && self.cr0 & CR0_WP != 0
+            let smep = access.fetch && user && self.cr4 & CR4_SMEP != 0;
+            let smap = !access.fetch && user && self.cr4 & CR4_SMAP != 0 && self.rflags & RFLAGS_AC == 0;
+            smep || smap || access.write && !writable && self.cr0 & CR0_WP != 0
         };
-        if refused || access.fetch && !rights.execute { Err(self.fault(access, true, false)) } else { Ok(()) }
+        if refused || access.fetch && any & NO_EXECUTE != 0 { Err(self.fault(access, true, false)) } else { Ok(()) }
     }
 }
 
@@ -138,7 +142,7 @@ pub fn walk(
         if ((linear as i64) << 16 >> 16) as u64 != linear {
             return Err(WalkError::NonCanonical);
         }
-        return levels(paging, paging.cr3 & ADDRESS, 4, linear, access, read);
+        return levels::<4>(paging, paging.cr3 & ADDRESS, linear, access, read);
     }
     let linear = linear & 0xFFFF_FFFF;
     if paging.cr4 & CR4_PAE != 0 {
@@ -147,38 +151,36 @@ pub fn walk(
     legacy(paging, linear, access, read)
 }
 
-/// The tables of 64-bit entries from `level` down.
+/// The tables of 64-bit entries from level `TOP` down.
+///
+/// On the way only what ends the walk is tested; rights are gathered by and-ing and or-ing entries and looked at once.
 #[inline]
-fn levels(
+fn levels<const TOP: u32>(
     paging: &Paging,
     mut table: u64,
-    top: u32,
     linear: u64,
     access: Access,
     read: &mut impl FnMut(u64) -> Option<u64>,
 ) -> Result<Translation, WalkError> {
-    let mut rights = Rights { writable: true, user: true, execute: true };
     let reserved = paging.reserved();
-    for level in (1..=top).rev() {
+    let (mut all, mut any) = (u64::MAX, 0);
+    for level in (1..=TOP).rev() {
         let shift = 12 + 9 * (level - 1);
         let at = table + (linear >> shift & 511) * 8;
         let entry = read(at).ok_or(WalkError::NoMemory { gpa: at })?;
-        if entry & PRESENT == 0 {
-            return Err(paging.fault(access, false, false));
+        // No large pages at level 4.
+        let forbidden = if level == 4 { reserved | LARGE } else { reserved };
+        if entry & (forbidden | PRESENT) != PRESENT {
+            return Err(paging.bad_entry(entry, access));
         }
-        let leaf = level == 1 || entry & LARGE != 0 && level < 4;
-        let page = (1u64 << shift) - 1;
-        // A large page's address bits below its size are reserved, but for PAT at bit 12.
-        let low = if leaf && level > 1 { page & ADDRESS & !(1 << 12) } else { 0 };
-        let level4_large = if level == 4 { LARGE } else { 0 };
-        if entry & (reserved | low | level4_large) != 0 {
-            return Err(paging.fault(access, true, true));
-        }
-        rights.writable &= entry & WRITABLE != 0;
-        rights.user &= entry & USER != 0;
-        rights.execute &= entry & NO_EXECUTE == 0;
-        if leaf {
-            paging.check(&rights, access)?;
+        (all, any) = (all & entry, any | entry);
+        if level == 1 || entry & LARGE != 0 {
+            let page = (1u64 << shift) - 1;
+            // A large page's address bits below its size are reserved, but for PAT at bit 12.
+            if level > 1 && entry & page & ADDRESS & !(1 << 12) != 0 {
+                return Err(paging.bad_entry(entry, access));
+            }
+            paging.check(all, any, access)?;
             let offset = linear & page;
             return Ok(Translation { gpa: entry & ADDRESS & !page | offset, left: page + 1 - offset });
         }
@@ -200,7 +202,7 @@ fn pae(
     if entry & PRESENT == 0 {
         return Err(paging.fault(access, false, false));
     }
-    levels(paging, entry & ADDRESS, 2, linear, access, read)
+    levels::<2>(paging, entry & ADDRESS, linear, access, read)
 }
 
 /// 32-bit paging: two levels of 32-bit entries, 4 MiB pages with PSE.
@@ -218,15 +220,13 @@ fn legacy(
     if directory & PRESENT == 0 {
         return Err(paging.fault(access, false, false));
     }
-    let mut rights =
-        Rights { writable: directory & WRITABLE != 0, user: directory & USER != 0, execute: true };
     if directory & LARGE != 0 && paging.cr4 & CR4_PSE != 0 {
         // Bits 20:13 are address bits 39:32, of which the guest has only some; bit 21 is reserved.
         let high = directory >> 13 & 0xFF;
         if directory & 1 << 21 != 0 || high >> (paging.physical_bits.clamp(32, 40) - 32) != 0 {
             return Err(paging.fault(access, true, true));
         }
-        paging.check(&rights, access)?;
+        paging.check(directory, 0, access)?;
         let offset = linear & 0x3F_FFFF;
         return Ok(Translation { gpa: high << 32 | directory & 0xFFC0_0000 | offset, left: 0x40_0000 - offset });
     }
@@ -234,9 +234,7 @@ fn legacy(
     if entry & PRESENT == 0 {
         return Err(paging.fault(access, false, false));
     }
-    rights.writable &= entry & WRITABLE != 0;
-    rights.user &= entry & USER != 0;
-    paging.check(&rights, access)?;
+    paging.check(directory & entry, 0, access)?;
     let offset = linear & 0xFFF;
     Ok(Translation { gpa: entry & 0xFFFF_F000 | offset, left: 4096 - offset })
 }
@@ -276,35 +274,31 @@ pub fn fetch(
 ) -> Result<Fetched, WalkError> {
     let access = Access { write: false, user, fetch: true };
     let first = walk(paging, rip, access, read)?;
-    let mut out = Fetched { bytes: [0; 16], len: 0 };
     let here = first.left.min(MAX_LEN);
-    copy(&mut out, first.gpa, here, read).ok_or(WalkError::NoMemory { gpa: first.gpa })?;
-    if here < MAX_LEN {
-        let next = rip.wrapping_add(here);
-        let next = if paging.efer & EFER_LMA == 0 { next & 0xFFFF_FFFF } else { next };
-        if let Ok(second) = walk(paging, next, access, read) {
-            // Bytes that are not there end the instruction early, no more.
-            let _ = copy(&mut out, second.gpa, MAX_LEN - here, read);
-        }
+    let bytes = window(first.gpa, here, read).ok_or(WalkError::NoMemory { gpa: first.gpa })?;
+    if here == MAX_LEN {
+        return Ok(Fetched { bytes: bytes.to_le_bytes(), len: MAX_LEN as u8 });
     }
-    Ok(out)
+    let next = rip.wrapping_add(here);
+    let next = if paging.efer & EFER_LMA == 0 { next & 0xFFFF_FFFF } else { next };
+    let rest = walk(paging, next, access, read).ok().and_then(|second| window(second.gpa, MAX_LEN - here, read));
+    // Bytes that are not there end the instruction early, no more.
+    Ok(match rest {
+        Some(rest) => Fetched { bytes: (bytes | rest << (8 * here)).to_le_bytes(), len: MAX_LEN as u8 },
+        None => Fetched { bytes: bytes.to_le_bytes(), len: here as u8 },
+    })
 }
 
-/// Appends `count` bytes at `gpa`, which do not cross a page.
+/// The `count` bytes (1 to 15) at `gpa`, which do not cross a page, as a number; zeros above.
 #[inline]
-fn copy(out: &mut Fetched, gpa: u64, count: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<()> {
-    let mut at = gpa;
-    let end = gpa + count;
-    while at < end {
-        let word = read(at & !7)?;
-        let skip = at & 7;
-        let n = (8 - skip).min(end - at);
-        let from = usize::from(out.len);
-        let bytes = (word >> (8 * skip)).to_le_bytes();
-        let taken = bytes.get(..n as usize)?;
-        out.bytes.get_mut(from..from + n as usize)?.copy_from_slice(taken);
-        out.len += n as u8;
-        at += n;
+fn window(gpa: u64, count: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u128> {
+    let (base, skip) = (gpa & !7, gpa & 7);
+    let mut bytes = u128::from(read(base)?) >> (8 * skip);
+    if skip + count > 8 {
+        bytes |= u128::from(read(base + 8)?) << (64 - 8 * skip);
     }
-    Some(())
+    if skip + count > 16 {
+        bytes |= u128::from(read(base + 16)?) << (128 - 8 * skip);
+    }
+    Some(bytes & ((1 << (8 * count)) - 1))
 }
