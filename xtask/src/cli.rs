@@ -55,7 +55,7 @@ enum Command {
     Build,
     /// Build and boot a system; this terminal is its console, Ctrl-A x leaves
     #[command(after_help = run::AFTER_HELP)]
-    Run(run::Options),
+    Run(Box<run::Options>),
     /// Run the host tests, then every test case in its emulator
     #[command(
         after_help = "The last line is `N passed, N failed`; the exit status is 0 when nothing failed.\n\

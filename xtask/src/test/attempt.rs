@@ -36,6 +36,8 @@ pub fn run(case: &Case, system: &System) -> Result<Outcome> {
     let start = Instant::now();
     let folder = paths::test_logs().join(&case.name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // An emulator that does not start must not be judged by the last run's words.
+    let _ = fs::remove_file(folder.join("serial.log"));
     let mut watch = Watch::default();
     let verdict = match case.machine.start(system, &case.cmdline, &folder) {
         Ok(running) => {
