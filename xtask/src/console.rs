@@ -25,6 +25,8 @@ pub struct Watch {
     rest: Vec<u8>,
     /// Where the first line not yet looked at starts in `text`.
     line: usize,
+    /// Whether the last line lacked its end when nothing more came.
+    unfinished: bool,
     /// The end that the system announced.
     pub end: Option<End>,
     /// The first line of a kernel panic.
@@ -44,6 +46,11 @@ impl Watch {
     /// The part of the text that consists of whole lines.
     pub fn whole_lines(&self) -> &str {
         &self.text[..self.line]
+    }
+
+    /// Whether the port's last word was a whole line; known after [`Watch::finish`].
+    pub fn ends_with_newline(&self) -> bool {
+        !self.unfinished
     }
 
     /// Takes bytes from the port. Returns the lines that were completed by them.
@@ -71,7 +78,8 @@ impl Watch {
     /// Looks at a last line that was never completed, when nothing more will come: the emulator may end before the
     /// line's own end is out.
     pub fn finish(&mut self) {
-        if self.line < self.text.len() {
+        self.unfinished = self.line < self.text.len();
+        if self.unfinished {
             let line = self.text[self.line..].to_string();
             self.look_at(&line);
             self.text.push('\n');

@@ -61,7 +61,7 @@ pub struct Options {
     #[command(flatten)]
     guest: GuestOptions,
     /// Arguments for QEMU, or lines for Bochs' configuration
-    #[arg(last = true)]
+    #[arg(last = true, help_heading = "Arguments")]
     extra: Vec<String>,
 }
 
@@ -143,6 +143,7 @@ impl Options {
             memory: self.memory,
             accel,
             gdb: self.gdb,
+            interactive: true,
             extra: self.extra.clone(),
             ..usual
         }
@@ -256,9 +257,12 @@ fn console(mut running: Running, stay: bool, symbols: &mut Symbols) -> Result<Ex
         }
     }
     watch.finish();
+    if raw.is_some() && !watch.ends_with_newline() {
+        println!();
+    }
     drop(raw);
     if leave.load(Ordering::SeqCst) {
-        println!("\nleft");
+        eprintln!("left");
         return Ok(ExitCode::from(3));
     }
     verdict(&watch, &mut running)

@@ -74,9 +74,11 @@ fn configuration(machine: &Machine, image: &Path, folder: &Path, port: u16) -> R
          com1: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n\
          log: {log}\n\
          panic: action=fatal\n\
-         clock: sync=none\n",
+         clock: sync={clock}\n",
         model = machine.bochs_model(),
         cpus = machine.cpus,
+        // Idle time passes at once in tests, and as people expect at a console.
+        clock = if machine.interactive { "slowdown" } else { "none" },
         memory = machine.memory,
         log = folder.join(LOG).display(),
     )
@@ -92,10 +94,20 @@ fn configuration(machine: &Machine, image: &Path, folder: &Path, port: u16) -> R
 pub fn complaint(folder: &Path) -> String {
     let text = fs::read(folder.join(super::STDERR)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let mut lines = text
+    let mut last = text
         .lines()
         .skip_while(|line| !line.contains("exiting with the following message"));
-    lines.nth(1).map(str::trim).unwrap_or_default().to_string()
+    // Before it has read its configuration it says so in another way.
+    let early = || {
+        text.lines()
+            .find_map(|line| line.split_once(">>PANIC<<"))
+            .map(|(_, message)| message)
+    };
+    last.nth(1)
+        .or_else(early)
+        .map(str::trim)
+        .unwrap_or_default()
+        .to_string()
 }
 
 /// Whether Bochs ended because of a triple fault.

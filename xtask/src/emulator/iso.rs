@@ -11,14 +11,22 @@ use crate::build::{System, is_newer};
 use crate::process;
 
 const NAME: &str = "boot.iso";
+/// All of GRUB that a CD needs.
+const MODULES: &str = "--install-modules=multiboot2 normal iso9660 biosdisk configfile";
 
 /// Makes the image that `firmware` starts `system` from in `folder`.
 pub fn make(system: &System, cmdline: &str, firmware: Firmware, folder: &Path) -> Result<PathBuf> {
     match firmware {
         Firmware::Pvh => bail!("PVH needs no image"),
-        Firmware::Grub => cd(system, cmdline, folder),
-        // The disk image is made by the command that also makes it for people.
-        Firmware::Seabios | Firmware::Ovmf => bail!("disk images are not there yet"),
+        // BIOS only: Bochs knows nothing else, and without the rest the image is small and quickly made.
+        Firmware::Grub => image(
+            system,
+            cmdline,
+            folder,
+            &["-d", "/usr/lib/grub/i386-pc", MODULES],
+        ),
+        // Both kinds of firmware, and a partition table: the same file is a CD and a disk.
+        Firmware::Seabios | Firmware::Ovmf => image(system, cmdline, folder, &[]),
     }
 }
 
@@ -32,10 +40,11 @@ fn grub_menu(cmdline: &str) -> Result<String> {
     ))
 }
 
-fn cd(system: &System, cmdline: &str, folder: &Path) -> Result<PathBuf> {
+/// Makes the image with GRUB's own tool, unless the one that is there is still right.
+fn image(system: &System, cmdline: &str, folder: &Path, options: &[&str]) -> Result<PathBuf> {
     let menu = grub_menu(cmdline)?;
     let image = folder.join(NAME);
-    let tree = folder.join("cd");
+    let tree = folder.join("tree");
     let menu_file = tree.join("boot/grub/grub.cfg");
     let current = fs::read_to_string(&menu_file).is_ok_and(|old| old == menu)
         && !is_newer(&system.kernel, &image)
@@ -53,15 +62,8 @@ fn cd(system: &System, cmdline: &str, folder: &Path) -> Result<PathBuf> {
     copy(&system.initrd, &tree.join("moira/initrd"))?;
     process::output(
         Command::new("grub-mkrescue")
-            // BIOS only: Bochs knows nothing else, and it keeps the image small.
-            .args([
-                "-d",
-                "/usr/lib/grub/i386-pc",
-                "--locales=",
-                "--themes=",
-                "--fonts=",
-            ])
-            .arg("--install-modules=multiboot2 normal iso9660 biosdisk configfile")
+            .args(["--locales=", "--themes=", "--fonts="])
+            .args(options)
             .arg("-o")
             .arg(&image)
             .arg(&tree),

@@ -27,6 +27,16 @@ pub enum Emulator {
     Bochs,
 }
 
+impl Emulator {
+    /// What the emulator that ran in `folder` said itself.
+    fn complaint(self, folder: &Path) -> String {
+        match self {
+            Emulator::Qemu => qemu::complaint(folder),
+            Emulator::Bochs => bochs::complaint(folder),
+        }
+    }
+}
+
 /// How the machine finds its kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -71,6 +81,8 @@ pub struct Machine {
     pub icount: bool,
     /// Whether it waits for gdb; QEMU only.
     pub gdb: bool,
+    /// Whether someone sits at its console.
+    pub interactive: bool,
     /// Further arguments of QEMU, or lines of Bochs' configuration.
     pub extra: Vec<String>,
 }
@@ -91,6 +103,7 @@ impl Machine {
             accel: Accel::Tcg,
             icount: false,
             gdb: false,
+            interactive: false,
             extra: Vec::new(),
         }
     }
@@ -191,7 +204,7 @@ impl Machine {
             Emulator::Qemu => qemu::start(self, system, cmdline, folder, port)?,
             Emulator::Bochs => bochs::start(self, system, cmdline, folder, port)?,
         };
-        let serial = accept(&listener, &mut process, folder)?;
+        let serial = accept(&listener, &mut process, || self.emulator.complaint(folder))?;
         Ok(Running {
             process,
             serial,
@@ -215,10 +228,7 @@ pub struct Running {
 impl Running {
     /// What the emulator itself wrote to its standard error or log, when it had something to say.
     pub fn complaint(&self) -> String {
-        match self.emulator {
-            Emulator::Qemu => qemu::complaint(&self.folder),
-            Emulator::Bochs => bochs::complaint(&self.folder),
-        }
+        self.emulator.complaint(&self.folder)
     }
 
     /// Whether the emulator's log tells of a triple fault of the machine.
@@ -231,7 +241,11 @@ impl Running {
 }
 
 /// Waits for the emulator to open its serial port, or to die trying.
-fn accept(listener: &TcpListener, process: &mut Guarded, folder: &Path) -> Result<TcpStream> {
+fn accept(
+    listener: &TcpListener,
+    process: &mut Guarded,
+    complaint: impl Fn() -> String,
+) -> Result<TcpStream> {
     const LIMIT: Duration = Duration::from_secs(60);
     let start = Instant::now();
     loop {
@@ -244,7 +258,7 @@ fn accept(listener: &TcpListener, process: &mut Guarded, folder: &Path) -> Resul
             bail!(
                 "the emulator did not start ({}): {}",
                 describe(status),
-                early_complaint(folder)
+                complaint()
             );
         }
         if start.elapsed() > LIMIT {
@@ -255,11 +269,6 @@ fn accept(listener: &TcpListener, process: &mut Guarded, folder: &Path) -> Resul
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-fn early_complaint(folder: &Path) -> String {
-    let text = std::fs::read(folder.join(STDERR)).unwrap_or_default();
-    crate::process::complaint(&text)
 }
 
 /// An exit status in words.

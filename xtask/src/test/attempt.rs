@@ -231,7 +231,7 @@ fn busyness() -> f64 {
 /// The last lines of a case's serial log, crash records with their symbols.
 pub fn last_lines(folder: &Path, system: &System, count: usize) -> Vec<String> {
     let bytes = fs::read(folder.join("serial.log")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+    let text = printable(&String::from_utf8_lossy(&bytes));
     let lines: Vec<&str> = text.lines().collect();
     let mut symbols = crate::symbols::Symbols::of(&system.kernel_symbols);
     let mut shown = Vec::new();
@@ -246,7 +246,38 @@ pub fn last_lines(folder: &Path, system: &System, count: usize) -> Vec<String> {
     shown
 }
 
+/// `text` without control characters and terminal escapes: firmware clears screens and moves cursors.
+fn printable(text: &str) -> String {
+    let mut plain = String::new();
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\u{1b}' => {
+                // `ESC [ parameters letter`, or ESC and one character.
+                if characters.next() == Some('[') {
+                    let _ = characters.find(|c| ('@'..='~').contains(c));
+                }
+            }
+            '\n' | '\t' => plain.push(character),
+            _ if character.is_control() => {}
+            _ => plain.push(character),
+        }
+    }
+    plain
+}
+
 /// Whether the user wants no further case started.
 pub fn stopping() -> bool {
     process::stopping()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shown_lines_cannot_move_the_cursor() {
+        let screen = "\u{1b}[2J\u{1b}[01;01Hmoira\r\nsecond\u{7}\u{1b}c line\n\u{1b}[";
+        assert_eq!(printable(screen), "moira\nsecond line\n");
+    }
 }

@@ -223,12 +223,38 @@ impl<'a> Runner<'a> {
 
     fn run(self) -> Count {
         std::thread::scope(|scope| {
+            if self.bar.is_hidden() {
+                scope.spawn(|| self.remind());
+            }
             for _ in 0..self.slots.min(self.cases.len() as u32) {
                 scope.spawn(|| self.work());
             }
         });
         self.bar.finish_and_clear();
         self.lock().count
+    }
+
+    /// Without a terminal, says now and then what is still at work.
+    fn remind(&self) {
+        const REMIND: Duration = Duration::from_secs(30);
+        loop {
+            let state = self.lock();
+            let wait = self
+                .freed
+                .wait_timeout_while(state, REMIND, |state| state.done < self.cases.len());
+            let (state, timeout) = wait.unwrap_or_else(|poisoned| poisoned.into_inner());
+            if state.done >= self.cases.len() || (state.running.is_empty() && attempt::stopping()) {
+                return;
+            }
+            if timeout.timed_out() {
+                eprintln!(
+                    "{} of {} done, running: {}",
+                    state.done,
+                    self.cases.len(),
+                    state.running.join(", ")
+                );
+            }
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
