@@ -1,1 +1,39 @@
-fn main() {}
+//! Stand-in for the real front end: enough to call the modules of this crate.
+
+mod cpio;
+mod guest;
+mod system;
+
+use anyhow::Result;
+use clap::Parser;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+#[derive(Parser)]
+enum Command {
+    /// Check all manifests
+    Check,
+    /// Draw one system
+    Graph { name: String },
+    /// Pack one system from already built binaries in a folder
+    Pack { name: String, folder: PathBuf },
+    /// Fetch the guest
+    Guest,
+}
+
+fn main() -> Result<()> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let cache = root.join("target/cache");
+    match Command::parse() {
+        Command::Check => system::check_all(&root)?,
+        Command::Graph { name } => print!("{}", system::graph(&root, &name, &Default::default())?),
+        Command::Pack { name, folder } => {
+            let images = system::images(&root, &name, &Default::default())?;
+            let images: HashMap<_, _> = images.into_iter().map(|i| (i.clone(), folder.join(i))).collect();
+            let options = system::PackOptions { root, cache, ..Default::default() };
+            println!("{}", system::pack(&name, &images, &options)?.display());
+        }
+        Command::Guest => println!("{:?}", guest::linux(&cache)?),
+    }
+    Ok(())
+}

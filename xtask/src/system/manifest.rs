@@ -17,14 +17,17 @@ pub type Name = Spanned<String>;
 pub struct Manifest {
     /// What the system is and the machine it asks for.
     pub system: System,
+    /// Values that the command line may change, by name: `${name}` anywhere below stands for one.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
     /// The tasks by name.
     #[serde(default)]
     pub tasks: BTreeMap<Name, Spanned<Task>>,
     /// Regions of memory that several tasks map, by name.
     #[serde(default)]
     pub regions: BTreeMap<Name, Region>,
-    /// Further files of the archive by name; the value is a path from the repository's root, or `"option"` where the
-    /// file comes from the command line (a guest's kernel).
+    /// Further files of the archive by name: a path from the repository's root, `"guest:kernel"` or `"guest:initrd"`
+    /// for Debian's guest, or `""` for a file that is left out, with the capabilities that name it.
     #[serde(default)]
     pub files: BTreeMap<Name, Spanned<String>>,
 }
@@ -71,18 +74,18 @@ pub struct Task {
     /// Words handed to the task at its start.
     #[serde(default)]
     pub args: Vec<String>,
-    /// Bytes for heap, stack and untyped memory.
+    /// Bytes for heap and stack.
     #[serde(default)]
     pub memory: Memory,
-    /// Slots of the capability table.
-    #[serde(default = "slots")]
-    pub slots: Spanned<u32>,
-    /// Name of the protocol that the task's endpoint speaks; none: the task takes no calls.
-    pub serves: Option<Spanned<String>>,
-    /// Tasks that this one may call.
+    /// Slots of the capability table at least; none: 126.
+    pub slots: Option<Spanned<u32>>,
+    /// Takes calls on an endpoint of its own.
+    #[serde(default)]
+    pub serves: bool,
+    /// Tasks that this one may call. The capability has the server's name.
     #[serde(default)]
     pub calls: Vec<Name>,
-    /// Tasks whose notification this one may signal.
+    /// Tasks whose notification this one may signal: `NAME-signal`.
     #[serde(default)]
     pub signals: Vec<Name>,
     /// Regions that the task maps, with `"rw"` or `"ro"`.
@@ -91,28 +94,34 @@ pub struct Task {
     /// Files of the archive that the task maps, read-only.
     #[serde(default)]
     pub files: Vec<Name>,
-    /// Port ranges, `"0x3f8-0x3ff"` or `"0x70"`.
+    /// Untyped memory to make objects from, by name; each a power of two.
     #[serde(default)]
-    pub ports: Vec<Spanned<String>>,
-    /// Interrupt sources bound to the task's notification.
+    pub untyped: BTreeMap<Name, Spanned<Size>>,
+    /// Port ranges by name, `"0x3f8-0x3ff"` or `"0x70"`.
     #[serde(default)]
-    pub interrupts: Vec<Spanned<Interrupt>>,
-    /// Device memory that the task maps uncached.
+    pub ports: BTreeMap<Name, Spanned<String>>,
+    /// Interrupt lines by name, bound to the task's notification.
     #[serde(default)]
-    pub device_memory: Vec<Spanned<DeviceMemory>>,
-    /// Rights on processors, for the planner and schedulers.
+    pub interrupts: BTreeMap<Name, Spanned<Interrupt>>,
+    /// Device memory by name, mapped uncached.
     #[serde(default)]
-    pub cpu_rights: Vec<Spanned<CpuRight>>,
-    /// How many virtual processors the task may make.
+    pub device_memory: BTreeMap<Name, Spanned<DeviceMemory>>,
+    /// Rights on the task's CPU beyond what its role gives: `cpu`.
     #[serde(default)]
-    pub vcpus: u32,
-    /// Holds the platform capability: starts CPUs, makes interrupts and port ranges.
+    pub cpu_rights: Vec<CpuRight>,
+    /// Tasks whose scheduling context this one holds: `NAME-context`.
+    #[serde(default)]
+    pub contexts: Vec<Name>,
+    /// Tasks whose thread and address space this one holds: `NAME-control`.
+    #[serde(default)]
+    pub controls: Vec<Name>,
+    /// Holds the machine: starts CPUs, makes interrupts and port ranges, ends the run: `platform`.
     #[serde(default)]
     pub platform: bool,
 }
 
 /// `time = { … }`
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contract {
     /// Time promised in each period.
@@ -127,15 +136,10 @@ pub struct Contract {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// Heap of the task's runtime.
-    #[serde(default)]
+    /// Heap of the task's runtime; none: 64 KiB.
     pub heap: Option<Spanned<Size>>,
-    /// Stack of its first thread.
-    #[serde(default)]
+    /// Stack of its first thread; none: 16 KiB.
     pub stack: Option<Spanned<Size>>,
-    /// Untyped memory that it makes objects from.
-    #[serde(default)]
-    pub untyped: Option<Spanned<Size>>,
 }
 
 /// `[regions.NAME]`
@@ -152,9 +156,12 @@ pub struct Region {
 pub struct Interrupt {
     /// Global system interrupt number.
     pub gsi: u32,
-    /// Level-triggered, active low, as PCI's lines are; else edge, active high.
+    /// Level-triggered; else by edge.
     #[serde(default)]
     pub level: bool,
+    /// Active low, as PCI's lines are.
+    #[serde(default, rename = "active-low")]
+    pub active_low: bool,
 }
 
 /// One entry of `device-memory`.
@@ -202,7 +209,7 @@ pub enum Restart {
     EndSystem,
 }
 
-/// A right on the CPU that the task lives on (PLAN: on all).
+/// A right on the CPU that the task lives on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CpuRight {
@@ -222,10 +229,6 @@ fn one() -> Spanned<u32> {
 
 fn zero() -> Spanned<u32> {
     at_nowhere(0)
-}
-
-fn slots() -> Spanned<u32> {
-    at_nowhere(64)
 }
 
 fn root_image() -> Spanned<String> {

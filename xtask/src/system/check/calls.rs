@@ -41,8 +41,8 @@ impl<'a> Checker<'a> {
             let hint = format!("calls go strictly uphill: put `{to}` above level {low} or `{from}` below level {high}");
             self.report(server.span(), message, hint);
         }
-        if target.serves.is_none() {
-            let hint = format!("add `serves = \"…\"` to [tasks.{to}], or remove the call");
+        if !target.serves {
+            let hint = format!("add `serves = true` to [tasks.{to}], or remove the call");
             self.report(server.span(), format!("`{from}` calls `{to}`, which serves nothing"), hint);
         }
         let (here, there) = (*task.cpu.get_ref(), *target.cpu.get_ref());

@@ -19,8 +19,10 @@ pub const LEVELS: u32 = 8;
 const NAME_LIMIT: usize = 32;
 /// CPUs that the kernel can use at most.
 const CPU_LIMIT: u32 = 64;
-/// Slots of a task's capability table: what the root task fills itself, and what one table may hold.
-const SLOT_RANGE: Range<u32> = 16..65_537;
+/// Slots that every task has before those its manifest names.
+const FIRST_NAMED: u32 = moira_proto::start::slot::NAMED;
+/// Slots of the largest capability table.
+const SLOT_LIMIT: u32 = moira_abi::object::cap_table_slots(21);
 
 /// What the manifest may refer to.
 #[derive(Debug, Default, Clone)]
@@ -166,33 +168,35 @@ impl<'a> Checker<'a> {
             let hint = format!("CPUs count from 0 and the system has {cpus}: raise `cpus` in [system] or choose another");
             self.report(task.cpu.span(), format!("task `{name}` on CPU {cpu}", name = name.get_ref()), hint);
         }
-        let slots = *task.slots.get_ref();
-        if !SLOT_RANGE.contains(&slots) {
-            let hint = format!("{} to {} are possible", SLOT_RANGE.start, SLOT_RANGE.end - 1);
-            self.report(task.slots.span(), format!("{slots} slots"), hint);
-        }
-        for server in &task.calls {
-            if self.lookup(server.get_ref()).is_none() {
-                self.no_such_task(server, "calls");
+        let lists =
+            [("calls", &task.calls), ("signals", &task.signals), ("holds", &task.contexts), ("holds", &task.controls)];
+        for (verb, names) in lists {
+            for other in names {
+                if self.lookup(other.get_ref()).is_none() {
+                    self.no_such_task(other, verb);
+                }
             }
         }
-        for other in &task.signals {
-            if self.lookup(other.get_ref()).is_none() {
-                self.no_such_task(other, "signals");
-            }
-        }
-        self.repeated(&task.calls);
-        self.repeated(&task.signals);
-        self.repeated(&task.files);
+        self.capabilities(name, task);
     }
 
-    /// The same name twice in one list.
-    fn repeated(&mut self, names: &'a [Name]) {
+    /// Capabilities are found by name, so each has one of its own; and the table has room for all.
+    fn capabilities(&mut self, task_name: &'a Name, task: &'a Task) {
+        let named = capability_names(task);
         let mut seen = BTreeSet::new();
-        for name in names {
-            if !seen.insert(name.get_ref()) {
-                self.report(name.span(), format!("`{}` stands here twice", name.get_ref()), "once is enough");
+        for (name, span) in &named {
+            if !seen.insert(name.as_str()) {
+                let message = format!("`{}` has two capabilities named `{name}`", task_name.get_ref());
+                let hint = "tasks find their capabilities by name: remove one, or rename it where the name is yours";
+                self.report(span.clone(), message, hint);
             }
+        }
+        let least = FIRST_NAMED + u32::try_from(named.len()).unwrap_or(u32::MAX - FIRST_NAMED);
+        if let Some(slots) = &task.slots
+            && !(least..=SLOT_LIMIT).contains(slots.get_ref())
+        {
+            let hint = format!("this task can have {least} to {SLOT_LIMIT} slots");
+            self.report(slots.span(), format!("{} slots", slots.get_ref()), hint);
         }
     }
 
@@ -232,6 +236,23 @@ impl<'a> Checker<'a> {
             }
         }
     }
+}
+
+/// Every capability that a task's table asks for, by the name the task finds it under, with where it stands.
+fn capability_names(task: &Task) -> Vec<(String, Range<usize>)> {
+    let mut names = Vec::new();
+    let mut add = |name: &Name, suffix: &str| names.push((format!("{}{suffix}", name.get_ref()), name.span()));
+    let plain = task.calls.iter().chain(&task.files).chain(task.maps.keys());
+    let devices = task.ports.keys().chain(task.interrupts.keys()).chain(task.device_memory.keys());
+    for name in plain.chain(devices).chain(task.untyped.keys()) {
+        add(name, "");
+    }
+    for (list, suffix) in [(&task.signals, "-signal"), (&task.contexts, "-context"), (&task.controls, "-control")] {
+        for name in list {
+            add(name, suffix);
+        }
+    }
+    names
 }
 
 /// The binary that a task runs.

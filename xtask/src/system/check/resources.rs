@@ -1,6 +1,6 @@
 //! Memory, ports, interrupts, device memory, files: sizes are sane and nothing has two owners.
 
-use super::super::manifest::{CpuRight, Name, Role, Task};
+use super::super::manifest::{Name, Task};
 use super::super::units::Size;
 use super::Checker;
 use std::ops::Range;
@@ -12,8 +12,6 @@ const PAGE: u64 = 4096;
 const GSI_LIMIT: u32 = 1024;
 /// Bits of a notification.
 const BITS: usize = 64;
-/// Most virtual processors of one task.
-const VCPU_LIMIT: u32 = 64;
 
 /// First and last port of `"0x3f8-0x3ff"` or `"0x70"`, numbers in hexadecimal or decimal.
 pub fn parse_ports(text: &str) -> Option<(u16, u16)> {
@@ -45,27 +43,28 @@ impl<'a> Checker<'a> {
         let mut needed = 0_u64;
         for (name, task) in &manifest.tasks {
             let (name, task) = (name.get_ref(), task.get_ref());
-            let memory = &task.memory;
-            for (size, what) in [(&memory.heap, "heap"), (&memory.stack, "stack"), (&memory.untyped, "untyped memory")] {
+            for (size, what) in [(&task.memory.heap, "heap"), (&task.memory.stack, "stack")] {
                 if let Some(size) = size {
                     self.pages(size, &format!("{what} of `{name}`"));
                     needed = needed.saturating_add(size.get_ref().0);
                 }
             }
-            if let Some(untyped) = &memory.untyped
-                && !untyped.get_ref().0.is_power_of_two()
-            {
-                let up = untyped.get_ref().0.checked_next_power_of_two().map(Size);
-                let hint = up.map_or("make it smaller".to_owned(), |up| format!("untyped memory is one power of two: {up}"));
-                self.report(untyped.span(), format!("{} of untyped memory", untyped.get_ref()), hint);
+            for (label, size) in &task.untyped {
+                let bytes = size.get_ref().0;
+                needed = needed.saturating_add(bytes);
+                if !bytes.is_power_of_two() || bytes < PAGE {
+                    let up = bytes.max(PAGE).checked_next_power_of_two().map(Size);
+                    let up = up.map_or("make it smaller".to_owned(), |up| format!("the next one is {up}"));
+                    let message = format!("untyped memory `{}` of {}", label.get_ref(), size.get_ref());
+                    self.report(size.span(), message, format!("sizes are powers of two, a page or more; {up}"));
+                }
             }
             self.references(task);
-            self.rights(name, task);
         }
         if let Some(memory) = &manifest.system.memory
             && memory.get_ref().0 < needed
         {
-            let hint = format!("the tasks' heaps, stacks and untyped memory add up to {} KiB", needed.div_ceil(1024));
+            let hint = format!("the tasks' heaps, stacks and untyped memory add up to {}", Size(needed));
             self.report(memory.span(), format!("{} of memory is too little", memory.get_ref()), hint);
         }
         self.devices();
@@ -96,31 +95,12 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Rights that only some roles have use for.
-    fn rights(&mut self, name: &str, task: &Task) {
-        for right in &task.cpu_rights {
-            let (word, wanted) = match right.get_ref() {
-                CpuRight::Plan => ("plan", Role::Planner),
-                CpuRight::Dispatch => ("dispatch", Role::Scheduler),
-            };
-            let holds = task.role.as_ref().is_some_and(|role| *role.get_ref() == wanted);
-            if !holds {
-                let hint = "PLAN is for the planner and DISPATCH for schedulers: give the task that role";
-                self.report(right.span(), format!("`{name}` has no use for the right `{word}`"), hint);
-            }
-        }
-        if task.vcpus > VCPU_LIMIT {
-            let span = task.level.span();
-            self.report(span, format!("`{name}` with {} vCPUs", task.vcpus), format!("at most {VCPU_LIMIT}"));
-        }
-    }
-
     /// Ports, interrupts and device memory; each belongs to one task.
     fn devices(&mut self) {
         let (mut ports, mut lines, mut memory) = (Vec::new(), Vec::new(), Vec::new());
         for (name, task) in &self.manifest.tasks {
             let (task_name, task) = (name.get_ref().as_str(), task.get_ref());
-            for range in &task.ports {
+            for range in task.ports.values() {
                 match parse_ports(range.get_ref()) {
                     Some((first, last)) => ports.push(Owned {
                         start: first.into(),
@@ -134,7 +114,7 @@ impl<'a> Checker<'a> {
                     }
                 }
             }
-            for line in &task.interrupts {
+            for line in task.interrupts.values() {
                 let gsi = line.get_ref().gsi;
                 if gsi >= GSI_LIMIT {
                     self.report(line.span(), format!("interrupt {gsi}"), format!("numbers are 0 to {}", GSI_LIMIT - 1));
@@ -142,7 +122,7 @@ impl<'a> Checker<'a> {
                 let (start, end) = (gsi.into(), u64::from(gsi) + 1);
                 lines.push(Owned { start, end, task: task_name, span: line.span() });
             }
-            for device in &task.device_memory {
+            for device in task.device_memory.values() {
                 let (start, size) = (device.get_ref().address, device.get_ref().size.0);
                 let whole = start % PAGE == 0 && size % PAGE == 0 && size != 0;
                 match start.checked_add(size).filter(|_| whole) {
@@ -155,9 +135,9 @@ impl<'a> Checker<'a> {
             }
             self.notification(name, task);
         }
-        self.exclusive(ports, "ports");
-        self.exclusive(lines, "interrupt");
-        self.exclusive(memory, "device memory");
+        self.exclusive(ports, "these ports");
+        self.exclusive(lines, "this interrupt");
+        self.exclusive(memory, "this device memory");
     }
 
     /// A task's notification has a bit for each interrupt and each task that signals it.
@@ -178,9 +158,9 @@ impl<'a> Checker<'a> {
             if second.start < first.end {
                 let (mine, other) = (second.task, first.task);
                 let message = if mine == other {
-                    format!("`{mine}` names the same {what} twice")
+                    format!("`{mine}` claims {what} twice")
                 } else {
-                    format!("`{mine}` and `{other}` both claim this {what}")
+                    format!("`{mine}` and `{other}` both claim {what}")
                 };
                 self.report(second.span.clone(), message, "each belongs to one task; the others call it");
             }

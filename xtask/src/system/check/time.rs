@@ -29,8 +29,8 @@ impl Checker<'_> {
                 let hint = "a passive server runs on its callers' time only: remove `passive`, or `time` and `slack`";
                 self.report(passive.span(), format!("`{text}` is passive and has time of its own"), hint);
             }
-            if task.serves.is_none() {
-                let hint = "nobody can lend it time: add `serves = \"…\"`, or give it `time` or `slack = true`";
+            if !task.serves {
+                let hint = "nobody can lend it time: add `serves = true`, or give it `time` or `slack = true`";
                 self.report(passive.span(), format!("`{text}` is passive and serves nothing"), hint);
             }
         } else if task.time.is_none() && !task.slack {
