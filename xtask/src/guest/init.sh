@@ -17,6 +17,11 @@ while read -r module; do
     insmod "/lib/modules/$module.ko" || echo "init: cannot load $module"
 done </lib/modules/order
 
+# A virtio console exists only now; before, the kernel had none to give to this program.
+if (: </dev/console) 2>/dev/null; then
+    exec </dev/console >/dev/console 2>&1
+fi
+
 scripts=
 for word in $(cat /proc/cmdline); do
     case $word in
