@@ -1,7 +1,9 @@
 //! Stand-in for the real front end: enough to call the modules of this crate.
 
 mod cpio;
+mod flash;
 mod guest;
+mod image;
 mod system;
 
 use anyhow::Result;
@@ -19,6 +21,12 @@ enum Command {
     Pack { name: String, folder: PathBuf },
     /// Fetch the guest
     Guest,
+    /// Make an image
+    Image { kernel: PathBuf, initrd: PathBuf, command_line: String, out: PathBuf },
+    /// Make a folder for network boot
+    Network { kernel: PathBuf, initrd: PathBuf, command_line: String, out: PathBuf },
+    /// Write an image
+    Flash { image: PathBuf, device: PathBuf, #[arg(long)] yes_really: Option<PathBuf> },
 }
 
 fn main() -> Result<()> {
@@ -33,6 +41,11 @@ fn main() -> Result<()> {
             let options = system::PackOptions { root, cache, ..Default::default() };
             println!("{}", system::pack(&name, &images, &options)?.display());
         }
+        Command::Image { kernel, initrd, command_line, out } => image::build(&kernel, &initrd, &command_line, &out)?,
+        Command::Network { kernel, initrd, command_line, out } => {
+            image::build_network(&kernel, &initrd, &command_line, &out)?;
+        }
+        Command::Flash { image, device, yes_really } => flash::run(&flash::FlashArgs { image, device, yes_really })?,
         Command::Guest => println!("{:?}", guest::linux(&cache)?),
     }
     Ok(())
