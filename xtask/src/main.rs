@@ -30,7 +30,7 @@ enum Command {
 }
 
 fn main() -> Result<()> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = std::env::var_os("ROOT").map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".."), PathBuf::from);
     let cache = root.join("target/cache");
     match Command::parse() {
         Command::Check => system::check_all(&root)?,
