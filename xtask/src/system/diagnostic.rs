@@ -76,13 +76,27 @@ impl fmt::Display for Report {
             }
             let (number, column, text) = self.locate(finding);
             let gutter = " ".repeat(number.to_string().len());
-            let length = finding.span.len().clamp(1, text.len().saturating_sub(column).max(1));
+            let length = finding
+                .span
+                .len()
+                .clamp(1, text.len().saturating_sub(column).max(1));
             // Tabs would put the marks in the wrong place on a terminal.
             let text = text.replace('\t', " ");
-            writeln!(out, "{}:{}: {}", self.path.display(), number, finding.message)?;
+            writeln!(
+                out,
+                "{}:{}: {}",
+                self.path.display(),
+                number,
+                finding.message
+            )?;
             writeln!(out, "{gutter} |")?;
             writeln!(out, "{number} | {text}")?;
-            writeln!(out, "{gutter} | {}{}", " ".repeat(column), "^".repeat(length))?;
+            writeln!(
+                out,
+                "{gutter} | {}{}",
+                " ".repeat(column),
+                "^".repeat(length)
+            )?;
             write!(out, "{gutter} = {}", finding.hint)?;
             writeln!(out)?;
         }
@@ -126,7 +140,11 @@ mod tests {
     fn shows_file_line_text_and_mark() {
         let source = "[system]\nname = \"x\"\nlevle = 3\n";
         let start = source.find("levle").unwrap();
-        let finding = Diagnostic::new(start..start + 5, "unknown key `levle`", "did you mean `level`?");
+        let finding = Diagnostic::new(
+            start..start + 5,
+            "unknown key `levle`",
+            "did you mean `level`?",
+        );
         let report = Report::new(Path::new("a.toml"), source, vec![finding]);
         assert_eq!(
             report.to_string(),

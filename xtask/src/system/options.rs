@@ -11,7 +11,9 @@ pub type Options = BTreeMap<String, String>;
 /// `given` wins over the manifest's own `[options]`; a name that the manifest does not list is an error either way.
 pub fn substitute(source: &str, given: &Options) -> Result<String, Diagnostic> {
     // A file that is not TOML is reported by the checker, which reads it again.
-    let Ok(table) = toml::from_str::<toml::Table>(source) else { return Ok(source.to_owned()) };
+    let Ok(table) = toml::from_str::<toml::Table>(source) else {
+        return Ok(source.to_owned());
+    };
     let own = table.get("options").and_then(toml::Value::as_table);
     let own: Options = own
         .into_iter()
@@ -38,13 +40,25 @@ pub fn substitute(source: &str, given: &Options) -> Result<String, Diagnostic> {
 }
 
 /// Appends `line` with its options replaced.
-fn replace(line: &str, start: usize, text: &mut String, own: &Options, given: &Options) -> Result<(), Diagnostic> {
+fn replace(
+    line: &str,
+    start: usize,
+    text: &mut String,
+    own: &Options,
+    given: &Options,
+) -> Result<(), Diagnostic> {
     let mut rest = line;
     while let Some((before, after)) = rest.split_once("${") {
-        let Some((name, after)) = after.split_once('}') else { break };
+        let Some((name, after)) = after.split_once('}') else {
+            break;
+        };
         let Some(value) = given.get(name).or_else(|| own.get(name)) else {
             let at = start + before.len();
-            return Err(Diagnostic::new(at..at + name.len() + 3, format!("no option `{name}`"), hint(name, own)));
+            return Err(Diagnostic::new(
+                at..at + name.len() + 3,
+                format!("no option `{name}`"),
+                hint(name, own),
+            ));
         };
         text.push_str(before);
         // Control characters cannot be typed into a TOML string, and no option has a use for them.
@@ -64,7 +78,10 @@ fn hint(name: &str, own: &Options) -> String {
     match nearest(name, own.keys().map(String::as_str)) {
         Some(close) => format!("did you mean `{close}`?"),
         None if own.is_empty() => "it has no [options] at all".to_owned(),
-        None => format!("it has {}", own.keys().cloned().collect::<Vec<_>>().join(", ")),
+        None => format!(
+            "it has {}",
+            own.keys().cloned().collect::<Vec<_>>().join(", ")
+        ),
     }
 }
 
@@ -76,7 +93,11 @@ mod tests {
 
     #[test]
     fn defaults_and_given_values_take_their_places() {
-        assert!(substitute(SOURCE, &Options::new()).unwrap().ends_with("a = \"1MiB\"\n"));
+        assert!(
+            substitute(SOURCE, &Options::new())
+                .unwrap()
+                .ends_with("a = \"1MiB\"\n")
+        );
         let given = Options::from([("memory".to_owned(), "say \"2\"".to_owned())]);
         let text = substitute(SOURCE, &given).unwrap();
         let table: toml::Table = toml::from_str(&text).unwrap();
@@ -86,7 +107,10 @@ mod tests {
     #[test]
     fn unknown_options_are_errors() {
         let given = Options::from([("memroy".to_owned(), String::new())]);
-        assert_eq!(substitute(SOURCE, &given).unwrap_err().hint, "did you mean `memory`?");
+        assert_eq!(
+            substitute(SOURCE, &given).unwrap_err().hint,
+            "did you mean `memory`?"
+        );
         let wrong = substitute("[options]\n[x]\na = \"${b}\"\n", &Options::new()).unwrap_err();
         assert_eq!(wrong.message, "no option `b`");
         assert_eq!(wrong.hint, "it has no [options] at all");
