@@ -49,7 +49,7 @@ fn show(value: u64, units: &[(&str, u64)], none: &str) -> String {
     match units
         .iter()
         .rev()
-        .find(|(_, factor)| value != 0 && value % factor == 0)
+        .find(|(_, factor)| value != 0 && value.is_multiple_of(*factor))
     {
         Some((name, factor)) => format!("{} {name}", value / factor),
         None => format!("{value} {none}"),
