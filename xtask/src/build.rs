@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::hosttools::{self, Install};
 use crate::toolchain::{self, Toolchain};
-use crate::{paths, process};
+use crate::{paths, process, system};
 
 /// The package and the binary of the kernel.
 pub const KERNEL: &str = "moira-kernel";
@@ -164,25 +164,17 @@ pub fn is_newer(source: &Path, made: &Path) -> bool {
 /// Puts the system `name` together: one initrd next to the kernel.
 ///
 /// `options` are values for the manifest's `[options]`.
-pub fn system(name: &str, images: &Images, _options: &BTreeMap<String, String>) -> Result<System> {
-    let initrd = stand_in_pack(name, &images.tasks)?;
+pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -> Result<System> {
+    let options = system::PackOptions {
+        root: paths::root(),
+        output: None,
+        cache: paths::cache()?,
+        options: options.clone(),
+    };
+    let initrd = system::pack(name, &images.tasks, &options)?;
     Ok(System {
         kernel: images.kernel.clone(),
         kernel_symbols: images.kernel_symbols.clone(),
         initrd,
     })
-}
-
-/// Until manifests are packed: an archive with nothing in it but its trailer.
-fn stand_in_pack(name: &str, _images: &HashMap<String, PathBuf>) -> Result<PathBuf> {
-    let path = paths::bare_target().join(format!("{name}.cpio"));
-    let mut archive = b"070701".to_vec();
-    let fields = [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, "TRAILER!!!".len() + 1, 0];
-    for field in fields {
-        archive.extend(format!("{field:08x}").bytes());
-    }
-    archive.extend(b"TRAILER!!!\0");
-    archive.resize(archive.len().next_multiple_of(512), 0);
-    fs::write(&path, archive)?;
-    Ok(path)
 }
