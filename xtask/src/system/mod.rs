@@ -18,8 +18,10 @@ use diagnostic::{Report, nearest};
 use manifest::Manifest;
 use moira_proto::system::System;
 pub use options::Options;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Where manifests live, from the repository's root.
@@ -115,11 +117,30 @@ pub fn pack(
         .clone()
         .unwrap_or_else(|| options.root.join("target/systems"));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join(format!("{name}.cpio"));
+    let path = folder.join(file_name(name, &options.options));
     if fs::read(&path).ok().as_deref() != Some(&bytes) {
-        fs::write(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        // Whole or not at all: another xtask may be reading.
+        let mut part = tempfile::NamedTempFile::new_in(&folder)
+            .with_context(|| format!("cannot write to {}", folder.display()))?;
+        part.write_all(&bytes)
+            .and_then(|()| Ok(part.persist(&path)?))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(path)
+}
+
+/// Systems with options get files of their own, so that runs side by side do not take each other's.
+fn file_name(name: &str, options: &Options) -> String {
+    if options.is_empty() {
+        return format!("{name}.cpio");
+    }
+    let hash = Sha256::digest(format!("{options:?}"));
+    let short: String = hash
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{name}-{short}.cpio")
 }
 
 /// Draws the system `name` as SVG.

@@ -148,6 +148,18 @@ fn is_written_only_when_something_changed() {
 }
 
 #[test]
+fn options_make_an_archive_of_their_own() {
+    let (_folder, images, mut options) = repository(MANIFEST);
+    let plain = pack("test", &images, &options).unwrap();
+    options
+        .options
+        .insert("greeting".to_owned(), "servus".to_owned());
+    let other = pack("test", &images, &options).unwrap();
+    assert_ne!(plain, other);
+    assert_ne!(fs::read(plain).unwrap(), fs::read(other).unwrap());
+}
+
+#[test]
 fn compiles_what_the_manifest_says() {
     let (_folder, _, options) = repository(MANIFEST);
     let given = Options::from([("greeting".to_owned(), "servus".to_owned())]);
