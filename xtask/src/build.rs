@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::hosttools::{self, Install};
+use crate::system::PackOptions;
 use crate::toolchain::{self, Toolchain};
-use crate::{paths, process};
+use crate::{paths, process, progress};
 
 /// The package and the binary of the kernel.
 pub const KERNEL: &str = "moira-kernel";
@@ -161,28 +162,22 @@ pub fn is_newer(source: &Path, made: &Path) -> bool {
     }
 }
 
-/// Puts the system `name` together: one initrd next to the kernel.
+/// Puts the system `name` together: checks its manifest and packs one initrd.
 ///
 /// `options` are values for the manifest's `[options]`.
-pub fn system(name: &str, images: &Images, _options: &BTreeMap<String, String>) -> Result<System> {
-    let initrd = stand_in_pack(name, &images.tasks)?;
+pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -> Result<System> {
+    let step = progress::step(format!("packing the system {name}"));
+    let options = PackOptions {
+        root: paths::root(),
+        output: Some(paths::target().join("systems")),
+        cache: paths::cache()?,
+        options: options.clone(),
+    };
+    let initrd = crate::system::pack(name, &images.tasks, &options)?;
+    step.finish();
     Ok(System {
         kernel: images.kernel.clone(),
         kernel_symbols: images.kernel_symbols.clone(),
         initrd,
     })
-}
-
-/// Until manifests are packed: an archive with nothing in it but its trailer.
-fn stand_in_pack(name: &str, _images: &HashMap<String, PathBuf>) -> Result<PathBuf> {
-    let path = paths::bare_target().join(format!("{name}.cpio"));
-    let mut archive = b"070701".to_vec();
-    let fields = [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, "TRAILER!!!".len() + 1, 0];
-    for field in fields {
-        archive.extend(format!("{field:08x}").bytes());
-    }
-    archive.extend(b"TRAILER!!!\0");
-    archive.resize(archive.len().next_multiple_of(512), 0);
-    fs::write(&path, archive)?;
-    Ok(path)
 }
