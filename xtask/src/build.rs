@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::hosttools::{self, Install};
 use crate::system::PackOptions;
 use crate::toolchain::{self, Toolchain};
-use crate::{paths, process, progress};
+use crate::{paths, process};
 
 /// The package and the binary of the kernel.
 pub const KERNEL: &str = "moira-kernel";
@@ -166,7 +166,6 @@ pub fn is_newer(source: &Path, made: &Path) -> bool {
 ///
 /// `options` are values for the manifest's `[options]`.
 pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -> Result<System> {
-    let step = progress::step(format!("packing the system {name}"));
     let options = PackOptions {
         root: paths::root(),
         output: Some(paths::target().join("systems")),
@@ -174,7 +173,6 @@ pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -
         options: options.clone(),
     };
     let initrd = crate::system::pack(name, &images.tasks, &options)?;
-    step.finish();
     Ok(System {
         kernel: images.kernel.clone(),
         kernel_symbols: images.kernel_symbols.clone(),
