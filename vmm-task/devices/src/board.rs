@@ -422,7 +422,7 @@ impl Board {
 
     fn io_bar(&self, slot: u8, number: u16) -> Option<(u8, u64)> {
         let n = u64::from(number);
-        let d = self.pci.decoded(slot).into_iter().find(|d| d.kind == BarKind::Io && n >= d.base && n - d.base < d.size)?;
+        let d = self.pci.decoded(slot).find(|d| d.kind == BarKind::Io && n >= d.base && n - d.base < d.size)?;
         Some((d.bar, n - d.base))
     }
 

@@ -1,9 +1,11 @@
 //! Virtio 1.2 devices: queues, the PCI transport, and the devices themselves.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
 pub mod entropy;
+pub mod net;
 pub mod queue;
 #[cfg(test)]
 mod tests;

@@ -127,11 +127,14 @@ struct Guest {
     slot: u8,
     bar: u64,
     common: u64,
+    /// Port and address of the notification structures.
+    notify_port: u16,
     notify: u64,
     isr: u64,
     device: u64,
     msix_table: u64,
     now: u64,
+    kicks: u32,
 }
 
 impl Guest {
@@ -147,7 +150,7 @@ impl Guest {
             console: Box::new(NullConsole),
         });
         board.plug(slot, Box::new(VirtioPci::new(device)));
-        let mut g = Self { board, ram: Ram::new(MEMORY), slot, bar: 0, common: 0, notify: 0, isr: 0, device: 0, msix_table: 0, now: 0 };
+        let mut g = Self { board, ram: Ram::new(MEMORY), slot, bar: 0, common: 0, notify_port: 0, notify: 0, isr: 0, device: 0, msix_table: 0, now: 0, kicks: 0 };
         g.write(p::LAPIC_BASE + 0xF0, 4, 0x1FF);
         g
     }
@@ -180,13 +183,14 @@ impl Guest {
         self.set_config(0x10, 4, u32::MAX);
         assert_eq!(self.config(0x10, 4), 0xFFFF_C000);
         self.set_config(0x10, 4, self.bar as u32);
-        self.set_config(4, 2, 6);
+        self.set_config(4, 2, 7);
         let mut at = self.config(0x34, 1) as u8;
         let mut seen = 0;
         while at != 0 {
             let offset = u64::from(self.config(at + 8, 4)) + self.bar;
             match (self.config(at, 1), self.config(at + 3, 1)) {
                 (9, 1) => self.common = offset,
+                (9, 2) if self.config(at + 4, 1) == 2 => self.notify_port = (self.config(0x18, 4) & !3) as u16,
                 (9, 2) => self.notify = offset,
                 (9, 3) => self.isr = offset,
                 (9, 4) => self.device = offset,
@@ -202,7 +206,7 @@ impl Guest {
             assert!(seen < 20);
             at = self.config(at + 1, 1) as u8;
         }
-        assert!(self.common != 0 && self.notify != 0 && self.isr != 0 && self.device != 0 && self.msix_table != 0);
+        assert!(self.common != 0 && self.notify != 0 && self.notify_port != 0 && self.isr != 0 && self.device != 0 && self.msix_table != 0);
     }
 
     fn status(&mut self) -> u8 {
@@ -296,7 +300,13 @@ impl Guest {
     }
 
     fn kick(&mut self, r: &Ring) {
-        self.write(self.notify + 4 * u64::from(r.index), 2, u64::from(r.index));
+        // Both ways in turn.
+        self.kicks += 1;
+        if self.kicks % 2 == 0 {
+            self.write(self.notify + 4 * u64::from(r.index), 2, u64::from(r.index));
+        } else {
+            let _ = self.board.port_write(self.notify_port + 4 * r.index, 2, u32::from(r.index), self.now, &self.ram);
+        }
     }
 
     fn used(&self, r: &mut Ring) -> Option<(u32, u32)> {
@@ -616,7 +626,7 @@ fn nothing_moves_without_bus_mastering_and_all_of_it_after() {
     g.kick(&rings[0]);
     g.poll();
     assert_eq!(g.used(&mut rings[0]), None);
-    g.set_config(4, 2, 6);
+    g.set_config(4, 2, 7);
     assert_eq!(g.board.next_deadline(), Some(0));
     g.poll();
     assert!(g.used(&mut rings[0]).is_some());
@@ -660,7 +670,7 @@ proptest! {
 
     /// A driver that writes anything anywhere: rings full of noise, registers in any order and size.
     #[test]
-    fn hostile_driver(seed in any::<u64>(), ops in proptest::collection::vec((0u8..6, any::<u16>(), any::<u64>()), 0..300), which in 0u8..3) {
+    fn hostile_driver(seed in any::<u64>(), ops in proptest::collection::vec((0u8..6, any::<u16>(), any::<u64>()), 0..300), which in 0u8..5) {
         let device: Box<dyn VirtioDevice> = match which {
             0 => {
                 let d = Disk::default();
@@ -669,6 +679,8 @@ proptest! {
                 Box::new(Block::new(Box::new(d), b"x"))
             }
             1 => Box::new(Console::new(Box::new(Loop::default()))),
+            3 => Box::new(super::net::Net::new(Box::new(Port::default()), [2; 6])),
+            4 => Box::new(super::balloon::Balloon::new(Box::new(Lent::default()))),
             _ => Box::new(Entropy::new(Box::new(Counter(0)))),
         };
         let mut g = Guest::new(device, 4);
@@ -700,4 +712,135 @@ proptest! {
         }
         let _ = g.board.next_deadline();
     }
+}
+
+#[derive(Default)]
+struct Wire {
+    sent: Vec<Vec<u8>>,
+    waiting: Vec<Vec<u8>>,
+    full: bool,
+    down: bool,
+}
+
+#[derive(Clone, Default)]
+struct Port(Rc<RefCell<Wire>>);
+
+impl NetBackend for Port {
+    fn send(&mut self, frame: &[Segment], memory: &dyn GuestMemory) -> bool {
+        let mut w = self.0.borrow_mut();
+        let mut bytes = vec![0; super::chain::total(frame) as usize];
+        super::chain::read(frame, 0, &mut bytes, memory).unwrap();
+        if !w.full {
+            w.sent.push(bytes);
+        }
+        !w.full
+    }
+    fn receive(&mut self, segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32> {
+        let frame = self.0.borrow_mut().waiting.pop()?;
+        super::chain::write(segments, 0, &frame, memory).unwrap();
+        Some(frame.len() as u32)
+    }
+    fn link(&self) -> bool {
+        !self.0.borrow().down
+    }
+}
+
+#[test]
+fn network_card_sends_receives_and_sees_the_cable() {
+    let port = Port::default();
+    let mut g = Guest::new(Box::new(super::net::Net::new(Box::new(port.clone()), [2, 0, 0, 0, 0, 9])), 4);
+    let (_, mut rings) = g.start(true, !0);
+    let [rx, tx] = rings.as_mut_slice() else { panic!() };
+    assert_eq!((g.read(g.device, 4), g.read(g.device + 4, 2), g.read(g.device + 6, 2), g.read(g.device + 10, 2)), (2, 0x900, 1, 1500));
+    g.ram.write(0x6000, &[0; 12]).unwrap();
+    g.ram.write(0x600C, &[7; 60]).unwrap();
+    port.0.borrow_mut().full = true;
+    g.offer(tx, &[(0x6000, 12, false), (0x600C, 20, false), (0x6020, 40, false)]);
+    g.kick(tx);
+    assert_eq!(g.used(tx), None);
+    port.0.borrow_mut().full = false;
+    g.poll();
+    assert!(g.used(tx).is_some());
+    assert_eq!(port.0.borrow().sent, [vec![7; 60]]);
+    g.offer(tx, &[(0x6000, 3000, false)]);
+    g.kick(tx);
+    assert!(g.used(tx).is_some());
+    assert_eq!(port.0.borrow().sent.len(), 1, "too long");
+    while g.interrupt().is_some() {}
+    g.offer(rx, &[(0x7000, 12, true), (0x7100, 1518, true)]);
+    g.kick(rx);
+    port.0.borrow_mut().waiting.push(vec![9; 64]);
+    g.poll();
+    assert_eq!((g.used(rx).map(|u| u.1), g.interrupt()), (Some(76), Some(0x41)));
+    assert_eq!((g.ram.bytes(0x7000, 12)[10], g.ram.bytes(0x7100, 64)), (1, vec![9; 64]));
+    let generation = g.read(g.common + 0x15, 1);
+    port.0.borrow_mut().down = true;
+    g.poll();
+    assert_eq!((g.interrupt(), g.read(g.device + 6, 2)), (Some(0x40), 0));
+    assert_ne!(g.read(g.common + 0x15, 1), generation);
+}
+
+#[derive(Default)]
+struct Lender {
+    target: u32,
+    given: std::collections::BTreeSet<u64>,
+    reached: u32,
+}
+
+#[derive(Clone, Default)]
+struct Lent(Rc<RefCell<Lender>>);
+
+impl BalloonBackend for Lent {
+    fn target(&self) -> u32 {
+        self.0.borrow().target
+    }
+    fn give(&mut self, gpa: u64) {
+        self.0.borrow_mut().given.insert(gpa);
+    }
+    fn take_back(&mut self, gpa: u64) {
+        self.0.borrow_mut().given.remove(&gpa);
+    }
+    fn reached(&mut self, pages: u32) {
+        self.0.borrow_mut().reached = pages;
+    }
+    fn reset(&mut self) {
+        self.0.borrow_mut().given.clear();
+    }
+}
+
+#[test]
+fn balloon_takes_pages_and_gives_them_back() {
+    let lent = Lent::default();
+    let mut g = Guest::new(Box::new(super::balloon::Balloon::new(Box::new(lent.clone()))), 4);
+    let (_, mut rings) = g.start(true, !0);
+    lent.0.borrow_mut().target = 3;
+    g.poll();
+    assert_eq!((g.interrupt(), g.read(g.device, 4)), (Some(0x40), 3));
+    // The last page is not RAM.
+    for (i, page) in [0x200u32, 0x201, 0x3FF, 0x400].into_iter().enumerate() {
+        g.ram.store_u32(0x6000 + 4 * i as u64, page).unwrap();
+    }
+    for (queue, left) in [(0, 3), (1, 0)] {
+        let r = &mut rings[queue];
+        g.offer(r, &[(0x6000, 16, false)]);
+        g.kick(r);
+        assert!(g.used(r).is_some());
+        assert_eq!(lent.0.borrow().given.len(), left);
+    }
+    g.write(g.device + 4, 4, 3);
+    assert_eq!(lent.0.borrow().reached, 3);
+    // A list that is longer than one call may take goes on in the next.
+    for _ in 0..64 {
+        g.offer(&mut rings[0], &[(0x6000, 4096, false)]);
+    }
+    g.kick(&rings[0]);
+    let mut n = 0;
+    while g.board.next_deadline() == Some(0) {
+        let now = g.now;
+        g.board.tick(now, &g.ram);
+        n += 1;
+        assert!(n < 100);
+    }
+    assert!(n > 5);
+    assert_eq!((0..64).filter(|_| g.used(&mut rings[0]).is_some()).count(), 64);
 }
