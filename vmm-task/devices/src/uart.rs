@@ -230,9 +230,6 @@ impl Uart {
                 if !self.tx_ready() && self.tx_at.is_none_or(|at| now >= at) {
                     self.flush(now);
                 }
-                if self.rx_len == 0 {
-                    self.receive();
-                }
                 let mut lsr = if self.tx_ready() { LSR_THRE | LSR_IDLE } else { 0 };
                 if self.rx_len > 0 {
                     lsr |= LSR_READY;
