@@ -254,3 +254,18 @@ pub trait BalloonBackend {
     /// The guest was reset: all pages are its own again.
     fn reset(&mut self);
 }
+
+/// Bytes of a socket packet's header (virtio 1.2, 5.10.6).
+pub const VSOCK_HEADER: usize = 44;
+
+/// A socket device's other end: it owns the connections, the device only carries packets.
+pub trait VsockBackend {
+    /// The guest sends a packet. Header and payload agree in length and the source address is the guest's own; all the
+    /// rest is the guest's word. `false`: full, try later.
+    fn send(&mut self, header: &[u8; VSOCK_HEADER], payload: &[Segment], memory: &dyn GuestMemory) -> bool;
+    /// The next packet for the guest: fills the header (but for the payload's length, which it returns, and the
+    /// destination) and the segments. A payload longer than the segments is given in parts, as a stream allows.
+    fn receive(&mut self, header: &mut [u8; VSOCK_HEADER], segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32>;
+    /// All connections of the guest are gone.
+    fn reset(&mut self);
+}

@@ -162,6 +162,11 @@ impl Board {
         self.fabric.apics.nmi_button();
     }
 
+    /// Slots whose driver broke the rules, and which; for the log and a VM's death report.
+    pub fn faults(&mut self) -> impl Iterator<Item = (u8, &'static str)> {
+        self.pci.iter_mut().filter_map(|(slot, f)| Some((slot, f.fault()?)))
+    }
+
     /// The debug ports, to take their log.
     pub fn debug(&mut self) -> &mut DebugPorts {
         &mut self.debug

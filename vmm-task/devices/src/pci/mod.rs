@@ -81,6 +81,10 @@ pub trait PciFunction {
     fn intx(&self) -> bool {
         false
     }
+    /// What the guest's driver did wrong, if the function has given up on it.
+    fn fault(&self) -> Option<&'static str> {
+        None
+    }
     /// As after power-on.
     fn reset(&mut self);
     /// The LPC bridge's routing of PCI pins to ISA interrupts, if this is it.

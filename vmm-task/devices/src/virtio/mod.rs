@@ -10,6 +10,7 @@ pub mod queue;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+pub mod vsock;
 
 use crate::traits::GuestMemory;
 pub use chain::Chain;

@@ -103,12 +103,6 @@ impl VirtioPci {
         }
     }
 
-    /// What the driver did wrong since its last reset of the device.
-    #[must_use]
-    pub fn fault(&self) -> Option<QueueError> {
-        self.fault
-    }
-
     fn offered(&self) -> u64 {
         self.device.features() | feature::TRANSPORT
     }
@@ -414,6 +408,10 @@ impl PciFunction for VirtioPci {
             Progress::More => Some(0),
             Progress::Until(at) => Some(at),
         }
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        self.fault.map(QueueError::text)
     }
 
     fn intx(&self) -> bool {

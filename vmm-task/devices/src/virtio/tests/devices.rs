@@ -197,3 +197,53 @@ fn balloon_takes_pages_and_gives_them_back() {
     assert!(n > 5);
     assert_eq!((0..64).filter(|_| g.used(&mut rings[0]).is_some()).count(), 64);
 }
+
+type Packet = ([u8; VSOCK_HEADER], Vec<u8>);
+
+/// Sends every packet back to where it came from.
+#[derive(Clone, Default)]
+pub(super) struct Echo(Rc<RefCell<Vec<Packet>>>);
+
+impl VsockBackend for Echo {
+    fn send(&mut self, header: &[u8; VSOCK_HEADER], payload: &[Segment], memory: &dyn GuestMemory) -> bool {
+        let mut bytes = vec![0; crate::virtio::chain::total(payload) as usize];
+        crate::virtio::chain::read(payload, 0, &mut bytes, memory).unwrap();
+        self.0.borrow_mut().push((*header, bytes));
+        true
+    }
+    fn receive(&mut self, header: &mut [u8; VSOCK_HEADER], segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32> {
+        let (h, bytes) = self.0.borrow_mut().pop()?;
+        header[..8].copy_from_slice(&h[8..16]);
+        header[16..20].copy_from_slice(&h[20..24]);
+        header[20..24].copy_from_slice(&h[16..20]);
+        Some(crate::virtio::chain::write(segments, 0, &bytes, memory).unwrap() as u32)
+    }
+    fn reset(&mut self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+#[test]
+fn sockets_carry_packets_under_their_own_name_only() {
+    let echo = Echo::default();
+    let mut g = Guest::new(Box::new(crate::virtio::vsock::Vsock::new(Box::new(echo.clone()), 42)), 5);
+    let (_, mut rings) = g.start(true, !0);
+    assert_eq!((g.read(g.device, 8), rings.len()), (42, 3));
+    let [rx, tx, _] = rings.as_mut_slice() else { panic!() };
+    g.offer(rx, &[(0x7000, 44, true), (0x7100, 100, true)]);
+    for (source, length, carried) in [(43u64, 5u32, false), (42, 6, false), (42, 5, true)] {
+        g.ram.store_u64(0x6000, source).unwrap();
+        g.ram.store_u64(0x6008, 2).unwrap();
+        g.ram.store_u32(0x6010, 1000).unwrap();
+        g.ram.store_u32(0x6014, 2000).unwrap();
+        g.ram.store_u32(0x6018, length).unwrap();
+        g.ram.write(0x602C, b"hello").unwrap();
+        g.offer(tx, &[(0x6000, 49, false)]);
+        g.kick(tx);
+        assert!(g.used(tx).is_some());
+        g.poll();
+        assert_eq!(g.used(rx).map(|u| u.1), carried.then_some(49));
+    }
+    assert_eq!((g.ram.load_u64(0x7000), g.ram.load_u64(0x7008), g.ram.load_u32(0x7010), g.ram.load_u32(0x7018)), (Ok(2), Ok(42), Ok(2000), Ok(5)));
+    assert_eq!(g.ram.bytes(0x7100, 5), b"hello");
+}

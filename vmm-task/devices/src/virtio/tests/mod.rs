@@ -228,7 +228,7 @@ impl Guest {
     fn kick(&mut self, r: &Ring) {
         // Both ways in turn.
         self.kicks += 1;
-        if self.kicks % 2 == 0 {
+        if self.kicks.is_multiple_of(2) {
             self.write(self.notify + 4 * u64::from(r.index), 2, u64::from(r.index));
         } else {
             let _ = self.board.port_write(self.notify_port + 4 * r.index, 2, u32::from(r.index), self.now, &self.ram);

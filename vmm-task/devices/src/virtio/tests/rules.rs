@@ -1,7 +1,7 @@
 //! What drivers may not do, and what the transport owes to all of them.
 
 use super::block::{Disk, HEADER, STATUS, disk, request};
-use super::devices::{Lent, Port};
+use super::devices::{Echo, Lent, Port};
 use super::*;
 use crate::uart::tests::Loop;
 use crate::virtio::block::Block;
@@ -68,6 +68,7 @@ fn what_a_driver_may_not_do_needs_a_reset() {
         assert_eq!(alone.pop(&g.ram, &mut Chain::new()), Err(*error), "sin {n}");
         g.kick(&rings[0]);
         assert_eq!(g.status(), 0x4F, "sin {n}");
+        assert_eq!(g.board.faults().collect::<Vec<_>>(), [(p::SLOT_ENTROPY, error.text())]);
         assert_eq!(g.interrupt(), Some(0x40), "sin {n}: the configuration interrupt tells");
         // Forgiven after a reset.
         let (_, mut rings) = g.start(true, !0);
@@ -149,7 +150,7 @@ proptest! {
 
     /// A driver that writes anything anywhere: rings full of noise, registers in any order and size.
     #[test]
-    fn hostile_driver(seed in any::<u64>(), ops in proptest::collection::vec((0u8..6, any::<u16>(), any::<u64>()), 0..300), which in 0u8..5) {
+    fn hostile_driver(seed in any::<u64>(), ops in proptest::collection::vec((0u8..6, any::<u16>(), any::<u64>()), 0..300), which in 0u8..6) {
         let device: Box<dyn VirtioDevice> = match which {
             0 => {
                 let d = Disk::default();
@@ -159,6 +160,7 @@ proptest! {
             }
             1 => Box::new(Console::new(Box::new(Loop::default()))),
             3 => Box::new(crate::virtio::net::Net::new(Box::new(Port::default()), [2; 6])),
+            5 => Box::new(crate::virtio::vsock::Vsock::new(Box::new(Echo::default()), 3)),
             4 => Box::new(crate::virtio::balloon::Balloon::new(Box::new(Lent::default()))),
             _ => Box::new(Entropy::new(Box::new(Counter(0)))),
         };
