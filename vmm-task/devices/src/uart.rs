@@ -127,7 +127,7 @@ impl Uart {
             return;
         }
         let mut buffer = [0; RX_CAPACITY];
-        let n = self.backend.read(&mut buffer[..room.min(RX_CAPACITY)]).min(room);
+        let n = self.backend.read(buffer.get_mut(..room).unwrap_or(&mut [])).min(room);
         for &b in buffer.iter().take(n) {
             self.push_rx(b);
         }
@@ -140,8 +140,11 @@ impl Uart {
     /// Gives the transmit buffer to the back end.
     fn flush(&mut self, now: u64) {
         let was_ready = self.tx_ready();
-        let taken = self.backend.write(&self.tx[..self.tx_len]).min(self.tx_len);
-        self.tx.copy_within(taken..self.tx_len, 0);
+        let waiting = self.tx.get(..self.tx_len).unwrap_or(&[]);
+        let taken = self.backend.write(waiting).min(self.tx_len);
+        for i in taken..self.tx_len {
+            self.tx[(i - taken) % TX_CAPACITY] = self.tx[i % TX_CAPACITY];
+        }
         self.tx_len -= taken;
         self.tx_at = (self.tx_len > 0).then_some(now.saturating_add(TX_RETRY_NS));
         if !was_ready && self.tx_ready() {

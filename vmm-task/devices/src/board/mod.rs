@@ -195,14 +195,14 @@ impl Board {
             let Some((kind, size)) = f.config().bar(bar) else { continue };
             match kind {
                 BarKind::Memory => {
-                    let base = self.next_mmio.next_multiple_of(u64::from(size));
+                    let base = self.next_mmio.next_multiple_of(u64::from(size.max(1)));
                     if base + u64::from(size) <= p::PCI_MMIO_END {
                         f.config_mut().place_bar(bar, base as u32);
                         self.next_mmio = base + u64::from(size);
                     }
                 }
                 BarKind::Io => {
-                    let base = u32::from(self.next_io).next_multiple_of(size);
+                    let base = u32::from(self.next_io).next_multiple_of(size.max(1));
                     if let Ok(next) = u16::try_from(base + size) {
                         f.config_mut().place_bar(bar, base);
                         self.next_io = next;
