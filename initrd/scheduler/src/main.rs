@@ -6,8 +6,9 @@
 //! | capabilities `contexts` | the contexts that live on slack, in consecutive slots |
 //! | region `status` | the CPU's status page, read-only |
 //!
-//! Arguments: `indices=3,4,7`: indices of the contexts on the status page, in the order of the slots (without them every piece of
-//! news makes the scheduler try all); `quantum_us=1000`.
+//! Arguments: `indices=3,4,7`: indices of the contexts on the status page, in the order of the slots (needed only with kernels whose
+//! `dispatch` does not tell where a context is blocked; without them every piece of news makes the scheduler try all);
+//! `quantum_us=1000`.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -54,7 +55,7 @@ fn main(env: Env) {
     run(cpu, contexts, &mut slack, retry);
 }
 
-fn parse_indices(text: &str) -> Option<Vec<u16>> {
+fn parse_indices(text: &str) -> Option<Vec<u32>> {
     text.split(',').map(|part| part.trim().parse().ok()).collect()
 }
 

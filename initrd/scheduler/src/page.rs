@@ -2,17 +2,17 @@
 
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
-use moira_abi::time::{NEWS_LOG, STATUS_CONTEXTS, StatusPage, blocked};
+use moira_abi::time::{ContextStatus, NEWS_LOG, STATUS_CONTEXTS, StatusPage};
 
 const SEQUENCE: usize = offset_of!(StatusPage, sequence) / 8;
 const LOG: usize = offset_of!(StatusPage, log) / 8;
 const CONTEXT: usize = offset_of!(StatusPage, context) / 8;
-const CONTEXT_WORDS: usize = size_of::<moira_abi::time::ContextStatus>() / 8;
+const CONTEXT_WORDS: usize = size_of::<ContextStatus>() / 8;
 const WORDS: usize = size_of::<StatusPage>().div_ceil(8);
 
-// The log is read four entries a word, context words in halves: the layout must allow it.
+// The log is read two entries a word, the thread of a context word as the upper half of its first word.
 const _: () = assert!(offset_of!(StatusPage, log).is_multiple_of(8) && offset_of!(StatusPage, context).is_multiple_of(8));
-const _: () = assert!(CONTEXT_WORDS == 3 && offset_of!(moira_abi::time::ContextStatus, blocked) == 0);
+const _: () = assert!(size_of::<ContextStatus>().is_multiple_of(8) && offset_of!(ContextStatus, thread) == 4);
 
 /// The page as words that the kernel may change at any instruction.
 #[derive(Clone, Copy, Debug)]
@@ -35,17 +35,17 @@ impl<'a> Page<'a> {
         self.0.get(SEQUENCE).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
-    /// The context about which there was news number `sequence`, if the log still has it.
+    /// The number of the thread about which there was news number `sequence`, if the log still has it.
     #[must_use]
-    pub fn news(&self, sequence: u64) -> u16 {
+    pub fn news(&self, sequence: u64) -> u32 {
         let entry = (sequence % NEWS_LOG as u64) as usize;
-        (self.word(LOG + entry / 4) >> (entry % 4 * 16)) as u16
+        (self.word(LOG + entry / 2) >> (entry % 2 * 32)) as u32
     }
 
-    /// Whether the context with this index is gone for good.
+    /// The number of the thread at which the context with this index was last found blocked; 0 beyond the page.
     #[must_use]
-    pub fn gone(&self, index: u16) -> bool {
-        usize::from(index) < STATUS_CONTEXTS
-            && self.word(CONTEXT + usize::from(index) * CONTEXT_WORDS) as u32 == blocked::GONE
+    pub fn blocked_at(&self, index: u32) -> u32 {
+        let index = index as usize;
+        if index < STATUS_CONTEXTS { (self.word(CONTEXT + index * CONTEXT_WORDS) >> 32) as u32 } else { 0 }
     }
 }

@@ -1,8 +1,9 @@
 //! The loop's memory: which news was read, who is blocked until when, what is asked of the kernel next.
 //!
 //! One round is: read the sequence (the token), read the news up to it, choose, dispatch with the token. News before the
-//! first read is in the log; news after it makes the token stale, and the kernel refuses it. So no wake-up is lost. A log that
-//! was overrun, or an index that nobody told this task of, means that anything may have happened: all contexts are tried.
+//! first read is in the log; news after it makes the token stale, and the kernel refuses it. So no wake-up is lost. The log names
+//! threads, and a context wakes at news of the thread where its chain of calls was found blocked. A log that was overrun means that
+//! anything may have happened: all contexts are tried. So is, at any news, a context of which nobody told where it is blocked.
 
 use crate::{page::Page, policy::Policy};
 use alloc::{vec, vec::Vec};
@@ -25,8 +26,8 @@ pub struct Request {
 enum Standing {
     /// It may run.
     Awake,
-    /// Blocked; a deadline of 0 is none.
-    Asleep(u64),
+    /// Blocked at the thread with that number (0: unknown), until a deadline (0: none).
+    Asleep { at: u32, deadline: u64 },
     /// Its slot cannot be dispatched: not there yet, or dead. Tried again now and then, because a supervisor may put a new one there.
     Missing,
 }
@@ -36,8 +37,8 @@ pub struct Slack<'a, P> {
     page: Page<'a>,
     policy: P,
     standing: Vec<Standing>,
-    /// Contexts by their index on the status page; empty if nobody told.
-    by_index: Vec<Option<usize>>,
+    /// Indices of the contexts on the status page; fewer or none if nobody told.
+    indices: Vec<u32>,
     /// News read so far.
     seen: u64,
     /// When missing contexts are tried again.
@@ -49,18 +50,11 @@ pub struct Slack<'a, P> {
 impl<'a, P: Policy> Slack<'a, P> {
     /// For `contexts` contexts. `indices`: theirs on the status page, in the same order (fewer or none if unknown). `retry`: ticks
     /// after which missing contexts are looked for.
-    pub fn new(page: Page<'a>, policy: P, contexts: usize, indices: &[u16], retry: u64) -> Slack<'a, P> {
-        let entries = indices.iter().map(|index| usize::from(*index) + 1).max().unwrap_or(0);
-        let mut by_index = vec![None; entries];
-        for (context, index) in indices.iter().enumerate().take(contexts) {
-            if let Some(entry) = by_index.get_mut(usize::from(*index)) {
-                *entry = Some(context);
-            }
-        }
-        let standing = vec![Standing::Asleep(0); contexts];
+    pub fn new(page: Page<'a>, policy: P, contexts: usize, indices: &[u32], retry: u64) -> Slack<'a, P> {
+        let standing = vec![Standing::Asleep { at: 0, deadline: 0 }; contexts];
         // All news before now counts as missed: the first round tries everybody.
         let seen = page.sequence().wrapping_sub(NEWS_LOG as u64 + 1);
-        Slack { page, policy, standing, by_index, seen, retry_at: 0, retry_every: retry.max(1), asked: None }
+        Slack { page, policy, standing, indices: indices.to_vec(), seen, retry_at: 0, retry_every: retry.max(1), asked: None }
     }
 
     /// The next request, at time `now`.
@@ -77,18 +71,23 @@ impl<'a, P: Policy> Slack<'a, P> {
     fn read_news(&mut self, token: u64, now: u64) {
         let behind = token.wrapping_sub(self.seen);
         if behind > NEWS_LOG as u64 {
-            self.wake_all(now);
+            self.wake_where(|_| true, now);
         } else {
             for number in 0..behind {
-                let index = self.page.news(self.seen.wrapping_add(number));
-                match self.by_index.get(usize::from(index)).copied().flatten() {
-                    Some(context) if self.page.gone(index) => self.put(context, Standing::Missing, now),
-                    Some(context) => self.put(context, Standing::Awake, now),
-                    None => self.wake_all(now),
-                }
+                let thread = self.page.news(self.seen.wrapping_add(number));
+                self.wake_where(|at| at == thread || at == 0, now);
             }
         }
         self.seen = token;
+    }
+
+    /// Wakes all that are blocked at a thread of which `here` says so.
+    fn wake_where(&mut self, here: impl Fn(u32) -> bool, now: u64) {
+        for context in 0..self.standing.len() {
+            if matches!(self.standing.get(context), Some(Standing::Asleep { at, .. }) if here(*at)) {
+                self.put(context, Standing::Awake, now);
+            }
+        }
     }
 
     /// Wakes whose deadline came; answers when to look again.
@@ -100,21 +99,15 @@ impl<'a, P: Policy> Slack<'a, P> {
         let mut next = self.retry_at;
         for context in 0..self.standing.len() {
             match self.standing.get(context) {
-                Some(Standing::Asleep(deadline)) if *deadline != 0 && *deadline <= now => self.put(context, Standing::Awake, now),
-                Some(Standing::Asleep(deadline)) if *deadline != 0 => next = next.min(*deadline),
+                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 && *deadline <= now => {
+                    self.put(context, Standing::Awake, now);
+                }
+                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => next = next.min(*deadline),
                 Some(Standing::Missing) if retry => self.put(context, Standing::Awake, now),
                 _ => {}
             }
         }
         next
-    }
-
-    fn wake_all(&mut self, now: u64) {
-        for context in 0..self.standing.len() {
-            if matches!(self.standing.get(context), Some(Standing::Asleep(_))) {
-                self.put(context, Standing::Awake, now);
-            }
-        }
     }
 
     fn put(&mut self, context: usize, standing: Standing, now: u64) {
@@ -128,8 +121,15 @@ impl<'a, P: Policy> Slack<'a, P> {
     pub fn answered(&mut self, answer: Result<Dispatched, Error>, now: u64) -> bool {
         match (self.asked.take(), answer) {
             (Some((context, from)), Ok(Dispatched::News | Dispatched::Until)) => self.policy.ran(context, from, now),
-            (Some((context, _)), Ok(Dispatched::Blocked(Blocked::Gone, _)) | Err(_)) => self.put(context, Standing::Missing, now),
-            (Some((context, _)), Ok(Dispatched::Blocked(_, deadline))) => self.put(context, Standing::Asleep(deadline), now),
+            (Some((context, _)), Ok(Dispatched::Blocked { kind: Blocked::Gone, .. }) | Err(_)) => {
+                self.put(context, Standing::Missing, now);
+            }
+            (Some((context, _)), Ok(Dispatched::Blocked { deadline, at, .. })) => {
+                // The kernel wrote the word before it answered, and writes it again only at another dispatch of this context.
+                let told = || self.indices.get(context).map_or(0, |index| self.page.blocked_at(*index));
+                let at = if at == 0 { told() } else { at };
+                self.put(context, Standing::Asleep { at, deadline }, now);
+            }
             (None, Err(_)) => return false,
             (_, Ok(Dispatched::Stale)) | (None, Ok(_)) => {}
         }

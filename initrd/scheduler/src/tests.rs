@@ -2,6 +2,7 @@
 
 use crate::{page::Page, policy::RoundRobin, slack::Slack};
 use core::sync::atomic::{AtomicU64, Ordering};
+use moira_abi::time::blocked;
 use moira_rt::sys::{Blocked, Dispatched, Error};
 use proptest::prelude::*;
 use std::{vec, vec::Vec};
@@ -20,15 +21,18 @@ struct Kernel {
     states: Vec<State>,
     ran: Vec<u64>,
     now: u64,
+    /// Whether `dispatch` answers where a context is blocked.
+    tells: bool,
 }
 
 impl Kernel {
-    fn new(contexts: usize) -> Kernel {
+    fn new(contexts: usize, tells: bool) -> Kernel {
         Kernel {
             page: Vec::leak((0..512).map(|_| AtomicU64::new(0)).collect()),
             states: vec![State::Runnable; contexts],
             ran: vec![0; contexts],
             now: 1000,
+            tells,
         }
     }
 
@@ -37,24 +41,33 @@ impl Kernel {
     }
 
     /// Status-page index of a context: any injective rule.
-    fn index(context: usize) -> u16 {
-        context as u16 * 3 + 2
+    fn index(context: usize) -> u32 {
+        context as u32 * 3 + 2
+    }
+
+    /// Number of the thread at which a context blocks. Contexts 3 and 4 block at one server.
+    fn thread(context: usize) -> u32 {
+        0x8000 + context.min(3) as u32
     }
 
     /// News about a context that a walk found blocked.
     fn news(&self, context: usize) {
         let sequence = self.sequence();
         let entry = (sequence % 256) as usize;
-        let word = &self.page[2 + entry / 4];
-        let shift = entry % 4 * 16;
-        let value = word.load(Ordering::Relaxed) & !(0xffff << shift) | u64::from(Self::index(context)) << shift;
+        let word = &self.page[2 + entry / 2];
+        let shift = entry % 2 * 32;
+        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(Self::thread(context)) << shift;
         word.store(value, Ordering::Relaxed);
         self.page[0].store(sequence + 1, Ordering::Release);
     }
 
-    /// The context's status word: blocked kind.
-    fn set_status(&self, context: usize, kind: u64) {
-        self.page[66 + usize::from(Self::index(context)) * 3].store(kind, Ordering::Relaxed);
+    /// A walk found the context blocked: watches it and says where on the page.
+    fn watch(&mut self, context: usize, deadline: u64) -> Dispatched {
+        self.states[context] = State::Waiting(deadline, true);
+        let word = u64::from(blocked::WAITING) | u64::from(Self::thread(context)) << 32;
+        self.page[2 + 128 + Self::index(context) as usize * 4].store(word, Ordering::Relaxed);
+        let at = if self.tells { Self::thread(context) } else { 0 };
+        Dispatched::Blocked { kind: Blocked::Waiting, deadline, at }
     }
 
     fn signal(&mut self, context: usize) {
@@ -68,7 +81,6 @@ impl Kernel {
 
     /// The context dies, and its slot is empty.
     fn remove(&mut self, context: usize) {
-        self.set_status(context, 3);
         if let State::Waiting(_, true) = self.states[context] {
             self.news(context);
         }
@@ -78,7 +90,6 @@ impl Kernel {
     /// Another context comes to the slot; nobody says so.
     fn restore(&mut self, context: usize) {
         if self.states[context] == State::Missing {
-            self.set_status(context, 0);
             self.states[context] = State::Runnable;
         }
     }
@@ -91,8 +102,7 @@ impl Kernel {
         if let Some(context) = context {
             if let State::Waiting(deadline, _) = self.states[context] {
                 if deadline == 0 || deadline > self.now {
-                    self.states[context] = State::Waiting(deadline, true);
-                    return Ok(Dispatched::Blocked(Blocked::Waiting, deadline));
+                    return Ok(self.watch(context, deadline));
                 }
                 self.states[context] = State::Runnable;
             }
@@ -121,10 +131,7 @@ impl Kernel {
         }
         // The signal was no news: the context blocks for want of something else to do.
         match context {
-            Some(context) => {
-                self.states[context] = State::Waiting(0, true);
-                Ok(Dispatched::Blocked(Blocked::Waiting, 0))
-            }
+            Some(context) => Ok(self.watch(context, 0)),
             None => Ok(Dispatched::Until),
         }
     }
@@ -159,11 +166,11 @@ const RETRY: u64 = 1000;
 
 proptest! {
     /// No wake-up is lost: whatever happened before, whoever can run gets its turn within a few quanta. With and without the
-    /// indices, and with a part of them.
+    /// indices, with a part of them, and with a kernel that tells itself.
     #[test]
-    fn whoever_can_run_does(steps in steps(CONTEXTS), told in 0usize..=CONTEXTS) {
-        let mut kernel = Kernel::new(CONTEXTS);
-        let indices: Vec<u16> = (0..told).map(Kernel::index).collect();
+    fn whoever_can_run_does(steps in steps(CONTEXTS), told in 0usize..=CONTEXTS, tells: bool) {
+        let mut kernel = Kernel::new(CONTEXTS, tells);
+        let indices: Vec<u32> = (0..told).map(Kernel::index).collect();
         let mut slack = Slack::new(Page::new(kernel.page).unwrap(), RoundRobin::new(CONTEXTS, 100), CONTEXTS, &indices, RETRY);
         for step in steps {
             kernel.step(step, &mut slack);
@@ -206,8 +213,11 @@ impl Kernel {
             Step::Restore(context) => self.restore(context),
             Step::Burst(context) => {
                 for _ in 0..300 {
-                    self.states[context] = State::Waiting(0, true);
-                    self.signal(context);
+                    // Blocked and watched again in between, by another's chain.
+                    if self.states[context] != State::Missing {
+                        self.states[context] = State::Waiting(0, true);
+                        self.signal(context);
+                    }
                 }
             }
         }
