@@ -50,7 +50,8 @@ pub enum Vendor {
 /// What `run` came back with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A host interrupt: on VT-x its acknowledged vector; on SVM it is still pending, open a window with STI.
+    /// A host interrupt: its vector, acknowledged (VT-x); or `None`: if there is one, it is still pending, open a window with STI
+    /// (SVM always; VT-x when the bound on a guest's run has passed).
     HostInterrupt(Option<u8>),
     /// An NMI; the kernel's handler has run already.
     HostNmi,

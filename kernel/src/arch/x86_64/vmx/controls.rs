@@ -16,6 +16,10 @@ const INVEPT_SINGLE: u64 = 1 << 25;
 const INVVPID: u64 = 1 << 32;
 const INVVPID_ALL: u64 = 1 << 42;
 
+/// Most TSC ticks that a guest runs without an exit. Host interrupts end a guest whatever its IF says, but Bochs 2.7 does not
+/// look for them again when a guest is entered with IF = 0: without this bound, CLI and a loop would stop the CPU there.
+const GUEST_TICKS: u32 = 1 << 20;
+
 /// Exceptions that always exit: #DB, #AC, #MC.
 const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
@@ -30,6 +34,8 @@ pub struct Caps {
     secondary: u32,
     exit: u32,
     entry: u32,
+    /// Value of the preemption timer; 0: there is none.
+    preemption: u32,
     /// CR0 bits that have to be one (without PE and PG: unrestricted guest).
     pub(super) cr0_fixed: u64,
     pub(super) cr4_fixed: u64,
@@ -90,13 +96,17 @@ fn caps() -> Result<Caps, &'static str> {
     }
     let vpid = secondary.contains(SecondaryControls::ENABLE_VPID) && translation & INVVPID != 0 && translation & INVVPID_ALL != 0;
     let pin = PinbasedControls::EXTERNAL_INTERRUPT_EXITING | PinbasedControls::NMI_EXITING | PinbasedControls::VIRTUAL_NMIS;
+    let timer = PinbasedControls::VMX_PREEMPTION_TIMER;
+    let pin_value = adjust(msr::IA32_VMX_TRUE_PINBASED_CTLS, (pin | timer).bits());
+    let preemption = if pin_value & timer.bits() != 0 { GUEST_TICKS >> (read(msr::IA32_VMX_MISC) & 31) } else { 0 };
     let exit = exit_wanted().bits();
     let entry = (EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_IA32_PAT | EntryControls::LOAD_IA32_EFER).bits();
     let caps = Caps {
         revision: basic as u32 & 0x7fff_ffff,
         vpid,
         invept_single: translation & INVEPT_SINGLE != 0,
-        pin: adjust(msr::IA32_VMX_TRUE_PINBASED_CTLS, pin.bits()),
+        pin: pin_value,
+        preemption,
         primary: caps_primary,
         secondary: if vpid { secondary } else { secondary - SecondaryControls::ENABLE_VPID }.bits(),
         exit: adjust(msr::IA32_VMX_TRUE_EXIT_CTLS, exit),
@@ -201,6 +211,9 @@ pub(super) fn write_controls(cpu: &CpuVirt, hw: VcpuHw) {
     vmcs::SECONDARY_CONTROLS.write(caps.secondary);
     vmcs::EXIT_CONTROLS.write(caps.exit);
     vmcs::ENTRY_CONTROLS.write(caps.entry);
+    if caps.preemption != 0 {
+        vmcs::PREEMPTION_TIMER.write(caps.preemption);
+    }
     vmcs::EXCEPTION_BITMAP.write(EXCEPTIONS);
     // VMCLEAR promises nothing about fields that were never written (SDM 24.11.3), not even zero.
     let zero = [

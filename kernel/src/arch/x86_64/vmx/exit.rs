@@ -19,6 +19,7 @@ mod reason {
     pub const IO: u32 = 30;
     pub const ENTRY_MACHINE_CHECK: u32 = 41;
     pub const EPT_VIOLATION: u32 = 48;
+    pub const PREEMPTION_TIMER: u32 = 52;
     pub const ENTRY_FAILED: u32 = 1 << 31;
 }
 
@@ -99,6 +100,7 @@ fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -
 fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
     let exit = match number {
         reason::INTERRUPT => return Outcome::HostInterrupt(Some(vmcs::EXIT_EVENT.read() as u8)),
+        reason::PREEMPTION_TIMER => return Outcome::HostInterrupt(None),
         reason::EVENT => match exception(page) {
             Ok(exit) => exit,
             Err(outcome) => return outcome,
