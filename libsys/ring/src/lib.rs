@@ -32,7 +32,8 @@
 //!
 //! At least one of the two loads sees the other's store: either the consumer finds the entry, or the producer signals. The signal is
 //! remembered by the notification, so it does not matter whether the consumer waits already. The same holds with the roles swapped, for a
-//! producer that waits for room. `tests/loom.rs` explores all interleavings.
+//! producer that waits for room. `tests/loom.rs` checks it with
+//! loom, and that the checks fail if the fence or an ordering is left out.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -1,4 +1,7 @@
-//! All interleavings of a producer and a consumer, and all reorderings that the memory model allows.
+//! Interleavings of a producer and a consumer, and all reorderings that the memory model allows.
+//!
+//! `cargo test` explores up to three preemptions. All interleavings (15 s):
+//! `LOOM_MAX_PREEMPTIONS=100 cargo test --release -p moira-ring --test loom`
 
 use core::sync::atomic::Ordering;
 use loom::sync::{
@@ -62,7 +65,7 @@ fn memory<W>(capacity: u32, wrap: impl Fn(Checked) -> W) -> Arc<Vec<W>> {
 
 fn bounded() -> loom::model::Builder {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = model.preemption_bound.or(Some(3));
     model
 }
 

@@ -50,8 +50,15 @@ pub enum Dispatched {
     News,
     /// `until` passed.
     Until,
-    /// The context blocked; a deadline of 0 is none.
-    Blocked(Blocked, u64),
+    /// The context is blocked.
+    Blocked {
+        /// How.
+        kind: Blocked,
+        /// When its wait ends; 0: no such time.
+        deadline: u64,
+        /// Number of the thread at which its chain of calls is blocked, as the news log will carry it; 0: look on the status page.
+        at: u32,
+    },
 }
 
 impl Cpu {
@@ -81,7 +88,8 @@ impl Cpu {
     #[inline(always)]
     pub fn dispatch(self, context: Option<SchedContext>, until: Deadline, token: u64) -> Result<Dispatched, Error> {
         let slot = context.map_or(Slot::NONE, Capability::slot);
-        let answer = match raw::simple(Method::Dispatch, self.slot().0, &[slot.word(), until.0, token]) {
+        // W3 goes in as 0, so that a kernel that does not answer it says "unknown".
+        let answer = match raw::simple(Method::Dispatch, self.slot().0, &[slot.word(), until.0, token, 0]) {
             Err(Error::Stale) => return Ok(Dispatched::Stale),
             other => other?,
         };
@@ -89,7 +97,7 @@ impl Cpu {
             dispatch::STALE => Dispatched::Stale,
             dispatch::UNTIL => Dispatched::Until,
             dispatch::BLOCKED => match Blocked::from_code(answer[1] as u32) {
-                Some(kind) => Dispatched::Blocked(kind, answer[2]),
+                Some(kind) => Dispatched::Blocked { kind, deadline: answer[2], at: answer[3] as u32 },
                 None => Dispatched::News,
             },
             _ => Dispatched::News,

@@ -49,12 +49,12 @@ pub use mapped::MessageBuffer;
 pub use message::{Deadline, Event, Fault, Message, Next, Received, park, receive, reply, reply_receive, reply_receive_short, serve};
 pub use moira_abi as abi;
 pub use moira_abi::{Error, FrameSize, ObjectType, Rights};
-pub use platform::{InterruptFlags, Outcome, Platform};
+pub use platform::{InterruptFlags, Outcome, Platform, TraceCopy};
 pub use raw::now;
 pub use slot::{Capability, Caps, Slot};
 pub use space::{AddressSpace, Frame, GuestSpace, MapFlags, Space};
 pub use table::{CapTable, Inspected};
-pub use thread::{Configuration, Consumed, SchedContext, Thread};
+pub use thread::{Configuration, Consumed, SchedContext, Snapshot, Thread};
 pub use untyped::{Untyped, UntypedInfo};
 pub use vcpu::{Vcpu, VcpuExit};
 

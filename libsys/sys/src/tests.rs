@@ -151,16 +151,33 @@ fn serving_survives_dead_callers_and_answers_only_calls() {
 fn dispatch_reads_every_code() {
     let cpu = Cpu::new(Slot(6));
     let ask = |words: [u64; 3]| {
-        answer(0, Tag(0), 0, [words[0], words[1], words[2], 0, 0, 0, 0, 0]);
+        answer(0, Tag(0), 0, [words[0], words[1], words[2], 77, 0, 0, 0, 0]);
         cpu.dispatch(Some(SchedContext::new(Slot(33))), Deadline(500), 4).unwrap()
     };
     assert_eq!(ask([0, 0, 0]), Dispatched::Stale);
-    expect(Method::Dispatch, 6, &[33, 500, 4]);
+    expect(Method::Dispatch, 6, &[33, 500, 4, 0]);
     assert_eq!(ask([1, 0, 0]), Dispatched::News);
     assert_eq!(ask([2, 0, 0]), Dispatched::Until);
-    assert_eq!(ask([3, 1, 900]), Dispatched::Blocked(Blocked::Waiting, 900));
+    assert_eq!(ask([3, 1, 900]), Dispatched::Blocked { kind: Blocked::Waiting, deadline: 900, at: 77 });
     answer(Error::Stale as u8, Tag(0), 0, [0; 8]);
     assert_eq!(cpu.dispatch(None, Deadline::NEVER, 4), Ok(Dispatched::Stale));
+}
+
+#[test]
+fn snapshots_tell_whether_there_was_a_fault() {
+    #[repr(align(4096))]
+    struct Page([u8; 4096]);
+    let mut page = std::boxed::Box::new(Page([3; 4096]));
+    #[allow(unsafe_code)]
+    // SAFETY: the page lives longer than the buffer and nobody else uses it meanwhile.
+    let mut buffer = unsafe { MessageBuffer::new(page.0.as_mut_ptr() as u64) };
+    answer(0, Tag(0), 0, [9, 14, 2, 0x10, 0, 0, 0, 0]);
+    let snapshot = Thread::new(Slot(4)).read_registers(&mut buffer).unwrap();
+    let same = u64::from_le_bytes([3; 8]);
+    assert_eq!((snapshot.state, snapshot.registers.gpr[0], snapshot.registers.rflags), (9, same, same));
+    assert_eq!(snapshot.fault.map(|fault| (fault.vector, fault.error_code, fault.cr2)), Some((14, 2, 0x10)));
+    answer(0, Tag(0), 0, [8, u64::MAX, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(Thread::new(Slot(4)).read_registers(&mut buffer).unwrap().fault, None);
 }
 
 #[test]

@@ -93,13 +93,23 @@ impl Thread {
         raw::simple(Method::ThreadBindNotification, self.slot().0, &[notification.slot().word()]).map(|_| ())
     }
 
-    /// Registers of a stopped or faulting thread. `buffer` is the calling thread's own; its contents are overwritten.
+    /// Registers of a thread that does not run, and its last fault. `buffer` is the calling thread's own; its contents are
+    /// overwritten.
     ///
     /// # Errors
     /// `Active` (it is running); `WrongCpu`.
-    pub fn read_registers(self, buffer: &mut MessageBuffer) -> Result<Registers, Error> {
-        raw::simple(Method::ThreadReadRegisters, self.slot().0, &[])?;
-        Ok(buffer.registers())
+    pub fn read_registers(self, buffer: &mut MessageBuffer) -> Result<Snapshot, Error> {
+        let [state, vector, error_code, cr2, ..] = raw::simple(Method::ThreadReadRegisters, self.slot().0, &[])?;
+        let registers = buffer.registers();
+        let fault = (vector != u64::MAX).then_some(Fault {
+            vector,
+            error_code,
+            rip: registers.rip,
+            cr2,
+            rsp: registers.gpr[4],
+            rflags: registers.rflags,
+        });
+        Ok(Snapshot { state, registers, fault })
     }
 
     /// Sets the registers of a stopped or faulting thread; the kernel forces the flags that a task may not choose.
@@ -121,6 +131,17 @@ impl Thread {
     }
 }
 
+/// What [`Thread::read_registers`] answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Number of the thread's state, for people (`docs/abi/thread.md`).
+    pub state: u64,
+    /// Its registers.
+    pub registers: Registers,
+    /// Its last fault, with the registers as they are now.
+    pub fault: Option<Fault>,
+}
+
 /// What was charged to a context, in TSC ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Consumed {
@@ -135,13 +156,13 @@ pub struct Consumed {
 }
 
 impl SchedContext {
-    /// This account pays for that thread, and lives on that CPU. Answers the context's index on the CPU's status page.
+    /// This account pays for that thread, and lives on that CPU. Answers the context's index on the CPU's status page, if one is free.
     ///
     /// # Errors
     /// `InUse` (one of them is bound already); `WrongCpu`.
-    pub fn bind(self, thread: Thread, cpu: Cpu) -> Result<u32, Error> {
+    pub fn bind(self, thread: Thread, cpu: Cpu) -> Result<Option<u32>, Error> {
         let words = [thread.slot().word(), cpu.slot().word()];
-        raw::simple(Method::ContextBind, self.slot().0, &words).map(|answer| answer[0] as u32)
+        raw::simple(Method::ContextBind, self.slot().0, &words).map(|answer| u32::try_from(answer[0]).ok())
     }
 
     /// What was charged so far.

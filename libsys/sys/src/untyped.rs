@@ -104,6 +104,14 @@ impl Untyped {
         self.retype(0, count, first)
     }
 
+    /// Makes `count` (1–16) interrupts without a source: [`Platform::make_line`], [`Platform::make_msi`].
+    ///
+    /// # Errors
+    /// As [`Untyped::retype_untypeds`].
+    pub fn retype_interrupts(self, count: u32, first: Slot) -> Result<Caps<Interrupt>, Error> {
+        self.retype(0, count, first)
+    }
+
     /// Makes `count` (1–16) virtual processors.
     ///
     /// # Errors
