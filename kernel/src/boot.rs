@@ -4,7 +4,7 @@
 //! the first program of the initrd, with untyped memory for all that is left.
 
 use crate::{
-    arch::{self, apic, paging, serial, smp as start, tables, tsc, virt},
+    arch::{self, apic, paging, serial, smp as start, tables, tsc, virt, vm},
     memory::{DIRECT_MAP, KERNEL_BASE},
     percpu, sched,
 };
@@ -188,7 +188,7 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     tsc::calibrate();
     apic::init_timer();
     let virtualization = match vendor {
-        Ok(vendor) => virt::choose(vendor, cpu),
+        Ok(vendor) => vm::choose(vendor, cpu),
         Err(why) => {
             crate::log!("moira: no virtual machines: {why}");
             moira_abi::boot::virtualization::NONE

@@ -108,6 +108,10 @@ pub struct Cpu {
 
     /// Trace.
     pub trace: Ring,
+    /// Whether a guest's state is still in registers that only its own VMM may run with.
+    pub guest_state: Cell<bool>,
+    /// The virtualization hardware's part; null: none.
+    pub virt: Cell<*mut crate::arch::virt::CpuVirt>,
     /// Physical address of pages for the virtualization hardware.
     pub virt_pages: Cell<u64>,
     /// Longest hold of the structural lock and longest stay in the kernel, in ticks (feature `checks`).

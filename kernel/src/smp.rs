@@ -193,13 +193,15 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
 }
 
 /// Kernel entry of paths that do not come through `entry.s`.
+#[inline(always)]
 pub fn enter_kernel(cpu: &Cpu) {
     cpu.epoch.fetch_add(1, SeqCst);
 }
 
-/// Kernel exit of such paths.
+/// Kernel exit of such paths: nothing read from a slot is used after this.
+#[inline(always)]
 pub fn leave_kernel(cpu: &Cpu) {
-    cpu.epoch.fetch_add(1, SeqCst);
+    cpu.epoch.store(cpu.epoch.load(Relaxed) + 1, Release);
 }
 
 /// Begins a grace period: all other CPUs that run have yet to be seen outside of the kernel.

@@ -41,7 +41,7 @@ fn load(cpu: &Cpu, address: u64) -> bool {
     if root == 0 {
         return false;
     }
-    if cpu.vector_owner.get().is_some() {
+    if cpu.guest_state.get() {
         crate::object::vcpu::space_changes(cpu, address);
     }
     cpu.loaded_space.store(address, Relaxed);

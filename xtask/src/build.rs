@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::hosttools::{self, Install};
+use crate::system::PackOptions;
 use crate::toolchain::{self, Toolchain};
-use crate::{paths, process, system};
+use crate::{paths, process};
 
 /// The package and the binary of the kernel.
 pub const KERNEL: &str = "moira-kernel";
@@ -161,17 +162,17 @@ pub fn is_newer(source: &Path, made: &Path) -> bool {
     }
 }
 
-/// Puts the system `name` together: one initrd next to the kernel.
+/// Puts the system `name` together: checks its manifest and packs one initrd.
 ///
 /// `options` are values for the manifest's `[options]`.
 pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -> Result<System> {
-    let options = system::PackOptions {
+    let options = PackOptions {
         root: paths::root(),
-        output: None,
+        output: Some(paths::target().join("systems")),
         cache: paths::cache()?,
         options: options.clone(),
     };
-    let initrd = system::pack(name, &images.tasks, &options)?;
+    let initrd = crate::system::pack(name, &images.tasks, &options)?;
     Ok(System {
         kernel: images.kernel.clone(),
         kernel_symbols: images.kernel_symbols.clone(),

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::hosttools::Install;
 use crate::toolchain::Choice;
-use crate::{bench, doctor, paths, prepush, process, run, test};
+use crate::{bench, doctor, media, paths, prepush, process, run, test};
 
 /// Builds, boots and tests Moira.
 ///
@@ -64,6 +64,12 @@ enum Command {
     Test(test::Options),
     /// Measure, in instructions of a deterministic machine
     Bench(bench::Options),
+    /// Check the description of a system, or draw it
+    System(media::SystemOptions),
+    /// Make an image that boots from BIOS and UEFI, as a disk, a USB stick or a CD
+    Image(Box<media::ImageOptions>),
+    /// Write an image to a device, with care: shows it, asks, and reads back what it wrote
+    Flash(Box<media::FlashOptions>),
     /// Show what this machine has, what is missing, and whether it could run Moira on bare metal
     Doctor,
     /// Check what a commit must pass: format, lints, host tests, emulator tests
@@ -93,6 +99,9 @@ pub fn main() -> Result<ExitCode> {
         Command::Run(options) => run::main(options, global),
         Command::Test(options) => test::main(options, global),
         Command::Bench(options) => bench::main(options, global),
+        Command::System(options) => media::system(options),
+        Command::Image(options) => media::image(options, global),
+        Command::Flash(options) => media::flash(options, global),
         Command::Doctor => doctor::main(),
         Command::Prepush => prepush::main(global),
         Command::CleanCache => clean_cache(),

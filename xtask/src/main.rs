@@ -13,6 +13,7 @@ mod flash;
 mod guest;
 mod hosttools;
 mod image;
+mod media;
 mod paths;
 mod prepush;
 mod process;

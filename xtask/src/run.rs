@@ -82,8 +82,8 @@ pub struct GuestOptions {
     #[arg(long, value_name = "TEXT")]
     guest_cmdline: Option<String>,
     /// The guest's memory, as 512M or 2G
-    #[arg(long, value_name = "SIZE")]
-    guest_memory: Option<String>,
+    #[arg(long, value_parser = parse_memory, value_name = "SIZE")]
+    guest_memory: Option<u32>,
     /// A value for another entry of the manifest's [options]; may be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
     set: Vec<(String, String)>,
@@ -98,7 +98,7 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
 
 impl GuestOptions {
     /// The values by the names that manifests give them.
-    fn values(&self) -> Result<BTreeMap<String, String>> {
+    pub fn values(&self) -> Result<BTreeMap<String, String>> {
         let mut values: BTreeMap<String, String> = self.set.iter().cloned().collect();
         let files = [
             ("guest-kernel", &self.guest_kernel),
@@ -111,13 +111,11 @@ impl GuestOptions {
                 fs::canonicalize(file).with_context(|| format!("--{name} {}", file.display()))?;
             values.insert(name.into(), path.to_string_lossy().into_owned());
         }
-        for (name, value) in [
-            ("guest-cmdline", &self.guest_cmdline),
-            ("guest-memory", &self.guest_memory),
-        ] {
-            if let Some(value) = value {
-                values.insert(name.into(), value.clone());
-            }
+        if let Some(text) = &self.guest_cmdline {
+            values.insert("guest-cmdline".into(), text.clone());
+        }
+        if let Some(memory) = self.guest_memory {
+            values.insert("guest-memory".into(), format!("{memory}MiB"));
         }
         Ok(values)
     }
@@ -148,16 +146,16 @@ impl Options {
             ..usual
         }
     }
+}
 
-    /// The system to boot.
-    fn system(&self) -> String {
-        let fallback = if paths::system_manifest("linux").exists() {
-            "linux"
-        } else {
-            "first"
-        };
-        self.system.clone().unwrap_or_else(|| fallback.into())
+/// The system that is meant where none is named.
+pub fn default_system() -> String {
+    if paths::system_manifest("linux").exists() {
+        "linux"
+    } else {
+        "first"
     }
+    .into()
 }
 
 /// Runs the command.
@@ -165,7 +163,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let machine = options.machine();
     machine.check()?;
     let values = options.guest.values()?;
-    let name = options.system();
+    let name = options.system.clone().unwrap_or_else(default_system);
     let mut tools = machine.tools();
     tools.push(hosttools::BINUTILS);
     hosttools::require(&tools, global.install())?;

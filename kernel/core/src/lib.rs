@@ -8,3 +8,4 @@ pub mod derivation;
 pub mod plan;
 pub mod radix;
 pub mod untyped;
+pub mod vcpu_check;

@@ -89,7 +89,7 @@ macro_rules! with_format {
         if $space.kind.get() == space_kind::TASK {
             let $format = &TaskFormat;
             $body
-        } else if arch::virt::is_vmx() {
+        } else if arch::vm::is_vmx() {
             let $format = &EptFormat;
             $body
         } else {

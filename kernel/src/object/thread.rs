@@ -429,6 +429,9 @@ pub fn retire(cpu: &Cpu, thread: Obj<Thread>) {
     if let Some(context) = thread.context.take() {
         context.thread.set(None);
     }
+    if let Some(vcpu) = thread.vcpu.take() {
+        vcpu.thread.store(0, Release);
+    }
     thread.empty_slots();
     cpu.must_choose.set(true);
 }

@@ -105,7 +105,7 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     if count == 0 || count > MOST_OBJECTS || (kind == ObjectType::AddressSpace && size > 1) {
         return Err(Error::BadArgument);
     }
-    if kind == ObjectType::Vcpu && crate::arch::virt::vendor().is_none() {
+    if kind == ObjectType::Vcpu && crate::arch::vm::vendor().is_none() {
         return Err(Error::NoHardware);
     }
     if untyped.phase.get() != phase::IDLE {

@@ -2,7 +2,8 @@
 
 /// Groups of the state page: bits of the mask that `run` takes (changed by the VMM) and answers (written by the kernel).
 pub mod group {
-    /// `rip`, `rflags`. General-purpose registers are always current in both directions and need no bit.
+    /// `rip`, `rflags`. General-purpose registers are always current in both directions and need no bit. Loading it without
+    /// [`INTERRUPTIBILITY`] ends an STI or MOV SS shadow: the VMM completed an instruction.
     pub const RIP: u64 = 1 << 0;
     /// Interrupt shadow, NMI blocking, halted-ness: [`VcpuState::interruptibility`](super::VcpuState::interruptibility).
     pub const INTERRUPTIBILITY: u64 = 1 << 1;
@@ -48,7 +49,8 @@ pub enum Exit {
     MsrWrite = 7,
     /// VMCALL or VMMCALL.
     Hypercall = 8,
-    /// An exception that is intercepted: `qualification` is the vector, `error_code` its code, `address` CR2 of a page fault.
+    /// An exception that is intercepted: `qualification` is the vector, `error_code` its code, `address` CR2 of a page fault,
+    /// or what a debug exception (1) has to set in DR6 (B0–B3, BD, BS, BT), if DR6 does not have it yet.
     Exception = 9,
     /// Interrupts can be injected now.
     InterruptWindow = 10,
@@ -56,10 +58,10 @@ pub enum Exit {
     NmiWindow = 11,
     /// Triple fault.
     Shutdown = 12,
-    /// MOV to a control register the kernel cannot let pass: `qualification` bits 0–3 register number, bits 8–11 GPR; bit 4: LMSW,
-    /// CLTS (bit 5); `address`: new value for LMSW.
+    /// MOV to a control register the kernel cannot let pass, or to or from CR8: `qualification` is made of [`control_write`]
+    /// bits; `address`: new value for LMSW.
     ControlWrite = 13,
-    /// MOV to or from a debug register: bits 0–3 register, bit 4 read, bits 8–11 GPR.
+    /// MOV to or from a debug register: `qualification` is made of [`control_write`] bits.
     DebugRegister = 14,
     /// INVD or WBINVD.
     CacheFlush = 15,
@@ -71,7 +73,7 @@ pub enum Exit {
     Rdpmc = 18,
     /// An instruction that does not exist for the guest (VMX and SVM instructions, SKINIT, …): inject #UD.
     Undefined = 19,
-    /// Task switch through a task gate: `qualification` selector and source.
+    /// Task switch: `qualification` bits 0–15 selector, bits 30–31 source (0 CALL, 1 IRET, 2 JMP, 3 gate of the IDT).
     TaskSwitch = 20,
     /// Entry refused the state (VT-x: entry failure; SVM: VMEXIT_INVALID; or the kernel's check). `qualification`: which check.
     InvalidState = 21,
@@ -109,6 +111,22 @@ pub mod access {
     pub const PRESENT: u64 = 4;
     /// The guest's own page walk faulted, not its access.
     pub const WALK: u64 = 8;
+}
+
+/// `qualification` of [`Exit::ControlWrite`] and [`Exit::DebugRegister`].
+pub mod control_write {
+    /// Mask of the register's number.
+    pub const REGISTER: u64 = 15;
+    /// LMSW to CR0.
+    pub const LMSW: u64 = 1 << 4;
+    /// CLTS.
+    pub const CLTS: u64 = 1 << 5;
+    /// The register is read (CR8 and debug registers), not written.
+    pub const READ: u64 = 1 << 6;
+    /// The processor did not name the general register: decode the instruction.
+    pub const UNDECODED: u64 = 1 << 7;
+    /// Position of the general register's number (4 bits).
+    pub const GPR_SHIFT: u32 = 8;
 }
 
 /// `qualification` of [`Exit::Port`].
@@ -265,9 +283,10 @@ pub struct VcpuState {
     pub fetched: [u8; 16],
     /// Exit: valid bytes of `fetched`.
     pub fetched_count: u64,
-    /// Exit: event that was being delivered ([`event`] format; error code in the upper half); inject it again.
+    /// Exit: event that was being delivered ([`event`] format; error code in the upper half), or 0; inject it again. Software
+    /// events are never handed back: RIP stands at their instruction, which raises them again.
     pub delivering: u64,
-    /// Exit: instruction length of a software event in `delivering`.
+    /// Exit: unused, 0.
     pub delivering_length: u64,
     /// Exit: error code of [`Exit::Exception`].
     pub error_code: u64,
@@ -275,7 +294,8 @@ pub struct VcpuState {
     pub exit_tsc: u64,
     /// Group INTERRUPTIBILITY.
     pub interruptibility: u64,
-    /// Group INJECT: event to inject at the next entry; the kernel clears it once it was delivered or handed back.
+    /// Group INJECT: event to inject at the next entry. The kernel clears it as it loads the group; where it writes the group, this
+    /// is an event that it holds and has not delivered yet.
     pub inject: u64,
     /// Group INJECT: instruction length of a software event.
     pub inject_length: u64,

@@ -9,15 +9,18 @@
 //! done
 //! ```
 //!
-//! `load`, `store`, `movzx` and `immediate` take the hand path, the others the general one; `walk` only fetches.
+//! `load`, `store`, `movzx` and `immediate` take the hand path, the others the general one; `walk` only fetches, and
+//! `length` finds the length of a CPUID.
 
 use std::hint::black_box;
-use vmm_decode::{Gprs, Mode, Paging, fetch, mmio};
+use vmm_decode::{Expected, Gprs, Mode, Paging, fetch, length_at, mmio};
 
 fn main() {
     let form = std::env::args().nth(1).unwrap_or_default();
+    let only_length = form == "length";
     let count: u32 = std::env::args().nth(2).and_then(|n| n.parse().ok()).unwrap_or(1000);
     let (bytes, only_walk): (&[u8], bool) = match form.as_str() {
+        "length" => (&[0x0F, 0xA2], false),
         "walk" => (&[0x8B, 0x07], true),
         "load" => (&[0x8B, 0x07], false),
         "store" => (&[0x41, 0x89, 0x44, 0x24, 0x10], false),
@@ -27,7 +30,7 @@ fn main() {
         "gs" => (&[0x65, 0x8B, 0x07], false),
         "movs" => (&[0xF3, 0xA5], false),
         "or_immediate" => (&[0x81, 0x8F, 0xF0, 0, 0, 0, 0, 1, 0, 0], false),
-        _ => panic!("usage: cost walk|load|store|movzx|immediate|and|gs|movs|or_immediate COUNT"),
+        _ => panic!("usage: cost length|walk|load|store|movzx|immediate|and|gs|movs|or_immediate COUNT"),
     };
     let mut memory = vec![0u64; 0x6000 / 8];
     for (level, table) in [0x1000u64, 0x2000, 0x3000, 0x4000].into_iter().enumerate() {
@@ -42,7 +45,12 @@ fn main() {
     let mut rip = 0;
     for _ in 0..count {
         let paging = black_box(&paging);
-        let fetched = fetch(paging, black_box(0), false, &mut |gpa| memory.get((gpa / 8) as usize).copied());
+        if only_length {
+            let read = &mut |gpa| memory.get((gpa / 8) as usize).copied();
+            let _ = black_box(length_at(paging, black_box(0), black_box(Mode::Bits64), Expected::Cpuid, read));
+            continue;
+        }
+        let fetched = fetch(paging, black_box(0), &mut |gpa| memory.get((gpa / 8) as usize).copied());
         let Ok(fetched) = fetched else { panic!("the walk failed") };
         if only_walk {
             black_box(fetched.bytes());

@@ -80,23 +80,24 @@ impl Expected {
         }
     }
 
-    /// The encoding without prefixes, which is what compilers write.
-    const fn plain(self) -> Option<&'static [u8]> {
+    /// The encoding without prefixes, which is what compilers write, as a little-endian number, and its length.
+    #[inline]
+    pub(crate) const fn pattern(self) -> Option<(u64, u8)> {
         Some(match self {
-            Self::Cpuid => &[0x0F, 0xA2],
-            Self::Hlt => &[0xF4],
-            Self::Rdmsr => &[0x0F, 0x32],
-            Self::Wrmsr => &[0x0F, 0x30],
-            Self::Rdtsc => &[0x0F, 0x31],
-            Self::Rdtscp => &[0x0F, 0x01, 0xF9],
-            Self::Rdpmc => &[0x0F, 0x33],
-            Self::Hypercall => &[0x0F, 0x01, 0xD9],
-            Self::Xsetbv => &[0x0F, 0x01, 0xD1],
-            Self::Invd => &[0x0F, 0x08],
-            Self::Wbinvd => &[0x0F, 0x09],
-            Self::Pause => &[0xF3, 0x90],
-            Self::Monitor => &[0x0F, 0x01, 0xC8],
-            Self::Mwait => &[0x0F, 0x01, 0xC9],
+            Self::Cpuid => (0xA2_0F, 2),
+            Self::Hlt => (0xF4, 1),
+            Self::Rdmsr => (0x32_0F, 2),
+            Self::Wrmsr => (0x30_0F, 2),
+            Self::Rdtsc => (0x31_0F, 2),
+            Self::Rdtscp => (0xF9_01_0F, 3),
+            Self::Rdpmc => (0x33_0F, 2),
+            Self::Hypercall => (0xD9_01_0F, 3),
+            Self::Xsetbv => (0xD1_01_0F, 3),
+            Self::Invd => (0x08_0F, 2),
+            Self::Wbinvd => (0x09_0F, 2),
+            Self::Pause => (0x90_F3, 2),
+            Self::Monitor => (0xC8_01_0F, 3),
+            Self::Mwait => (0xC9_01_0F, 3),
             Self::Invlpg
             | Self::Iret
             | Self::In
@@ -114,10 +115,11 @@ impl Expected {
 /// guest changed it, and should simply run again; [`DecodeError::Invalid`] if it is none.
 #[inline]
 pub fn exit_length(bytes: &[u8], mode: Mode, expected: Expected) -> Result<u8, DecodeError> {
-    if let Some(plain) = expected.plain()
-        && bytes.starts_with(plain)
+    if let Some((pattern, len)) = expected.pattern()
+        && let Some(start) = bytes.get(..usize::from(len))
+        && start.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)) == pattern
     {
-        return Ok(plain.len() as u8);
+        return Ok(len);
     }
     let instruction = full::instruction(bytes, mode)?;
     if expected.accepts(instruction.mnemonic()) { Ok(instruction.len() as u8) } else { Err(DecodeError::NotMemory) }

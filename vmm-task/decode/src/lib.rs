@@ -10,7 +10,8 @@
 //! | [`complete`] | applies a finished access to registers and flags |
 //! | [`length`] | length of the instruction behind an exit that carries none |
 //! | [`string_io`](mod@string_io) | the memory side of INS and OUTS |
-//! | [`walk`](mod@walk) | guest page tables: linear to guest-physical, and fetching instruction bytes |
+//! | [`walk`](mod@walk) | guest page tables: linear to guest-physical |
+//! | [`fetch`](mod@fetch) | the bytes of the instruction that exited |
 //!
 //! Everything is pure: registers go in and out by value, guest memory is a closure. The bytes are a hostile guest's,
 //! possibly changed since the exit; whatever they are, the answer is an operation or an error, in bounded time.
@@ -23,6 +24,7 @@ extern crate std;
 mod alu;
 pub mod complete;
 mod fast;
+pub mod fetch;
 mod full;
 mod gprs;
 pub mod length;
@@ -31,11 +33,12 @@ pub mod string_io;
 pub mod walk;
 
 pub use alu::Alu;
+pub use fetch::{Fetched, LengthError, fetch, length_at};
 pub use gprs::{Gprs, Target};
 pub use length::{Expected, exit_length};
 pub use mmio::{Action, Address, DecodeError, MmioOp, Mode, SegmentName, Step, StringStep, mmio};
 pub use string_io::{StringIo, string_io};
-pub use walk::{Access, Paging, Translation, WalkError, fetch, walk};
+pub use walk::{Access, Paging, Translation, WalkError, walk};
 
 #[cfg(test)]
 mod tests;

@@ -386,7 +386,7 @@ proptest! {
             prop_assert_eq!(flags & OF != 0, signed(result) != exact);
             prop_assert_eq!(flags & ZF != 0, result == 0);
             prop_assert_eq!(flags & SF != 0, signed(result) < 0);
-            prop_assert_eq!(flags & 4 != 0, (result as u8).count_ones() % 2 == 0);
+            prop_assert_eq!(flags & 4 != 0, (result as u8).count_ones().is_multiple_of(2));
         }
     }
 }

@@ -1,25 +1,26 @@
 //! Guest page tables (SDM vol. 3, chapter 4): 32-bit, PAE and 4-level paging.
 //!
-//! The walk reads entries and checks rights; it sets no accessed or dirty bits. The addresses it is asked for belong to
+//! [`walk`] reads entries and checks rights; it sets no accessed or dirty bits. The addresses it is asked for belong to
 //! an instruction that the processor has just executed and translated, which has set them.
+//! Instruction bytes themselves are fetched by [`crate::fetch()`], which needs less.
 
 const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
+pub(crate) const CR0_PG: u64 = 1 << 31;
+pub(crate) const CR4_PSE: u64 = 1 << 4;
+pub(crate) const CR4_PAE: u64 = 1 << 5;
+pub(crate) const CR4_LA57: u64 = 1 << 12;
 const CR4_SMEP: u64 = 1 << 20;
 const CR4_SMAP: u64 = 1 << 21;
-const EFER_LMA: u64 = 1 << 10;
+pub(crate) const EFER_LMA: u64 = 1 << 10;
 const EFER_NXE: u64 = 1 << 11;
 const RFLAGS_AC: u64 = 1 << 18;
 
-const PRESENT: u64 = 1 << 0;
+pub(crate) const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
-const LARGE: u64 = 1 << 7;
+pub(crate) const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+pub(crate) const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 /// Control registers that decide how a linear address is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +90,7 @@ impl Paging {
     }
 
     #[cold]
-    fn fault(&self, access: Access, protection: bool, reserved: bool) -> WalkError {
+    pub(crate) fn fault(&self, access: Access, protection: bool, reserved: bool) -> WalkError {
         // The fetch bit exists only where fetching can be forbidden.
         let fetch = access.fetch && (self.nx() && self.cr4 & CR4_PAE != 0 || self.cr4 & CR4_SMEP != 0);
         let bits = [protection || reserved, access.write, access.user, reserved, fetch];
@@ -237,68 +238,4 @@ fn legacy(
     paging.check(directory & entry, 0, access)?;
     let offset = linear & 0xFFF;
     Ok(Translation { gpa: entry & 0xFFFF_F000 | offset, left: 4096 - offset })
-}
-
-/// Bytes of an instruction, as far as they can be fetched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fetched {
-    bytes: [u8; 16],
-    len: u8,
-}
-
-impl Fetched {
-    /// The bytes: 15, or fewer where the next page cannot be read.
-    #[must_use]
-    #[inline]
-    pub fn bytes(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or(&[])
-    }
-}
-
-/// Longest instruction.
-const MAX_LEN: u64 = 15;
-
-/// Fetches up to 15 bytes at the linear address `rip` (CS base added already, if the mode has one).
-///
-/// The second page is only looked at if the instruction could reach it, and what cannot be fetched there is left out:
-/// most instructions end before.
-///
-/// # Errors
-/// [`WalkError`] for the first page.
-#[inline]
-pub fn fetch(
-    paging: &Paging,
-    rip: u64,
-    user: bool,
-    read: &mut impl FnMut(u64) -> Option<u64>,
-) -> Result<Fetched, WalkError> {
-    let access = Access { write: false, user, fetch: true };
-    let first = walk(paging, rip, access, read)?;
-    let here = first.left.min(MAX_LEN);
-    let bytes = window(first.gpa, here, read).ok_or(WalkError::NoMemory { gpa: first.gpa })?;
-    if here == MAX_LEN {
-        return Ok(Fetched { bytes: bytes.to_le_bytes(), len: MAX_LEN as u8 });
-    }
-    let next = rip.wrapping_add(here);
-    let next = if paging.efer & EFER_LMA == 0 { next & 0xFFFF_FFFF } else { next };
-    let rest = walk(paging, next, access, read).ok().and_then(|second| window(second.gpa, MAX_LEN - here, read));
-    // Bytes that are not there end the instruction early, no more.
-    Ok(match rest {
-        Some(rest) => Fetched { bytes: (bytes | rest << (8 * here)).to_le_bytes(), len: MAX_LEN as u8 },
-        None => Fetched { bytes: bytes.to_le_bytes(), len: here as u8 },
-    })
-}
-
-/// The `count` bytes (1 to 15) at `gpa`, which do not cross a page, as a number; zeros above.
-#[inline]
-fn window(gpa: u64, count: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u128> {
-    let (base, skip) = (gpa & !7, gpa & 7);
-    let mut bytes = u128::from(read(base)?) >> (8 * skip);
-    if skip + count > 8 {
-        bytes |= u128::from(read(base + 8)?) << (64 - 8 * skip);
-    }
-    if skip + count > 16 {
-        bytes |= u128::from(read(base + 16)?) << (128 - 8 * skip);
-    }
-    Some(bytes & ((1 << (8 * count)) - 1))
 }

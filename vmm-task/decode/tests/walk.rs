@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use vmm_decode::{Access, Paging, Translation, WalkError, fetch, walk};
+use vmm_decode::{Access, Expected, LengthError, Mode, Paging, Translation, WalkError, fetch, length_at, walk};
 
 const PG: u64 = 1 << 31;
 const WP: u64 = 1 << 16;
@@ -149,7 +149,7 @@ proptest! {
             });
             prop_assert!(reads <= 4);
             let mut reads = 0;
-            let fetched = fetch(&paging, linear, access.user, &mut |_| {
+            let fetched = fetch(&paging, linear, &mut |_| {
                 reads += 1;
                 words.get(reads % 6).map(|w| w | 1)
             });
@@ -256,10 +256,56 @@ fn fetching_crosses_pages_where_it_can() {
         memory.0.insert(0x5000 + 8 * i, 0x0706_0504_0302_0100 + 0x1010_1010_1010_1010 * (i % 15));
         memory.0.insert(0x9000 + 8 * i, 0xF7F6_F5F4_F3F2_F1F0);
     }
-    let get = |memory: &Memory, rip| fetch(&long(0x1000), rip, false, &mut |gpa| memory.read(gpa)).map(|f| f.bytes().to_vec());
+    let get = |memory: &Memory, rip| fetch(&long(0x1000), rip, &mut |gpa| memory.read(gpa)).map(|f| f.bytes().to_vec());
     assert_eq!(get(&memory, 0x1003).unwrap(), [3, 4, 5, 6, 7, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x20, 0x21]);
     let crossing = get(&memory, 0x1FFD).unwrap();
     assert_eq!((crossing.len(), &crossing[3..7]), (15, &[0xF0, 0xF1, 0xF2, 0xF3][..]));
     assert_eq!(get(&memory, 0x2FFD).unwrap().len(), 3, "nothing follows");
     assert_eq!(get(&memory, 0x3000), Err(WalkError::PageFault { code: 0x10 }));
+}
+
+/// Fetching finds what a full walk finds, wherever the walk is allowed to go.
+#[test]
+fn fetching_agrees_with_walking_in_every_mode() {
+    let mut memory = Memory::default();
+    memory.0.extend([(0x1020 + 3 * 8, 0x2001), (0x2000 + 8, 0x3000 | 7), (0x3000 + 16, 0x9_8765_4000 | 7), (0x2000, 0x80_0000 | 0x87)]);
+    memory.put32(0x5000 + 4, 0x6007);
+    memory.put32(0x6000 + 12, 0xABCD_E005);
+    memory.put32(0x5000 + 8, 0x00C0_0087 | 0x12 << 13);
+    let pae = Paging { cr3: 0x1020, efer: NXE, ..long(0) };
+    let legacy = Paging { cr3: 0x5000, cr4: PSE, efer: 0, ..long(0) };
+    let off = Paging { cr0: 1, ..legacy };
+    for (paging, linear) in [(pae, 0xC020_2345), (pae, 0xC012_3456), (legacy, 0x40_3123), (legacy, 0x80_0010), (off, 0x1234)] {
+        let place = memory.walk(&paging, linear, READ).unwrap();
+        let mut marked = memory.clone();
+        let word = 0x8877_6655_4433_2211u64;
+        marked.0.insert(place.gpa & !7, word);
+        let fetched = fetch(&paging, linear, &mut |gpa| marked.read(gpa)).unwrap();
+        let expected = &word.to_le_bytes()[(place.gpa & 7) as usize..];
+        assert_eq!(&fetched.bytes()[..expected.len()], expected, "{linear:#x}");
+    }
+    assert_eq!(fetch(&Paging { cr4: PAE | 1 << 12, ..long(0x1000) }, 0, &mut |_| None), Err(WalkError::Unsupported));
+}
+
+#[test]
+fn lengths_at_an_address() {
+    let pages = BTreeMap::from([(0x1000, Page { level: 1, frame: 0x5000, bits: 0 })]);
+    let mut memory = build(&pages);
+    let mut put = |at: u64, bytes: &[u8]| {
+        for (i, &byte) in bytes.iter().enumerate() {
+            let at = at + i as u64;
+            *memory.0.entry(at & !7).or_default() |= u64::from(byte) << (8 * (at & 7));
+        }
+    };
+    put(0x5000, &[0x0F, 0xA2]);
+    put(0x5007, &[0x0F, 0xA2]);
+    put(0x5010, &[0x66, 0x0F, 0xA2]);
+    put(0x5FFF, &[0x0F]);
+    let at = |rip| length_at(&long(0x1000), rip, Mode::Bits64, Expected::Cpuid, &mut |gpa| memory.read(gpa));
+    assert_eq!(at(0x1000), Ok(2));
+    assert_eq!(at(0x1007), Ok(2), "across two words");
+    assert_eq!(at(0x1010), Ok(3), "with a prefix");
+    assert!(matches!(at(0x1020), Err(LengthError::Decode(_))), "another instruction");
+    assert!(matches!(at(0x1FFF), Err(LengthError::Decode(_))), "cut off by a page that is not there");
+    assert!(matches!(at(0x2000), Err(LengthError::Walk(_))));
 }

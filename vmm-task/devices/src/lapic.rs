@@ -60,7 +60,7 @@ pub enum Written {
 /// What one processor is told to do by INIT and start-up messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuEvent {
-    /// Reset the processor and wait for start-up.
+    /// Reset the processor; it waits for start-up, unless it is the boot processor.
     Init,
     /// Start in real mode at `vector << 12`.
     Startup(u8),
@@ -300,7 +300,9 @@ impl Lapic {
     /// INIT arrives.
     pub(crate) fn request_init(&mut self) {
         self.reset_registers();
-        (self.init, self.startup, self.nmi, self.waits_for_startup) = (true, None, false, true);
+        // The boot processor starts at its reset vector, the others wait (SDM 3A, 9.1).
+        let boot = self.base & BASE_BSP != 0;
+        (self.init, self.startup, self.nmi, self.waits_for_startup) = (true, None, false, !boot);
     }
 
     /// A start-up message arrives; it is lost unless the processor waits for one.

@@ -21,8 +21,6 @@ pub mod acpi_pm;
 pub mod apic_bus;
 pub mod bits;
 pub mod board;
-#[cfg(test)]
-mod board_tests;
 pub mod bus;
 pub mod debug;
 pub mod fabric;

@@ -58,13 +58,18 @@ impl Channel {
         }
     }
 
+    /// Counts in one run. Never 0: the compiler sees that divisions by it cannot fail.
+    fn reload(&self) -> u64 {
+        u64::from(self.reload.max(1))
+    }
+
     /// Ticks counted since the start.
     fn elapsed(&self, tick: u64) -> Option<u64> {
         self.frozen.or_else(|| self.start.map(|s| tick.saturating_sub(s)))
     }
 
     fn count(&self, tick: u64) -> u16 {
-        let reload = u64::from(self.reload);
+        let reload = self.reload();
         let wrap = if self.bcd { 10_000 } else { 0x1_0000 };
         let value = match self.elapsed(tick) {
             None => reload,
@@ -79,7 +84,7 @@ impl Channel {
     }
 
     fn output(&self, tick: u64) -> bool {
-        let reload = u64::from(self.reload);
+        let reload = self.reload();
         let Some(d) = self.elapsed(tick) else { return self.mode != 0 };
         match self.mode {
             0 | 1 => d >= reload,
@@ -198,7 +203,7 @@ impl Channel {
     /// When, after its start, the output rises: the first time, and whether it does so every `reload` ticks.
     fn first_edge(&self) -> Option<u64> {
         let s = self.start.filter(|_| self.frozen.is_none())?;
-        let reload = u64::from(self.reload);
+        let reload = self.reload();
         Some(match self.mode {
             0 | 2 | 3 => s + reload,
             4 => s + reload + 1,
@@ -267,8 +272,11 @@ impl Pit {
                 if self.channels[0].write(v, tick) => {
                     self.arm();
                 }
-            0x41 | 0x42 => {
-                self.channels[usize::from(port & 3)].write(v, tick);
+            0x41 => {
+                self.channels[1].write(v, tick);
+            }
+            0x42 => {
+                self.channels[2].write(v, tick);
             }
             0x43 => self.control(v, tick),
             0x61 => {
@@ -325,7 +333,7 @@ impl Pit {
         let tick = CLOCK.ticks(now).max(edge);
         let c = &self.channels[0];
         if matches!(c.mode, 2 | 3) {
-            let reload = u64::from(c.reload);
+            let reload = c.reload();
             let passed = (tick - edge) / reload;
             self.missed += passed;
             let next = edge + (passed + 1) * reload;

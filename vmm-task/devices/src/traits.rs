@@ -224,3 +224,48 @@ pub trait BlockBackend {
     /// Forgets all pending requests: none of their tags is completed, none of their memory is touched, after this.
     fn cancel_all(&mut self) {}
 }
+
+/// A network card's other end: one port of a switch.
+pub trait NetBackend {
+    /// Sends one Ethernet frame, which lies in these segments, without checksum at its end; `false`: full, try later.
+    fn send(&mut self, frame: &[Segment], memory: &dyn GuestMemory) -> bool;
+    /// Puts the next frame into these segments and says how long it is; `None`: there is none. A frame that is longer
+    /// than the segments is dropped by the back end, never cut.
+    fn receive(&mut self, segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32>;
+    /// Whether the cable is plugged in.
+    fn link(&self) -> bool {
+        true
+    }
+}
+
+/// Who lends memory to a guest and wants some of it back.
+///
+/// Page addresses are RAM and multiples of 4 KiB, but a guest may name any of them, at any time, as often as it likes:
+/// giving a page twice or taking one back that was not given must be harmless.
+pub trait BalloonBackend {
+    /// How many 4 KiB pages the guest shall give up.
+    fn target(&self) -> u32;
+    /// The guest gives a page up; it may be unmapped.
+    fn give(&mut self, gpa: u64);
+    /// The guest takes a page back; it must be mapped, with any contents, before the call returns.
+    fn take_back(&mut self, gpa: u64);
+    /// The guest says that it has given up so many pages.
+    fn reached(&mut self, _pages: u32) {}
+    /// The guest was reset: all pages are its own again.
+    fn reset(&mut self);
+}
+
+/// Bytes of a socket packet's header (virtio 1.2, 5.10.6).
+pub const VSOCK_HEADER: usize = 44;
+
+/// A socket device's other end: it owns the connections, the device only carries packets.
+pub trait VsockBackend {
+    /// The guest sends a packet. Header and payload agree in length and the source address is the guest's own; all the
+    /// rest is the guest's word. `false`: full, try later.
+    fn send(&mut self, header: &[u8; VSOCK_HEADER], payload: &[Segment], memory: &dyn GuestMemory) -> bool;
+    /// The next packet for the guest: fills the header (but for the payload's length, which it returns, and the
+    /// destination) and the segments. A payload longer than the segments is given in parts, as a stream allows.
+    fn receive(&mut self, header: &mut [u8; VSOCK_HEADER], segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32>;
+    /// All connections of the guest are gone.
+    fn reset(&mut self);
+}

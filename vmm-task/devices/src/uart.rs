@@ -127,7 +127,7 @@ impl Uart {
             return;
         }
         let mut buffer = [0; RX_CAPACITY];
-        let n = self.backend.read(&mut buffer[..room.min(RX_CAPACITY)]).min(room);
+        let n = self.backend.read(buffer.get_mut(..room).unwrap_or(&mut [])).min(room);
         for &b in buffer.iter().take(n) {
             self.push_rx(b);
         }
@@ -140,8 +140,11 @@ impl Uart {
     /// Gives the transmit buffer to the back end.
     fn flush(&mut self, now: u64) {
         let was_ready = self.tx_ready();
-        let taken = self.backend.write(&self.tx[..self.tx_len]).min(self.tx_len);
-        self.tx.copy_within(taken..self.tx_len, 0);
+        let waiting = self.tx.get(..self.tx_len).unwrap_or(&[]);
+        let taken = self.backend.write(waiting).min(self.tx_len);
+        for i in taken..self.tx_len {
+            self.tx[(i - taken) % TX_CAPACITY] = self.tx[i % TX_CAPACITY];
+        }
         self.tx_len -= taken;
         self.tx_at = (self.tx_len > 0).then_some(now.saturating_add(TX_RETRY_NS));
         if !was_ready && self.tx_ready() {
@@ -229,9 +232,6 @@ impl Uart {
             5 => {
                 if !self.tx_ready() && self.tx_at.is_none_or(|at| now >= at) {
                     self.flush(now);
-                }
-                if self.rx_len == 0 {
-                    self.receive();
                 }
                 let mut lsr = if self.tx_ready() { LSR_THRE | LSR_IDLE } else { 0 };
                 if self.rx_len > 0 {

@@ -59,8 +59,6 @@ pub const PM1A_EVENT_PORT: u16 = 0x600;
 pub const PM1A_CONTROL_PORT: u16 = 0x604;
 /// PM timer (4 bytes).
 pub const PM_TIMER_PORT: u16 = 0x608;
-/// Bytes of ports that the PM blocks occupy from [`PM1A_EVENT_PORT`].
-pub const PM_PORTS: u8 = 0x0C;
 /// Reset control register.
 pub const RESET_PORT: u16 = 0xCF9;
 /// What to write to [`RESET_PORT`] for a full reset.

@@ -19,14 +19,13 @@ pub fn make(system: &System, cmdline: &str, firmware: Firmware, folder: &Path) -
     match firmware {
         Firmware::Pvh => bail!("PVH needs no image"),
         // BIOS only: Bochs knows nothing else, and without the rest the image is small and quickly made.
-        Firmware::Grub => image(
-            system,
-            cmdline,
-            folder,
-            &["-d", "/usr/lib/grub/i386-pc", MODULES],
-        ),
-        // Both kinds of firmware, and a partition table: the same file is a CD and a disk.
-        Firmware::Seabios | Firmware::Ovmf => image(system, cmdline, folder, &[]),
+        Firmware::Grub => cd(system, cmdline, folder),
+        // The image that `cargo xtask image` makes for people: what is tested is what they get.
+        Firmware::Seabios | Firmware::Ovmf => {
+            let disk = folder.join("disk.img");
+            crate::image::build(&system.kernel, &system.initrd, cmdline, &disk)?;
+            Ok(disk)
+        }
     }
 }
 
@@ -41,7 +40,7 @@ fn grub_menu(cmdline: &str) -> Result<String> {
 }
 
 /// Makes the image with GRUB's own tool, unless the one that is there is still right.
-fn image(system: &System, cmdline: &str, folder: &Path, options: &[&str]) -> Result<PathBuf> {
+fn cd(system: &System, cmdline: &str, folder: &Path) -> Result<PathBuf> {
     let menu = grub_menu(cmdline)?;
     let image = folder.join(NAME);
     let tree = folder.join("tree");
@@ -63,7 +62,7 @@ fn image(system: &System, cmdline: &str, folder: &Path, options: &[&str]) -> Res
     process::output(
         Command::new("grub-mkrescue")
             .args(["--locales=", "--themes=", "--fonts="])
-            .args(options)
+            .args(["-d", "/usr/lib/grub/i386-pc", MODULES])
             .arg("-o")
             .arg(&image)
             .arg(&tree),

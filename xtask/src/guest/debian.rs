@@ -21,8 +21,29 @@ pub struct Packages {
     pub busybox: PathBuf,
 }
 
-/// Downloads and unpacks both packages below `folder`. `say` is told each step.
-pub fn fetch(folder: &Path, say: &dyn Fn(&str)) -> Result<Packages> {
+/// Holds the release of a tree that was unpacked whole.
+const MARK: &str = "release";
+
+/// Both packages, unpacked below `folder`: what is there already, else what apt brings. `say` is told each step.
+pub fn packages(folder: &Path, say: &dyn Fn(&str)) -> Result<Packages> {
+    let mark = folder.join(MARK);
+    if let Ok(release) = fs::read_to_string(&mark)
+        && let Ok(packages) = find(&folder.join("unpacked"), &release)
+    {
+        return Ok(packages);
+    }
+    let release = fetch(folder, say)?;
+    let packages = find(&folder.join("unpacked"), &release)?;
+    fs::write(&mark, &release).with_context(|| format!("cannot write {}", mark.display()))?;
+    // They take more room than all the rest, and are not looked at again.
+    for folder in [folder.join("packages"), folder.join("apt")] {
+        let _ = fs::remove_dir_all(folder);
+    }
+    Ok(packages)
+}
+
+/// Downloads and unpacks both packages; the kernel's release.
+fn fetch(folder: &Path, say: &dyn Fn(&str)) -> Result<String> {
     for (tool, package) in [
         ("apt-get", "apt"),
         ("apt-cache", "apt"),
@@ -61,8 +82,7 @@ pub fn fetch(folder: &Path, say: &dyn Fn(&str)) -> Result<Packages> {
         ));
         run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&unpacked))?;
     }
-    let release = kernel.trim_start_matches("linux-image-");
-    find(&unpacked, release)
+    Ok(kernel.trim_start_matches("linux-image-").to_owned())
 }
 
 /// The three things in the unpacked tree; paths differ between a merged and an unmerged `/usr`.

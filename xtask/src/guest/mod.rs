@@ -44,8 +44,15 @@ pub fn linux(cache: &Path) -> Result<Guest> {
     if guest.kernel.is_file() && guest.initrd.is_file() {
         return Ok(guest);
     }
+    // Cases of the test run side by side; one of them builds, the others wait and find it done.
+    let lock = fs::File::create(folder.join("lock")).context("cannot make the cache's lock")?;
+    lock.lock().context("cannot lock the cache")?;
+    if guest.kernel.is_file() && guest.initrd.is_file() {
+        return Ok(guest);
+    }
     let spinner = spinner();
-    let packages = debian::fetch(&folder, &|text| announce(&spinner, text)).context(ELSEWHERE)?;
+    let packages =
+        debian::packages(&folder, &|text| announce(&spinner, text)).context(ELSEWHERE)?;
     announce(&spinner, "building the guest's initramfs");
     let archive = initramfs::build(&packages, MODULES)?;
     write_whole(&guest.initrd, &archive)?;

@@ -52,6 +52,7 @@ impl Report {
     }
 
     /// The line, counted from 1, on which `finding` starts.
+    #[cfg(test)]
     pub fn line(&self, finding: &Diagnostic) -> usize {
         self.locate(finding).0
     }

@@ -18,8 +18,10 @@ use diagnostic::{Report, nearest};
 use manifest::Manifest;
 use moira_proto::system::System;
 pub use options::Options;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Where manifests live, from the repository's root.
@@ -89,7 +91,11 @@ pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>>
     let known = Known {
         images: workspace_images(root)?,
     };
-    Ok(images_of(&load(root, name, &known, options)?))
+    let names = images_of(&load(root, name, &known, options)?);
+    Ok(names
+        .iter()
+        .filter_map(|image| known.binary(image))
+        .collect())
 }
 
 /// Packs the archive of the system `name`; its path. `images` gives each binary's file.
@@ -105,17 +111,36 @@ pub fn pack(
         images: workspace_images(&options.root)?,
     };
     let manifest = load(&options.root, name, &known, &options.options)?;
-    let bytes = archive(name, &manifest, images, options)?;
+    let bytes = archive(name, &manifest, &known, images, options)?;
     let folder = options
         .output
         .clone()
         .unwrap_or_else(|| options.root.join("target/systems"));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join(format!("{name}.cpio"));
+    let path = folder.join(file_name(name, &options.options));
     if fs::read(&path).ok().as_deref() != Some(&bytes) {
-        fs::write(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        // Whole or not at all: another xtask may be reading.
+        let mut part = tempfile::NamedTempFile::new_in(&folder)
+            .with_context(|| format!("cannot write to {}", folder.display()))?;
+        part.write_all(&bytes)
+            .and_then(|()| Ok(part.persist(&path)?))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(path)
+}
+
+/// Systems with options get files of their own, so that runs side by side do not take each other's.
+fn file_name(name: &str, options: &Options) -> String {
+    if options.is_empty() {
+        return format!("{name}.cpio");
+    }
+    let hash = Sha256::digest(format!("{options:?}"));
+    let short: String = hash
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{name}-{short}.cpio")
 }
 
 /// Draws the system `name` as SVG.
@@ -161,20 +186,22 @@ fn images_of(manifest: &Manifest) -> Vec<String> {
         .tasks
         .iter()
         .map(|(name, task)| check::image_of(name, task.get_ref()).to_owned());
-    let others: BTreeSet<String> = tasks.filter(|image| *image != root).collect();
+    // The root task's file is called `root`, whatever its binary's name.
+    let others: BTreeSet<String> = tasks.filter(|image| image != "root").collect();
     std::iter::once(root).chain(others).collect()
 }
 
 fn archive(
     name: &str,
     manifest: &Manifest,
+    known: &Known,
     images: &HashMap<String, PathBuf>,
     options: &PackOptions,
 ) -> Result<Vec<u8>> {
     let mut archive = cpio::Archive::new();
     for (index, image) in images_of(manifest).iter().enumerate() {
         let path = images
-            .get(image)
+            .get(&known.binary(image).unwrap_or_default())
             .with_context(|| format!("the image `{image}` was not built"))?;
         let bytes =
             fs::read(path).with_context(|| format!("cannot read the image {}", path.display()))?;
@@ -219,43 +246,45 @@ fn source_file(path: &str, options: &PackOptions) -> Result<PathBuf> {
     }
 }
 
-/// Names of all binaries that the workspace's members build.
+/// Names of all binaries that run on the kernel: those of members with `[package.metadata.moira] image = true`.
 fn workspace_images(root: &Path) -> Result<BTreeSet<String>> {
     let read = |path: PathBuf| -> Result<toml::Table> {
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
     };
+    let strings = |list: Option<&toml::Value>| -> Vec<String> {
+        let items = list.and_then(toml::Value::as_array).into_iter().flatten();
+        items
+            .filter_map(toml::Value::as_str)
+            .map(str::to_owned)
+            .collect()
+    };
     let workspace = read(root.join("Cargo.toml"))?;
     let members = workspace
         .get("workspace")
         .and_then(|table| table.get("members"));
     let mut images = BTreeSet::new();
-    for member in members
-        .and_then(toml::Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(toml::Value::as_str)
-    {
+    for member in strings(members) {
         let folder = root.join(member);
-        let package = read(folder.join("Cargo.toml"))?;
-        for binary in package
-            .get("bin")
-            .and_then(toml::Value::as_array)
+        let manifest = read(folder.join("Cargo.toml"))?;
+        let package = manifest.get("package");
+        let marked = package.and_then(|package| {
+            package
+                .get("metadata")?
+                .get("moira")?
+                .get("image")?
+                .as_bool()
+        });
+        if marked != Some(true) {
+            continue;
+        }
+        let binaries = manifest.get("bin").and_then(toml::Value::as_array);
+        let named = binaries
             .into_iter()
             .flatten()
-        {
-            images.extend(
-                binary
-                    .get("name")
-                    .and_then(toml::Value::as_str)
-                    .map(str::to_owned),
-            );
-        }
-        if folder.join("src/main.rs").exists() && !package.contains_key("bin") {
-            let name = package.get("package").and_then(|table| table.get("name"));
-            images.extend(name.and_then(toml::Value::as_str).map(str::to_owned));
-        }
+            .chain(package.filter(|_| binaries.is_none()));
+        images.extend(named.filter_map(|table| Some(table.get("name")?.as_str()?.to_owned())));
         // Further programs by cargo's rule: each file of src/bin.
         for entry in fs::read_dir(folder.join("src/bin"))
             .into_iter()

@@ -61,17 +61,26 @@ fn repository(manifest: &str) -> (TempDir, HashMap<String, PathBuf>, PackOptions
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     };
-    put("Cargo.toml", b"[workspace]\nmembers = [\"a\", \"b\"]\n");
     put(
-        "a/Cargo.toml",
-        b"[package]\nname = \"a\"\n[[bin]]\nname = \"root\"\n[[bin]]\nname = \"console\"\n",
+        "Cargo.toml",
+        b"[workspace]\nmembers = [\"a\", \"b\", \"c\"]\n",
     );
-    put("b/Cargo.toml", b"[package]\nname = \"client\"\n");
-    put("b/src/main.rs", b"");
+    let member = |name: &str, rest: &str| {
+        let text = format!("[package]\nname = \"{name}\"\n{rest}");
+        put(&format!("{name}/Cargo.toml"), text.as_bytes());
+    };
+    let image = "[package.metadata.moira]\nimage = true\n";
+    member(
+        "a",
+        &format!("{image}[[bin]]\nname = \"root\"\n[[bin]]\nname = \"console\"\n"),
+    );
+    member("b", &format!("{image}[[bin]]\nname = \"moira-client\"\n"));
+    // A host's tool runs on no kernel of ours.
+    member("c", "[[bin]]\nname = \"tool\"\n");
     put("initrd/systems/test.toml", manifest.as_bytes());
     put("data/kernel", b"a kernel");
     let mut images = HashMap::new();
-    for (number, name) in [(1, "root"), (2, "console"), (3, "client")] {
+    for (number, name) in [(1, "root"), (2, "console"), (3, "moira-client")] {
         // An ELF header, one program header and one segment of a byte.
         let mut image = vec![0_u8; 200];
         image[..6].copy_from_slice(b"\x7fELF\x02\x01");
@@ -136,6 +145,18 @@ fn is_written_only_when_something_changed() {
     fs::write(options.root.join("data/kernel"), b"another").unwrap();
     pack("test", &images, &options).unwrap();
     assert_eq!(files(&path)[4].1, b"another");
+}
+
+#[test]
+fn options_make_an_archive_of_their_own() {
+    let (_folder, images, mut options) = repository(MANIFEST);
+    let plain = pack("test", &images, &options).unwrap();
+    options
+        .options
+        .insert("greeting".to_owned(), "servus".to_owned());
+    let other = pack("test", &images, &options).unwrap();
+    assert_ne!(plain, other);
+    assert_ne!(fs::read(plain).unwrap(), fs::read(other).unwrap());
 }
 
 #[test]
@@ -301,12 +322,24 @@ fn names_and_images_are_listed() {
     assert_eq!(names(folder.path()).unwrap(), ["test"]);
     assert_eq!(
         images(folder.path(), "test", &Options::new()).unwrap(),
-        ["root", "client", "console"]
+        ["root", "moira-client", "console"]
     );
     assert!(
         graph(folder.path(), "test", &Options::new())
             .unwrap()
             .contains(">watch</text>")
+    );
+}
+
+#[test]
+fn only_images_for_the_kernel_can_be_tasks() {
+    let (folder, _, _) =
+        repository(&MANIFEST.replacen("image = \"client\"", "image = \"tool\"", 1));
+    assert!(
+        check_all(folder.path())
+            .unwrap_err()
+            .to_string()
+            .contains("no image `tool`")
     );
 }
 

@@ -12,6 +12,8 @@ pub struct Size(pub u64);
 pub struct Time(pub u64);
 
 const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+/// As command lines have them: `--guest-memory 512M`.
+const SHORT_SIZES: &[(&str, u64)] = &[("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)];
 const TIMES: &[(&str, u64)] = &[
     ("ns", 1),
     ("us", 1_000),
@@ -31,9 +33,12 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 impl Size {
-    /// Reads `"64KiB"` and the like; also a bare number of bytes.
+    /// Reads `"64KiB"`, `"64K"` and the like; also a bare number of bytes.
     pub fn parse(text: &str) -> Option<Size> {
-        parse(text, SIZES).or_else(|| text.parse().ok()).map(Size)
+        parse(text, SIZES)
+            .or_else(|| parse(text, SHORT_SIZES))
+            .or_else(|| text.parse().ok())
+            .map(Size)
     }
 }
 
@@ -49,7 +54,7 @@ fn show(value: u64, units: &[(&str, u64)], none: &str) -> String {
     match units
         .iter()
         .rev()
-        .find(|(_, factor)| value != 0 && value % factor == 0)
+        .find(|(_, factor)| value != 0 && value.is_multiple_of(*factor))
     {
         Some((name, factor)) => format!("{} {name}", value / factor),
         None => format!("{value} {none}"),
@@ -122,6 +127,7 @@ mod tests {
     fn reads_what_people_write() {
         assert_eq!(Size::parse("64KiB"), Some(Size(65536)));
         assert_eq!(Size::parse("1 MiB"), Some(Size(1 << 20)));
+        assert_eq!(Size::parse("512M"), Some(Size(512 << 20)));
         assert_eq!(Size::parse("4096"), Some(Size(4096)));
         assert_eq!(Time::parse("2ms"), Some(Time(2_000_000)));
         assert_eq!(Time::parse("1s"), Some(Time(1_000_000_000)));

@@ -8,7 +8,11 @@ pub mod smp;
 pub mod tables;
 pub mod trap;
 pub mod tsc;
+pub mod vm;
+
+mod svm;
 pub mod virt;
+mod vmx;
 
 use crate::percpu::Cpu;
 use core::arch::{asm, global_asm};

@@ -1,6 +1,6 @@
 //! Starting processors.
 
-use super::{apic, paging, tables, tsc, virt};
+use super::{apic, paging, tables, tsc, virt, vm};
 use crate::{boot, memory::{DIRECT_MAP, KERNEL_BASE, Obj, Page}, percpu::{self, Cpu}, sched};
 use core::sync::atomic::Ordering::*;
 
@@ -91,7 +91,7 @@ extern "C" fn ap_main(cpu: &'static Cpu) -> ! {
     paging::load_kernel();
     init_this(cpu);
     apic::init_timer();
-    virt::enable(cpu);
+    vm::enable(cpu);
     cpu.account_since.set(super::now());
     cpu.ledger_start.set(super::now());
     cpu.online.store(true, Release);

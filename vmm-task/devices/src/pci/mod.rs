@@ -6,7 +6,6 @@ pub mod msix;
 
 use crate::traits::{GuestMemory, MsiSink};
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 pub use config::{BarKind, ConfigSpace};
 
 /// Slots on the root bus.
@@ -82,6 +81,10 @@ pub trait PciFunction {
     fn intx(&self) -> bool {
         false
     }
+    /// What the guest's driver did wrong, if the function has given up on it.
+    fn fault(&self) -> Option<&'static str> {
+        None
+    }
     /// As after power-on.
     fn reset(&mut self);
     /// The LPC bridge's routing of PCI pins to ISA interrupts, if this is it.
@@ -141,10 +144,9 @@ impl PciBus {
     }
 
     /// The ranges that a slot's function decodes now.
-    #[must_use]
-    pub fn decoded(&self, slot: u8) -> Vec<Decoded> {
-        let Some(Some(f)) = self.slots.get(usize::from(slot)) else { return Vec::new() };
-        (0..BARS as u8).filter_map(|bar| f.config().decoded(bar)).collect()
+    pub fn decoded(&self, slot: u8) -> impl Iterator<Item = Decoded> {
+        let f = self.slots.get(usize::from(slot)).and_then(Option::as_deref);
+        (0..BARS as u8).filter_map(move |bar| f?.config().decoded(bar))
     }
 
     /// All functions as after power-on.

@@ -1,13 +1,16 @@
 //! Virtio 1.2 devices: queues, the PCI transport, and the devices themselves.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
 pub mod entropy;
+pub mod net;
 pub mod queue;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+pub mod vsock;
 
 use crate::traits::GuestMemory;
 pub use chain::Chain;

@@ -33,6 +33,22 @@ pub enum QueueError {
     Request,
 }
 
+impl QueueError {
+    /// For people.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Memory => "a ring or buffer is not in memory",
+            Self::AvailableIndex => "the available index is more than a queue ahead",
+            Self::DescriptorIndex => "a descriptor number is beyond the table",
+            Self::ChainTooLong => "a descriptor chain is too long or circular",
+            Self::Order => "a readable descriptor follows a writable one",
+            Self::Indirect => "a bad indirect descriptor",
+            Self::Request => "a request has no room for its header or answer",
+        }
+    }
+}
+
 impl From<OutOfRange> for QueueError {
     fn from(_: OutOfRange) -> Self {
         Self::Memory

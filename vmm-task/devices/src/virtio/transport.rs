@@ -1,4 +1,7 @@
 //! Virtio over PCI (virtio 1.2, 4.1): one 16 KiB memory BAR with all structures, MSI-X, and INTA without it.
+//!
+//! Notifications go to a small I/O BAR as well: a port write costs the guest and the monitor a third of what a memory
+//! write costs, which must be decoded. Linux takes the first notification structure of the list, firmware the last.
 
 use super::{Progress, Queue, QueueError, VirtioDevice, Work, feature};
 use crate::pci::config::{COMMAND_MASTER, ConfigSpace, Identity};
@@ -13,6 +16,8 @@ pub const NO_VECTOR: u16 = 0xFFFF;
 /// The BAR with everything in it.
 const BAR: u8 = 0;
 const BAR_SIZE: u32 = 0x4000;
+/// The BAR with ports for notifications.
+const NOTIFY_BAR: u8 = 2;
 const ISR: u32 = 0x0800;
 const DEVICE: u32 = 0x1000;
 const NOTIFY: u32 = 0x2000;
@@ -68,13 +73,15 @@ impl VirtioPci {
         let msix = Msix::new(queues.len() as u8 + 1);
         let msix_at = config.add_capability(0x11, &msix.capability(BAR, MSIX_TABLE, MSIX_PBA));
         config.allow(msix_at + 2, &[0, 0xC0]);
-        config.add_capability(9, &structure(1, 0, COMMON_SIZE, &[]));
+        config.add_capability(9, &structure(1, BAR, 0, COMMON_SIZE, &[]));
         let notify = NOTIFY_STRIDE * queues.len() as u32;
-        config.add_capability(9, &structure(2, NOTIFY, notify, &NOTIFY_STRIDE.to_le_bytes()));
-        config.add_capability(9, &structure(3, ISR, 4, &[]));
-        config.add_capability(9, &structure(4, DEVICE, DEVICE_SIZE, &[]));
+        config.add_bar(NOTIFY_BAR, BarKind::Io, notify);
+        config.add_capability(9, &structure(2, NOTIFY_BAR, 0, notify, &NOTIFY_STRIDE.to_le_bytes()));
+        config.add_capability(9, &structure(2, BAR, NOTIFY, notify, &NOTIFY_STRIDE.to_le_bytes()));
+        config.add_capability(9, &structure(3, BAR, ISR, 4, &[]));
+        config.add_capability(9, &structure(4, BAR, DEVICE, DEVICE_SIZE, &[]));
         // The window of 4.1.4.9: BAR, offset and length can be written; data is live.
-        let window_at = config.add_capability(9, &structure(5, 0, 0, &[0; 4]));
+        let window_at = config.add_capability(9, &structure(5, BAR, 0, 0, &[0; 4]));
         config.allow(window_at + 4, &[0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]);
         Self {
             device,
@@ -94,12 +101,6 @@ impl VirtioPci {
             progress: Progress::Idle,
             fault: None,
         }
-    }
-
-    /// What the driver did wrong since its last reset of the device.
-    #[must_use]
-    pub fn fault(&self) -> Option<QueueError> {
-        self.fault
     }
 
     fn offered(&self) -> u64 {
@@ -264,6 +265,13 @@ impl VirtioPci {
         }
     }
 
+    fn notify(&mut self, queue: u32, context: &mut Context<'_>) {
+        if (queue as usize) < self.queues.len() {
+            let before = self.progress;
+            self.run(context, |d, w| Ok(d.notify(queue as u16, w)?.and(before)));
+        }
+    }
+
     /// A read of up to 4 bytes.
     fn read32(&mut self, offset: u32, size: u8, _context: &mut Context<'_>) -> u32 {
         let bytes = |f: &dyn Fn(u32) -> u8| (0..u32::from(size)).fold(0, |v, i| v | u32::from(f(offset + i)) << (8 * i));
@@ -291,11 +299,7 @@ impl VirtioPci {
                 }
             }
             NOTIFY..MSIX_TABLE => {
-                let queue = ((offset - NOTIFY) / NOTIFY_STRIDE) as u16;
-                if usize::from(queue) < self.queues.len() {
-                    let before = self.progress;
-                    self.run(context, |d, w| Ok(d.notify(queue, w)?.and(before)));
-                }
+                self.notify((offset - NOTIFY) / NOTIFY_STRIDE, context);
             }
             MSIX_TABLE..MSIX_PBA if size == 4 => self.msix.table_write(u64::from(offset - MSIX_TABLE), v, context.msi),
             _ => {}
@@ -312,8 +316,8 @@ impl VirtioPci {
 }
 
 /// Body of a virtio capability of one kind (virtio 1.2, 4.1.4).
-fn structure(kind: u8, offset: u32, length: u32, more: &[u8]) -> Vec<u8> {
-    let mut c = alloc::vec![16 + more.len() as u8, kind, BAR, 0, 0, 0];
+fn structure(kind: u8, bar: u8, offset: u32, length: u32, more: &[u8]) -> Vec<u8> {
+    let mut c = alloc::vec![16 + more.len() as u8, kind, bar, 0, 0, 0];
     c.extend_from_slice(&offset.to_le_bytes());
     c.extend_from_slice(&length.to_le_bytes());
     c.extend_from_slice(more);
@@ -363,8 +367,11 @@ impl PciFunction for VirtioPci {
         effect
     }
 
-    fn bar_read(&mut self, _bar: u8, offset: u64, size: u8, context: &mut Context<'_>) -> u64 {
+    fn bar_read(&mut self, bar: u8, offset: u64, size: u8, context: &mut Context<'_>) -> u64 {
         let offset = offset as u32;
+        if bar != BAR {
+            return 0;
+        }
         if size == 8 {
             let low = self.read32(offset, 4, context);
             return u64::from(self.read32(offset + 4, 4, context)) << 32 | u64::from(low);
@@ -372,9 +379,11 @@ impl PciFunction for VirtioPci {
         u64::from(self.read32(offset, size.min(4), context))
     }
 
-    fn bar_write(&mut self, _bar: u8, offset: u64, size: u8, value: u64, context: &mut Context<'_>) {
+    fn bar_write(&mut self, bar: u8, offset: u64, size: u8, value: u64, context: &mut Context<'_>) {
         let offset = offset as u32;
-        if size == 8 {
+        if bar == NOTIFY_BAR {
+            self.notify(offset / NOTIFY_STRIDE, context);
+        } else if size == 8 {
             self.write32(offset, 4, value as u32, context);
             self.write32(offset + 4, 4, (value >> 32) as u32, context);
         } else {
@@ -399,6 +408,10 @@ impl PciFunction for VirtioPci {
             Progress::More => Some(0),
             Progress::Until(at) => Some(at),
         }
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        self.fault.map(QueueError::text)
     }
 
     fn intx(&self) -> bool {

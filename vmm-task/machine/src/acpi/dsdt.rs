@@ -69,12 +69,12 @@ fn processors(config: &AcpiConfig, out: &mut dyn AmlSink) {
     }
 }
 
-/// The ECAM and the power management ports belong to no device that could be moved.
+/// The ECAM belongs to no device that could be moved. The power management ports are not named here: the FADT claims
+/// them, and Linux warns of an overlap with the LPC bridge's own.
 fn motherboard(out: &mut dyn AmlSink) {
     let ecam = Memory32Fixed::new(true, layout::ECAM_BASE as u32, layout::ECAM_SIZE as u32);
-    let pm = IO::new(layout::PM1A_EVENT_PORT, layout::PM1A_EVENT_PORT, 1, layout::PM_PORTS);
     let unique = Name::new(path("_UID"), &ZERO);
-    let resources = crs(Vec::from([&ecam as &dyn Aml, &pm]));
+    let resources = crs(Vec::from([&ecam as &dyn Aml]));
     Device::new(path("MBRD"), Vec::from([&hid("PNP0C02") as &dyn Aml, &unique, &resources])).to_aml_bytes(out);
 }
 

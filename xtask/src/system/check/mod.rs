@@ -31,6 +31,17 @@ pub struct Known {
     pub images: BTreeSet<String>,
 }
 
+/// What the names of this project's own binaries start with; manifests may leave it out.
+const PREFIX: &str = "moira-";
+
+impl Known {
+    /// The binary that a manifest means by `image`.
+    pub fn binary(&self, image: &str) -> Option<String> {
+        let names = [image.to_owned(), format!("{PREFIX}{image}")];
+        names.into_iter().find(|name| self.images.contains(name))
+    }
+}
+
 /// Findings so far, and the manifest they are about.
 struct Checker<'a> {
     manifest: &'a Manifest,
@@ -183,10 +194,12 @@ impl<'a> Checker<'a> {
 
     fn image(&mut self, image: &str, span: Range<usize>) {
         let known = self.known;
-        if known.images.contains(image) {
+        if known.binary(image).is_some() {
             return;
         }
-        let hint = match nearest(image, known.images.iter().map(String::as_str)) {
+        let names = known.images.iter().map(String::as_str);
+        let names = names.flat_map(|name| [name, name.strip_prefix(PREFIX).unwrap_or(name)]);
+        let hint = match nearest(image, names) {
             Some(close) => format!("did you mean `{close}`?"),
             None => "name a binary of this workspace with `image = \"…\"`".to_owned(),
         };
@@ -197,6 +210,15 @@ impl<'a> Checker<'a> {
         match &task.image {
             Some(image) => self.image(image.get_ref(), image.span()),
             None => self.image(name.get_ref(), name.span()),
+        }
+        if image_of(name, task) == "root" && self.manifest.system.root.get_ref() != "root" {
+            let hint =
+                "the archive's `root` is the root task of this system, which is another binary";
+            self.report(
+                name.span(),
+                format!("`{}` runs `root`", name.get_ref()),
+                hint,
+            );
         }
         let level = *task.level.get_ref();
         if level >= LEVELS {

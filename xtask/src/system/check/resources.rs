@@ -87,7 +87,7 @@ impl<'a> Checker<'a> {
     /// A size that is mapped: whole pages, more than none.
     fn pages(&mut self, size: &Spanned<Size>, what: &str) {
         let bytes = size.get_ref().0;
-        if bytes == 0 || bytes % PAGE != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE) {
             let hint = "sizes are whole pages of 4 KiB, at least one";
             self.report(size.span(), format!("{what}: {}", size.get_ref()), hint);
         }
@@ -159,7 +159,7 @@ impl<'a> Checker<'a> {
             }
             for device in task.device_memory.values() {
                 let (start, size) = (device.get_ref().address, device.get_ref().size.0);
-                let whole = start % PAGE == 0 && size % PAGE == 0 && size != 0;
+                let whole = start.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && size != 0;
                 match start.checked_add(size).filter(|_| whole) {
                     Some(end) => memory.push(Owned {
                         start,

@@ -208,7 +208,9 @@ fn sort_by_neighbours(band: &mut Band, placed: &[Placed], edges: &[Edge]) {
 /// Where each arrow touches its two boxes, by the arrow's number and whether it is its start: arrows on one edge of a box
 /// stand in the order of where they lead, so that they do not cross at once.
 fn ports(placed: &[Placed], edges: &[Edge]) -> BTreeMap<(usize, bool), f64> {
-    let mut sides: BTreeMap<(usize, bool), Vec<(f64, usize, bool)>> = BTreeMap::new();
+    // By task and edge: where an arrow leads, its number, whether it starts here.
+    type Ends = Vec<(f64, usize, bool)>;
+    let mut sides: BTreeMap<(usize, bool), Ends> = BTreeMap::new();
     for (number, edge) in edges.iter().enumerate() {
         let (Some(from), Some(to)) = (placed.get(edge.from), placed.get(edge.to)) else {
             continue;
