@@ -157,8 +157,9 @@ impl Uart {
 
     fn transmit(&mut self, byte: u8, now: u64) {
         // The byte takes the request back and, gone at once, makes a new one: an edge-triggered controller must see both.
-        self.fell |= self.irq();
+        let was = self.irq();
         self.thre_pending = false;
+        self.fell |= was && !self.irq();
         if self.mcr & MCR_LOOP != 0 {
             self.push_rx(byte);
             self.thre_pending = true;
