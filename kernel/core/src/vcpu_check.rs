@@ -310,18 +310,14 @@ pub const fn task_rights_from_svm(attributes: u16) -> u32 {
 /// [`PortIo`] from SVM's EXITINFO1 (APM 2 15.10.2).
 #[must_use]
 pub const fn port_from_svm(info: u64) -> PortIo {
-    PortIo(info >> 16 & 0xffff | (info >> 4 & 7) << 16 | (info & 1) << 24 | (info >> 2 & 3) << 25)
+    PortIo(info & 0xffff_007d)
 }
 
 /// [`PortIo`] from VT-x's exit qualification (SDM table 27-5).
 #[must_use]
 pub const fn port_from_vmx(qualification: u64) -> PortIo {
-    PortIo(
-        qualification >> 16 & 0xffff
-            | ((qualification & 7) + 1) << 16
-            | (qualification >> 3 & 1) << 24
-            | (qualification >> 4 & 3) << 25,
-    )
+    let size = (qualification & 7) + 1;
+    PortIo(qualification & 0xffff_0000 | size << 4 | qualification >> 3 & 1 | (qualification >> 4 & 3) << 2)
 }
 
 /// [`vcpu::access`] from SVM's nested-page-fault EXITINFO1 (APM 2 15.25.6).
