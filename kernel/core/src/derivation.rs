@@ -1,8 +1,8 @@
 //! The derivation list: all capabilities derived from one ancestor stand behind it, each with its depth; the descendants
 //! of a slot are the run of slots behind it with a greater depth. Insert, unlink and move are O(1).
 
-/// Greatest depth of a derivation.
-pub const MAX_DEPTH: u16 = 0x0fff;
+/// Greatest depth of a derivation; bounds the search for a leaf.
+pub const MAX_DEPTH: u16 = 63;
 
 /// Where the links of slots live. A slot is named by a number that is never 0.
 pub trait Links {

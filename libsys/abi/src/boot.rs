@@ -34,8 +34,6 @@ pub mod untyped_kind {
     pub const CLEAN: u32 = 1;
     /// The initrd: `Frame`s made from it hold its contents.
     pub const CONTENT: u32 = 2;
-    /// Not memory (device registers, ACPI tables, firmware): only `Frame`s, never zeroed.
-    pub const DEVICE: u32 = 3;
 }
 
 /// One untyped memory.
@@ -68,8 +66,10 @@ pub struct BootInfo {
     pub magic: u64,
     /// TSC ticks per second, checked against the PIT.
     pub tsc_hz: u64,
-    /// Physical address of the ACPI root pointer; 0 if unknown.
+    /// Physical address of the ACPI root pointer as the loader gave it; 0 if unknown.
     pub rsdp: u64,
+    /// A copy of the root pointer (ACPI 5.2.5.3): its first 36 bytes; zeroes if unknown.
+    pub rsdp_copy: [u8; 40],
     /// Virtual address at which the initrd is mapped, read-only.
     pub initrd_address: u64,
     /// Its physical address (a multiple of 4096).

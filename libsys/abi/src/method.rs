@@ -86,14 +86,16 @@ methods! {
     ThreadResume = 37,
     /// `Thread`: W0 notification slot; its bits end this thread's receive.
     ThreadBindNotification = 38,
-    /// `Thread` (stopped or faulting): answer in the caller's message buffer, [`fault::Registers`](crate::fault::Registers).
+    /// `Thread` (not running): answer in the caller's message buffer, [`fault::Registers`](crate::fault::Registers); W0 state, W1 vector, W2
+    /// error code, W3 CR2 of its last fault (W1 all ones: none).
     ThreadReadRegisters = 39,
     /// `Thread` (stopped or faulting): registers from the caller's message buffer.
     ThreadWriteRegisters = 40,
     /// `Thread` (inactive, or the caller itself): W0 first of four slots that take received capabilities.
     ThreadReceiveSlots = 41,
 
-    /// `SchedContext`: W0 thread slot: this account pays for that thread. W1 `Cpu` slot: its home.
+    /// `SchedContext`: W0 thread slot: this account pays for that thread. W1 `Cpu` slot: its home. Answer: W0 its index on the
+    /// status page of that CPU (all ones: none free).
     ContextBind = 44,
     /// `SchedContext`: answer W0 own, W1 lost to others, W2 delivered by helping, W3 structural (TSC ticks).
     ContextConsumed = 45,
@@ -142,20 +144,20 @@ methods! {
     PlatformStartCpu = 84,
     /// `Platform`: W0 physical address, W1 first GSI of an I/O APIC. Answer: W0 pins.
     PlatformAddIoApic = 85,
-    /// `Platform`: W0 kind (0 GSI, 1 MSI), W1 GSI, W2 flags (bit 0 level, bit 1 active low), W3 destination slot, W4 `Cpu` slot,
-    /// W5 notification slot.
+    /// `Platform`: W0 kind (0 GSI, 1 MSI), W1 GSI, W2 flags (bit 0 level, bit 1 active low), W3 slot of a fresh `Interrupt`, W4 `Cpu`
+    /// slot, W5 notification slot (its badge gives the bits).
     PlatformMakeInterrupt = 86,
     /// `Platform`: W0 first port, W1 last port, W2 destination slot.
     PlatformMakeIoPorts = 87,
-    /// `Platform`: the first W0 (at most 64) bytes of W1–W7 and W0>>8 … are not used: prints the message buffer's bytes
-    /// (tag) on the kernel's log.
+    /// `Platform`: prints the message buffer's bytes (tag) on the kernel's log.
     PlatformLog = 88,
-    /// `Platform`: W0 0 ends well, 1 ends failed (message buffer: why), 2 reboots: ends the run or the machine.
+    /// `Platform`: ends the run. W0 0 well, 1 failed (message buffer: why), 2 reboot, 3 power off.
     PlatformEnd = 89,
-    /// `Platform`: W0 slot of a one-CPU trace page frame … see `docs/abi/trace.md`. W0 CPU index, W1 byte offset: copies trace events to the message buffer.
+    /// `Platform`: W0 CPU index, W1 first event: trace events into the message buffer. Answer: W0 next event.
     PlatformTrace = 90,
-    /// `Platform`: W0 untyped slot: runs the invariant check of debug builds; answer W0 live objects.
-    PlatformCheck = 91,
+    /// `Platform`: W0 physical address, W1 log2 of the bytes (12, 21, 30), W2 destination slot: a `Frame` of device memory or
+    /// firmware tables; never of memory that the kernel gave out.
+    PlatformMakeFrame = 91,
 }
 
 /// Bits of W2 of `SpaceMap`, beside the rights.

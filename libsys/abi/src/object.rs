@@ -62,7 +62,7 @@ impl ObjectType {
     /// `Frame`, `CapTable` and `Plan` look at it). `None`: not made by `retype`, or size out of range.
     ///
     /// `Untyped` and `Frame` take their memory from the upper end of the untyped, all others from its lower end; an
-    /// `Untyped` also takes a 128-byte control block from the lower end.
+    /// `Untyped` also takes a 256-byte control block from the lower end.
     #[must_use]
     pub const fn size_bits(self, size: u8) -> Option<u8> {
         Some(match self {
@@ -75,6 +75,7 @@ impl ObjectType {
             ObjectType::SchedContext => 9,
             ObjectType::Endpoint => 6,
             ObjectType::Notification => 7,
+            ObjectType::Interrupt => 7,
             ObjectType::Vcpu => 15,
             _ => return None,
         })

@@ -26,8 +26,8 @@ pub mod blocked {
 
 /// Entries of the news log.
 pub const NEWS_LOG: usize = 256;
-/// Context words of a status page: contexts of one CPU beyond this number get no word and are found by asking.
-pub const STATUS_CONTEXTS: usize = 96;
+/// Context words of a status page. Contexts of one CPU beyond this number get no word; `dispatch` still tells of them.
+pub const STATUS_CONTEXTS: usize = 92;
 
 /// One context's word on the status page.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,11 +35,13 @@ pub const STATUS_CONTEXTS: usize = 96;
 pub struct ContextStatus {
     /// [`blocked`] kind.
     pub blocked: u32,
-    /// Low half of the sequence at which this word was written.
-    pub sequence: u32,
+    /// Number of the thread at which the chain of calls is blocked: the number that the log will carry.
+    pub thread: u32,
     /// Deadline of the wait, or 0.
     pub deadline: u64,
-    /// Total time charged, own and lost.
+    /// The CPU's sequence when this word was written.
+    pub sequence: u64,
+    /// Total time charged when this word was written, own and lost.
     pub consumed: u64,
 }
 
@@ -49,10 +51,10 @@ pub struct ContextStatus {
 pub struct StatusPage {
     /// Incremented after each piece of news. The token of `dispatch`.
     pub sequence: u64,
-    /// TSC at the last change.
+    /// TSC at the last piece of news.
     pub stamp: u64,
-    /// Indices of contexts about which there is news: entry `sequence % NEWS_LOG`.
-    pub log: [u16; NEWS_LOG],
+    /// Numbers of threads that woke, resumed or died: entry `sequence % NEWS_LOG`. Whoever is blocked at that thread may run.
+    pub log: [u32; NEWS_LOG],
     /// Words by context index (as `ContextBind` answered it).
     pub context: [ContextStatus; STATUS_CONTEXTS],
 }

@@ -1,6 +1,6 @@
 # The first instructions: 32-bit protected mode, paging off, from a PVH loader (ebx: start info) or a Multiboot2 loader
 # (eax: magic, ebx: information). Builds page tables for the first 4 GiB at 0, DIRECT_MAP and KERNEL_BASE, enters
-# long mode, and calls kernel_start(magic, info).
+# long mode, and calls kernel_start_rust(magic, info).
 .set KB, 0xffffffff80000000
 
 .section .multiboot2, "a"
@@ -129,7 +129,7 @@ boot_long:
     movl %ebp, %edi
     movl %esi, %esi
     xorl %ebp, %ebp
-    call kernel_start
+    call kernel_start_rust
 7:  hlt
     jmp 7b
 
