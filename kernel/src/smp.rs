@@ -149,7 +149,7 @@ fn drain_all(cpu: &'static Cpu) {
     flush_here(cpu);
     let own = cpu.mail.swap(0, SeqCst);
     if own & mail::SCHEDULER != 0 {
-        sched::rescan(cpu);
+        sched::register(cpu);
     }
     let mut at = cpu.mailbox.swap(0, SeqCst);
     // One pass: what arrives meanwhile interrupts again.
