@@ -1,0 +1,265 @@
+//! The console task: one serial line for all (protocol: `moira_proto::console`).
+//!
+//! | capability | what for |
+//! | --- | --- |
+//! | `ports` | the UART's eight ports |
+//! | `interrupt` | optional: its interrupt, bound to this task's notification; without it input is looked for at each request and every 20 ms |
+//!
+//! Arguments: `port=0x3f8` (the first port), `name.N=NAME` (name of the client with number N), `raw=N` (client N's lines carry no
+//! name). Ctrl-] gives the input to the next client.
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+use alloc::{collections::BTreeMap, vec, vec::Vec};
+use moira_console::{
+    consoles::{Consoles, MOST_CLIENTS},
+    uart::{Registers, Uart},
+};
+use moira_rt::{
+    Env,
+    memory::Slots,
+    proto::console,
+    sys::{
+        CapTable, Capability, Deadline, Error, Event, Interrupt, IoPorts, Message, MessageBuffer,
+        Next, Notification, ObjectType, Received, serve,
+    },
+};
+
+moira_rt::entry!(main);
+
+/// Most bytes taken in one request, so that each client waits for a bounded time.
+const MOST_BYTES: usize = 1024;
+/// Most bytes read from the line in one go.
+const MOST_TYPED: usize = 256;
+/// How often input is looked for if there is no interrupt.
+const POLL_NS: u64 = 20_000_000;
+
+/// The UART's registers behind the port capability.
+struct Ports {
+    ports: IoPorts,
+    first: u16,
+}
+
+impl Registers for Ports {
+    type Error = Error;
+
+    fn read(&mut self, offset: u16) -> Result<u8, Error> {
+        self.ports.in8(self.first.wrapping_add(offset))
+    }
+
+    fn write(&mut self, offset: u16, value: u8) -> Result<(), Error> {
+        self.ports.out8(self.first.wrapping_add(offset), value)
+    }
+}
+
+struct Server {
+    uart: Uart<Ports>,
+    consoles: Consoles,
+    /// Who wants to know of input.
+    listeners: BTreeMap<u16, Notification>,
+    interrupt: Option<Interrupt>,
+    poll_ticks: u64,
+    /// The line had more to read than was read.
+    more: bool,
+    table: CapTable,
+    slots: Slots,
+    buffer: MessageBuffer,
+    out: Vec<u8>,
+}
+
+fn main(env: Env) {
+    // Without a line there is nobody to tell; the panic text reaches the supervisor.
+    let ports = env
+        .capability::<IoPorts>("ports")
+        .expect("the manifest grants `ports`");
+    let interrupt = env.capability::<Interrupt>("interrupt");
+    let mut uart = Uart(Ports {
+        ports,
+        first: first_port(&env),
+    });
+    uart.init(interrupt.is_some())
+        .expect("the UART's ports are among `ports`");
+    let mut server = Server {
+        uart,
+        consoles: named_clients(&env),
+        listeners: BTreeMap::new(),
+        interrupt,
+        poll_ticks: env.ticks(POLL_NS),
+        more: false,
+        table: env.table(),
+        slots: env.slots(),
+        buffer: env.buffer,
+        out: Vec::new(),
+    };
+    // What came before this task started may have left the source masked.
+    server.acknowledge();
+    let error = serve(server.deadline(), |event| server.handle(event));
+    panic!("cannot serve: {error:?}");
+}
+
+fn first_port(env: &Env) -> u16 {
+    let text = env.argument("port").unwrap_or("0x3f8");
+    u16::from_str_radix(text.trim_start_matches("0x"), 16).expect("`port=` is a hexadecimal number")
+}
+
+/// The clients that the manifest's arguments name.
+fn named_clients(env: &Env) -> Consoles {
+    let raw: Vec<u16> = env
+        .info
+        .arguments
+        .iter()
+        .filter_map(|argument| argument.strip_prefix("raw=")?.parse().ok())
+        .collect();
+    let mut consoles = Consoles::new();
+    for argument in &env.info.arguments {
+        let named = argument
+            .strip_prefix("name.")
+            .and_then(|rest| rest.split_once('='));
+        if let Some((number, name)) =
+            named.and_then(|(number, name)| Some((number.parse().ok()?, name)))
+        {
+            consoles.add(number, name, raw.contains(&number));
+        }
+    }
+    consoles
+}
+
+impl Server {
+    fn deadline(&self) -> Deadline {
+        match self.interrupt {
+            Some(_) if !self.more => Deadline::NEVER,
+            _ => Deadline::after(self.poll_ticks),
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Next {
+        match event {
+            Event::Call(call) => {
+                let reply = self.answer(&call);
+                self.drop_capabilities(&call);
+                if self.interrupt.is_none() {
+                    self.read_line();
+                }
+                self.flush();
+                // Last, because the bytes of the answer lie in the message buffer.
+                let reply = self.fill(reply);
+                Next::Reply(reply, self.deadline())
+            }
+            Event::Notified(_) | Event::Timeout => {
+                self.read_line();
+                self.flush();
+                self.acknowledge();
+                Next::Receive(self.deadline())
+            }
+        }
+    }
+
+    fn answer(&mut self, call: &Received) -> Answer {
+        // The low half of the badge is the client's number.
+        let number = call.badge as u16;
+        match call.label {
+            console::WRITE => {
+                let mut bytes = vec![0; call.bytes.min(MOST_BYTES)];
+                self.buffer.read(&mut bytes);
+                Answer::Words(self.consoles.write(number, &bytes, &mut self.out) as u64)
+            }
+            console::READ => {
+                self.consoles.listen(number, &mut self.out);
+                let most = usize::try_from(call.words[0])
+                    .unwrap_or(usize::MAX)
+                    .min(MessageBuffer::BYTES);
+                Answer::Bytes(self.consoles.read(number, most))
+            }
+            console::NOTIFY => Answer::Words(u64::from(self.register(number, call))),
+            _ => Answer::Words(0),
+        }
+    }
+
+    fn fill(&mut self, answer: Answer) -> Message {
+        match answer {
+            Answer::Words(word) => Message::new(0).words([word]),
+            Answer::Bytes(bytes) => Message::new(0)
+                .words([bytes.len() as u64])
+                .bytes(self.buffer.write(&bytes)),
+        }
+    }
+
+    /// Keeps the client's notification; an earlier one is let go.
+    fn register(&mut self, number: u16, call: &Received) -> bool {
+        let Some(slot) = call.capability(0) else {
+            return false;
+        };
+        if !self
+            .table
+            .inspect(slot)
+            .is_ok_and(|found| found.kind == Some(ObjectType::Notification))
+        {
+            return false;
+        }
+        if !self.listeners.contains_key(&number) && self.listeners.len() >= MOST_CLIENTS {
+            return false;
+        }
+        let Some(kept) = self.slots.take(1) else {
+            return false;
+        };
+        let Ok(notification) = self.table.move_to(Notification::new(slot), kept) else {
+            self.slots.give(kept, 1);
+            return false;
+        };
+        if let Some(old) = self.listeners.insert(number, notification)
+            && self.table.delete_fully(old.slot()).is_ok()
+        {
+            self.slots.give(old.slot(), 1);
+        }
+        self.consoles.listen(number, &mut self.out);
+        true
+    }
+
+    /// Empties the receive slots: what a client sent unasked must not take the place of what the next one sends.
+    fn drop_capabilities(&self, call: &Received) {
+        for slot in (0..call.caps).filter_map(|index| call.capability(index)) {
+            // Empty: it was kept, in another slot.
+            let _ = self.table.delete_fully(slot);
+        }
+    }
+
+    /// Takes what was typed to the client in the foreground.
+    fn read_line(&mut self) {
+        let mut typed = 0;
+        while typed < MOST_TYPED
+            && let Ok(Some(byte)) = self.uart.receive()
+        {
+            typed += 1;
+            if let Some(number) = self.consoles.typed(byte, &mut self.out)
+                && let Some(notification) = self.listeners.get(&number)
+            {
+                // A client that took its notification back does not want to know.
+                let _ = notification.signal();
+            }
+        }
+        // An edge-triggered line does not rise again while bytes are left: come back for them.
+        self.more = typed == MOST_TYPED;
+    }
+
+    fn flush(&mut self) {
+        // If the ports were taken away there is no line any more, and nobody to tell.
+        let _ = self.uart.send(&self.out);
+        self.out.clear();
+    }
+
+    fn acknowledge(&self) {
+        if let Some(interrupt) = self.interrupt {
+            // Refused only if the interrupt was taken away.
+            let _ = interrupt.ack();
+        }
+    }
+}
+
+/// What goes back to a client.
+enum Answer {
+    Words(u64),
+    Bytes(Vec<u8>),
+}

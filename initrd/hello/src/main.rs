@@ -1,0 +1,110 @@
+//! Small tasks for first systems and for the supervisor's tests; the argument `role=` chooses which.
+//!
+//! | role | capabilities | what it does |
+//! | --- | --- | --- |
+//! | `ping` | `pong`, `console` | calls `pong` `rounds=` times (100), checks each answer, prints the mean time, finishes |
+//! | `pong` | `console`; serves | answers each call with its words plus one |
+//! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again, it says so and runs on |
+//! | `panicker` | `console` | panics; started again, it says so and finishes |
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+use log::{error, info};
+use moira_rt::{
+    Env, end,
+    sys::{self, Deadline, Endpoint, Event, Message, Next},
+};
+
+moira_rt::entry!(main);
+
+fn main(env: Env) {
+    match env.argument("role") {
+        Some("ping") => ping(&env),
+        Some("pong") => pong(),
+        Some("crasher") => crasher(&env),
+        Some("panicker") => panicker(&env),
+        other => error!("no such role: {other:?}"),
+    }
+}
+
+fn number(env: &Env, key: &str, otherwise: u64) -> u64 {
+    env.argument(key)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(otherwise)
+}
+
+/// Label of a ping.
+const PING: u32 = 1;
+
+fn ping(env: &Env) {
+    let Some(pong) = env.capability::<Endpoint>("pong") else {
+        error!("there is no pong to call");
+        return;
+    };
+    let rounds = number(env, "rounds", 100);
+    let start = sys::now();
+    for round in 0..rounds {
+        match pong.call(&Message::new(PING).words([round])) {
+            Ok(answer) if answer.label == PING && answer.words[0] == round + 1 => {}
+            Ok(answer) => {
+                error!(
+                    "round {round}: pong answered {} instead of {}",
+                    answer.words[0],
+                    round + 1
+                );
+                return;
+            }
+            Err(error) => {
+                error!("round {round}: {error:?}");
+                return;
+            }
+        }
+    }
+    let ticks = (sys::now() - start) / rounds.max(1);
+    info!("{rounds} calls answered, {ticks} ticks each");
+}
+
+fn pong() {
+    info!("serving");
+    let error = sys::serve(Deadline::NEVER, |event| match event {
+        Event::Call(call) => {
+            let words = call.words.map(|word| word.wrapping_add(1));
+            Next::Reply(Message::new(call.label).words(words), Deadline::NEVER)
+        }
+        Event::Notified(_) | Event::Timeout => Next::Receive(Deadline::NEVER),
+    });
+    error!("cannot serve: {error:?}");
+}
+
+/// Something to do that the compiler cannot leave out: the sum of a freshly allocated list.
+fn work(round: u64) -> u64 {
+    let list: alloc::vec::Vec<u64> = (0..1000 + round).collect();
+    core::hint::black_box(list).iter().sum()
+}
+
+fn crasher(env: &Env) {
+    let rounds = number(env, "rounds", 10);
+    for round in 0..rounds {
+        info!("round {round}: {}", work(round));
+    }
+    if env.info.restarts == 0 {
+        info!("writing to address 0");
+        end::write_to_null();
+    }
+    info!("running on after {} restarts", env.info.restarts);
+    loop {
+        // Nobody calls or signals; this sleeps. An error would make it spin, so it ends instead.
+        if let Err(error) = sys::receive(Deadline::after(env.ticks(1_000_000_000))) {
+            error!("cannot sleep: {error:?}");
+            return;
+        }
+    }
+}
+
+fn panicker(env: &Env) {
+    assert!(env.info.restarts > 0, "a panic on purpose");
+    info!("finished after {} restarts", env.info.restarts);
+}

@@ -1,0 +1,240 @@
+# Ways into and out of the kernel. Offsets are checked against the structures in percpu.rs and object/thread.rs.
+#
+# A thread's registers lie in its object in the order of the instruction encoding, then rip and rflags; CPU_REGS_END points
+# just above them for the running thread, so that pushes fill them.
+.set CPU_SELF, 0
+.set CPU_SCRATCH, 8
+.set CPU_REGS_END, 16
+.set CPU_STACK, 24
+.set CPU_EPOCH, 32
+.set CPU_SAVE, 40
+.set T_REGS, 64
+.set T_RIP, 64 + 16 * 8
+.set T_RFLAGS, 64 + 17 * 8
+.set T_EXIT, 64 + 18 * 8
+
+.macro push_registers
+    push r15
+    push r14
+    push r13
+    push r12
+    push r11
+    push r10
+    push r9
+    push r8
+    push rdi
+    push rsi
+    push rbp
+    push qword ptr gs:[CPU_SCRATCH]
+    push rbx
+    push rdx
+    push rcx
+    push rax
+.endm
+
+.section .text
+.balign 64
+.global entry_syscall
+entry_syscall:
+    swapgs
+    mov gs:[CPU_SCRATCH], rsp
+    mov rsp, gs:[CPU_REGS_END]
+    mov qword ptr [rsp], 0
+    push r11
+    push rcx
+    # r11 and rcx themselves are lost to SYSCALL: their places are skipped.
+    push r15
+    push r14
+    push r13
+    push r12
+    sub rsp, 8
+    push r10
+    push r9
+    push r8
+    push rdi
+    push rsi
+    push rbp
+    push qword ptr gs:[CPU_SCRATCH]
+    push rbx
+    push rdx
+    mov [rsp - 16], rax
+    lea rsi, [rsp - 16 - T_REGS]
+    mov rsp, gs:[CPU_STACK]
+    mov rdi, gs:[CPU_SELF]
+    lock inc qword ptr gs:[CPU_EPOCH]
+    mov rdx, rax
+    # Whoever handles it returns the thread to resume in rax.
+    push offset resume_thread
+    cmp al, 1
+    je syscall_call
+    cmp al, 2
+    je syscall_reply_receive
+    jmp syscall
+
+.balign 64
+.global resume_thread
+resume_thread:
+    inc qword ptr gs:[CPU_EPOCH]
+    mov rbx, [rax + T_REGS + 3 * 8]
+    mov rbp, [rax + T_REGS + 5 * 8]
+    mov rsi, [rax + T_REGS + 6 * 8]
+    mov rdi, [rax + T_REGS + 7 * 8]
+    mov r8, [rax + T_REGS + 8 * 8]
+    mov r9, [rax + T_REGS + 9 * 8]
+    mov r10, [rax + T_REGS + 10 * 8]
+    mov r12, [rax + T_REGS + 12 * 8]
+    mov r13, [rax + T_REGS + 13 * 8]
+    mov r14, [rax + T_REGS + 14 * 8]
+    mov r15, [rax + T_REGS + 15 * 8]
+    mov rdx, [rax + T_REGS + 2 * 8]
+    cmp qword ptr [rax + T_EXIT], 0
+    jne 2f
+    mov rcx, [rax + T_RIP]
+    mov r11, [rax + T_RFLAGS]
+    mov rsp, [rax + T_REGS + 4 * 8]
+    mov rax, [rax + T_REGS]
+    swapgs
+    sysretq
+2:  # It came in by an interrupt or exception, or its registers were written: all of them count, and only IRET is safe.
+    push 0x1b
+    push qword ptr [rax + T_REGS + 4 * 8]
+    push qword ptr [rax + T_RFLAGS]
+    push 0x23
+    push qword ptr [rax + T_RIP]
+    mov rcx, [rax + T_REGS + 1 * 8]
+    mov r11, [rax + T_REGS + 11 * 8]
+    mov rax, [rax + T_REGS]
+    swapgs
+    iretq
+
+# Exceptions and interrupts. Each stub pushes (error code, vector), 16 bytes apart in a table of 256.
+.balign 16
+.global entry_stubs
+entry_stubs:
+.set vector, 0
+.rept 256
+    .balign 16
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    push 0
+    .endif
+    push vector
+    jmp entry_common
+    .set vector, vector + 1
+.endr
+
+# Stack: vector, error, rip, cs, rflags, rsp, ss
+.balign 64
+entry_common:
+    test byte ptr [rsp + 24], 3
+    jz entry_kernel
+    swapgs
+    mov gs:[CPU_SAVE], rax
+    mov rax, [rsp + 40]
+    mov gs:[CPU_SCRATCH], rax
+    mov rax, gs:[CPU_REGS_END]
+    push qword ptr [rsp + 32]
+    pop qword ptr [rax - 8]
+    push qword ptr [rsp + 16]
+    pop qword ptr [rax - 16]
+    mov qword ptr [rax], 1
+    push qword ptr [rsp]
+    pop qword ptr gs:[CPU_SAVE + 8]
+    push qword ptr [rsp + 8]
+    pop qword ptr gs:[CPU_SAVE + 16]
+    lea rsp, [rax - 16]
+    mov rax, gs:[CPU_SAVE]
+    push_registers
+    lea rsi, [rsp - T_REGS]
+    mov rsp, gs:[CPU_STACK]
+    cld
+    mov rdi, gs:[CPU_SELF]
+    mov rdx, gs:[CPU_SAVE + 8]
+    mov rcx, gs:[CPU_SAVE + 16]
+    lock inc qword ptr gs:[CPU_EPOCH]
+    call user_trap
+    jmp resume_thread
+
+# In the kernel: only interrupts at the points that open a window for them, and bugs.
+entry_kernel:
+    cld
+    push rax
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    mov rbp, rsp
+    mov rdi, [rsp + 88]
+    lea rsi, [rsp + 88]
+    mov rdx, rsp
+    and rsp, -16
+    call kernel_trap
+    mov rsp, rbp
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rax
+    add rsp, 16
+    iretq
+
+# NMI, double fault, machine check, debug: stacks of their own, whose top word is the CPU pointer; GS is not trusted.
+.balign 64
+.global entry_paranoid_nmi, entry_paranoid_df, entry_paranoid_mc
+entry_paranoid_nmi:
+    push 0
+    push 2
+    jmp entry_paranoid
+entry_paranoid_df:
+    push 8
+    jmp entry_paranoid
+entry_paranoid_mc:
+    push 0
+    push 18
+entry_paranoid:
+    cld
+    push rax
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+    mov rbp, rsp
+    mov rdi, [rsp + 88]
+    lea rsi, [rsp + 88]
+    # The CPU pointer stands in the top word of this 4 KiB stack.
+    mov rdx, rsp
+    or rdx, 4095
+    mov rdx, [rdx - 7]
+    and rsp, -16
+    call paranoid_trap
+    mov rsp, rbp
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rax
+    add rsp, 16
+    iretq

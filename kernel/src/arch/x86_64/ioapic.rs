@@ -1,0 +1,82 @@
+//! I/O APICs: lines (82093AA data sheet; ACPI 5.2.12.3 for the numbering). Which there are, the platform task says.
+
+use super::paging;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+
+const MOST: usize = 8;
+
+struct IoApic {
+    /// Virtual address of the registers; 0: none.
+    address: AtomicU64,
+    first: AtomicU32,
+    pins: AtomicU32,
+}
+
+static ALL: [IoApic; MOST] =
+    [const { IoApic { address: AtomicU64::new(0), first: AtomicU32::new(0), pins: AtomicU32::new(0) } }; MOST];
+
+/// Selecting a register and accessing it are two steps: nobody may come between.
+static LOCK: spin::mutex::TicketMutex<()> = spin::mutex::TicketMutex::new(());
+
+fn read(address: u64, register: u32) -> u32 {
+    // SAFETY: `address` is the uncached mapping of an I/O APIC, of which only the kernel knows.
+    unsafe {
+        (address as *mut u32).write_volatile(register);
+        ((address + 0x10) as *const u32).read_volatile()
+    }
+}
+
+fn write(address: u64, register: u32, value: u32) {
+    // SAFETY: as for `read`.
+    unsafe {
+        (address as *mut u32).write_volatile(register);
+        ((address + 0x10) as *mut u32).write_volatile(value);
+    }
+}
+
+/// Adds one; all its lines are masked. Answers the number of its pins. Adding the same one twice changes nothing.
+pub fn add(physical: u64, first: u32) -> Option<u32> {
+    let _lock = LOCK.lock();
+    if let Some(known) = ALL.iter().find(|apic| apic.address.load(Relaxed) != 0 && apic.first.load(Relaxed) == first) {
+        return Some(known.pins.load(Relaxed));
+    }
+    let free = ALL.iter().find(|apic| apic.address.load(Relaxed) == 0)?;
+    let address = paging::map_device(physical);
+    let pins = (read(address, 1) >> 16 & 0xff) + 1;
+    for pin in 0..pins {
+        write(address, 0x10 + 2 * pin, 1 << 16);
+    }
+    free.first.store(first, Relaxed);
+    free.pins.store(pins, Relaxed);
+    free.address.store(address, Release);
+    Some(pins)
+}
+
+fn pin_of(gsi: u64) -> Option<(u64, u32)> {
+    ALL.iter().find_map(|apic| {
+        let (address, first) = (apic.address.load(Acquire), apic.first.load(Relaxed) as u64);
+        (address != 0 && gsi >= first && gsi < first + apic.pins.load(Relaxed) as u64).then(|| (address, (gsi - first) as u32))
+    })
+}
+
+/// Whether a global system interrupt has a pin.
+pub fn exists(gsi: u64) -> bool {
+    pin_of(gsi).is_some()
+}
+
+/// Routes a line to a vector of a processor (physical destination), masked.
+pub fn route(gsi: u32, vector: u8, apic_id: u32, level: bool, active_low: bool) {
+    let Some((address, pin)) = pin_of(gsi as u64) else { return };
+    let _lock = LOCK.lock();
+    write(address, 0x10 + 2 * pin, 1 << 16);
+    write(address, 0x11 + 2 * pin, apic_id << 24);
+    write(address, 0x10 + 2 * pin, 1 << 16 | (level as u32) << 15 | (active_low as u32) << 13 | vector as u32);
+}
+
+/// Masks or unmasks a line.
+pub fn mask(gsi: u32, masked: bool) {
+    let Some((address, pin)) = pin_of(gsi as u64) else { return };
+    let _lock = LOCK.lock();
+    let entry = read(address, 0x10 + 2 * pin) & !(1 << 16);
+    write(address, 0x10 + 2 * pin, entry | (masked as u32) << 16);
+}

@@ -1,0 +1,241 @@
+//! From SVM's exit code to an [`Outcome`].
+use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
+use moira_kernel_core::vcpu_check::{self as check, Event, default_groups};
+
+use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl};
+use super::state::{self, store_state};
+use super::vmcb::Vmcb;
+use super::{TF, vmcb};
+
+/// Exit codes (APM 2 appendix C) that are looked at here.
+mod code {
+    pub const CR_WRITE_8: u64 = 0x18;
+    pub const CR_READ_8: u64 = 0x08;
+    pub const DR_READ: u64 = 0x20;
+    pub const DR_WRITE: u64 = 0x30;
+    pub const DR_LAST: u64 = 0x3f;
+    pub const EXCEPTION: u64 = 0x40;
+    pub const DB: u64 = 0x41;
+    pub const MC: u64 = 0x52;
+    pub const EXCEPTION_LAST: u64 = 0x5f;
+    pub const INTR: u64 = 0x60;
+    pub const NMI: u64 = 0x61;
+    pub const SMI: u64 = 0x62;
+    pub const VINTR: u64 = 0x64;
+    pub const IRET: u64 = 0x74;
+    pub const IO: u64 = 0x7b;
+    pub const MSR: u64 = 0x7c;
+    pub const TASK_SWITCH: u64 = 0x7d;
+    pub const NESTED_FAULT: u64 = 0x400;
+    pub const INVALID: u64 = u64::MAX;
+    pub const BUSY: u64 = u64::MAX - 1;
+}
+
+/// DR6's condition bits: B0–B3, BD, BS, BT.
+const DR6_CONDITIONS: u64 = 0xe00f;
+const DR6_BS: u64 = 1 << 14;
+
+/// Says what the exit means, and writes its groups if it is for the VMM.
+#[inline(always)]
+pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    let block = vmcb(hw);
+    block.event_inject = 0;
+    let delivering = block.exit_int_info;
+    if delivering & event::VALID != 0 || hw.shadow().slow != 0 {
+        return classify_slowly(cpu, hw, page, out);
+    }
+    if block.exit_code == code::IO {
+        // The hot one: RIP behind the instruction is in EXITINFO2 on every SVM.
+        report(page, Exit::Port, check::port_from_svm(block.exit_info1).0, block.exit_info2.wrapping_sub(block.rip));
+        return guest(cpu, hw, page, Exit::Port, out);
+    }
+    dispatch(cpu, hw, page, out)
+}
+
+/// Exits during the delivery of an event, while an NMI handler runs, and the like.
+#[cold]
+#[inline(never)]
+fn classify_slowly(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    let block = vmcb(hw);
+    let shadow = hw.shadow();
+    if shadow.slow & slow::SPEC_CTRL != 0 {
+        write_spec_ctrl(0);
+    }
+    let mut pending = Event::from_svm(block.exit_int_info);
+    if shadow.slow & slow::SOFT != 0 {
+        if pending.info as u64 & event::VALID != 0 {
+            // The injected event was not delivered: RIP is the instruction's own again, which raises it anew.
+            block.rip = block.rip.wrapping_sub(shadow.soft_length.into());
+            pending = Event::NONE;
+        }
+        shadow.soft_length = 0;
+        shadow.slow &= !slow::SOFT;
+    }
+    if pending.is_software() {
+        pending = Event::NONE;
+    }
+    if pending.is_nmi() {
+        state::set_nmi(hw, Nmi::Open);
+    }
+    if shadow.nmi == Nmi::Stepping && finish_step(hw) {
+        return nmi_open(cpu, hw, page, out);
+    }
+    if shadow.nmi == Nmi::Blocked && block.exit_code == code::IRET {
+        (shadow.stepped_flag, shadow.stepped_rip) = (block.rflags & TF, block.rip);
+        state::set_nmi(hw, Nmi::Stepping);
+        return Outcome::Again;
+    }
+    let through_gate = block.exit_int_info & event::VALID != 0;
+    let outcome = if block.exit_code == code::TASK_SWITCH {
+        task_switch(cpu, hw, page, out, through_gate)
+    } else {
+        dispatch(cpu, hw, page, out)
+    };
+    if pending.info != 0 {
+        if let Outcome::Guest { .. } = outcome {
+            put!(page, delivering, pending.packed());
+            put!(page, delivering_length, 0);
+        } else {
+            // Nobody outside heard of this exit: the event goes in again at the next entry.
+            if pending.is_nmi() {
+                state::set_nmi(hw, Nmi::Blocked);
+            }
+            vmcb(hw).event_inject = pending.to_svm();
+        }
+    }
+    outcome
+}
+
+/// After an entry with TF set to step over an IRET. True: NMIs are open now and the exit was nothing but the step.
+fn finish_step(hw: VcpuHw) -> bool {
+    let block = vmcb(hw);
+    let shadow = hw.shadow();
+    if block.rip == shadow.stepped_rip {
+        // Something came first (a host interrupt, a nested fault on the stack): the flag is not the guest's.
+        block.rflags = block.rflags & !TF | shadow.stepped_flag;
+        return false;
+    }
+    state::set_nmi(hw, Nmi::Open);
+    let only_step = block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS == DR6_BS && shadow.stepped_flag == 0;
+    if only_step {
+        block.dr6 &= !DR6_BS;
+    }
+    only_step
+}
+
+/// NMIs can be injected: tells the VMM if it asked.
+fn nmi_open(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    if hw.shadow().slow & slow::NMI_WINDOW == 0 {
+        return Outcome::Again;
+    }
+    nmi_window(cpu, hw, page, out)
+}
+
+/// The exit that `request::NMI_WINDOW` asked for; before an entry, too, where hardware with virtual NMIs would exit at once.
+pub(super) fn nmi_window(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    let left = hw.shadow().request & !(request::NMI_WINDOW as u32);
+    state::load_request(hw, left);
+    report(page, Exit::NmiWindow, 0, 0);
+    guest(cpu, hw, page, Exit::NmiWindow, out)
+}
+
+/// Length of the intercepted instruction where the processor saves the next RIP, else 0.
+#[inline]
+fn length(block: &Vmcb) -> u64 {
+    if block.next_rip == 0 { 0 } else { block.next_rip.wrapping_sub(block.rip) & 15 }
+}
+
+#[inline]
+fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    let block = vmcb(hw);
+    let exit = match block.exit_code {
+        code::INTR => return Outcome::HostInterrupt(None),
+        code::NMI => return Outcome::HostNmi,
+        code::SMI | code::BUSY => return Outcome::Again,
+        code::MC => return Outcome::MachineCheck,
+        code::IO => {
+            report(page, Exit::Port, check::port_from_svm(block.exit_info1).0, block.exit_info2.wrapping_sub(block.rip));
+            Exit::Port
+        }
+        code::NESTED_FAULT => {
+            report(page, Exit::Memory, check::access_from_svm(block.exit_info1), 0);
+            put!(page, address, block.exit_info2);
+            put!(page, linear, 0);
+            store_fetched(cpu, block, page);
+            Exit::Memory
+        }
+        code::MSR => {
+            let exit = if block.exit_info1 & 1 != 0 { Exit::MsrWrite } else { Exit::MsrRead };
+            report(page, exit, 0, length(block));
+            exit
+        }
+        code::VINTR => {
+            let left = hw.shadow().request & !(request::INTERRUPT_WINDOW as u32);
+            state::load_request(hw, left);
+            report(page, Exit::InterruptWindow, 0, 0);
+            Exit::InterruptWindow
+        }
+        code::TASK_SWITCH => return task_switch(cpu, hw, page, out, false),
+        code::INVALID => {
+            report(page, Exit::InvalidState, invalid::HARDWARE, 0);
+            Exit::InvalidState
+        }
+        code::CR_READ_8 | code::CR_WRITE_8 | code::DR_READ..=code::DR_LAST => register_move(cpu, block, page),
+        number @ code::EXCEPTION..=code::EXCEPTION_LAST => {
+            report(page, Exit::Exception, number - code::EXCEPTION, 0);
+            put!(page, error_code, block.exit_info1 & 0xffff_ffff);
+            put!(page, address, if number == code::DB { block.dr6 & DR6_CONDITIONS } else { block.exit_info2 });
+            Exit::Exception
+        }
+        number => {
+            let exit = check::plain_exit_svm(number);
+            report(page, exit, if exit == Exit::Other { number } else { 0 }, length(block));
+            exit
+        }
+    };
+    guest(cpu, hw, page, exit, out)
+}
+
+/// Writes what goes with every exit for the VMM.
+#[inline(always)]
+fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -> Outcome {
+    put!(page, delivering, 0);
+    let groups = default_groups(exit) | out & group::ALL;
+    store_state(cpu, hw, page, groups);
+    Outcome::Guest { exit, groups }
+}
+
+/// MOV to or from CR8 or a debug register; decode assists name the general register.
+fn register_move(cpu: &CpuVirt, block: &Vmcb, page: StatePage) -> Exit {
+    let (exit, register, read) = match block.exit_code {
+        code::CR_READ_8 => (Exit::ControlWrite, 8, control_write::READ),
+        code::CR_WRITE_8 => (Exit::ControlWrite, 8, 0),
+        number if number < code::DR_WRITE => (Exit::DebugRegister, number & 15, control_write::READ),
+        number => (Exit::DebugRegister, number & 15, 0),
+    };
+    let gpr = if cpu.features.decode {
+        (block.exit_info1 & 15) << control_write::GPR_SHIFT
+    } else {
+        control_write::UNDECODED
+    };
+    report(page, exit, register | read | gpr, length(block));
+    exit
+}
+
+fn store_fetched(cpu: &CpuVirt, block: &Vmcb, page: StatePage) {
+    let count = if cpu.features.decode { block.fetched_count.min(15) } else { 0 };
+    put!(page, fetched_count, u64::from(count));
+    if count != 0 {
+        let mut bytes = [0; 16];
+        bytes[..15].copy_from_slice(&block.fetched);
+        put!(page, fetched, bytes);
+    }
+}
+
+fn task_switch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, through_gate: bool) -> Outcome {
+    let block = vmcb(hw);
+    report(page, Exit::TaskSwitch, check::task_switch_from_svm(block.exit_info1, block.exit_info2, through_gate), 0);
+    put!(page, error_code, block.exit_info2 & 0xffff_ffff);
+    guest(cpu, hw, page, Exit::TaskSwitch, out)
+}
+

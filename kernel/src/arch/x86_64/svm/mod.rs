@@ -1,0 +1,206 @@
+//! AMD SVM (APM 2 chapter 15), with nested paging.
+mod exit;
+mod state;
+mod vmcb;
+
+use core::arch::asm;
+use core::mem::offset_of;
+
+use moira_abi::vcpu::VcpuState;
+use moira_kernel_core::vcpu_check::efer;
+use x86::msr;
+
+use super::virt::{
+    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow, write_spec_ctrl,
+};
+pub(super) use state::{load_state, store_state};
+use vmcb::{Clean, Intercept1, Intercept2, Intercept3, Vmcb, vintr};
+
+const VM_CR: u32 = 0xc001_0114;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+const TF: u64 = 1 << 8;
+/// #DB, #AC, #MC: always.
+const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+/// TLB_CONTROL: every tag.
+const FLUSH_ALL: u32 = 1;
+
+/// Whether this SVM will do.
+pub(super) fn usable() -> Result<(), &'static str> {
+    // SAFETY: VM_CR exists where CPUID says SVM.
+    if unsafe { msr::rdmsr(VM_CR) } & VM_CR_SVMDIS != 0 {
+        return Err("SVM locked off by firmware");
+    }
+    if cpuid(0x8000_0000).eax < 0x8000_000a || cpuid(0x8000_000a).edx & 1 == 0 {
+        return Err("SVM without nested paging");
+    }
+    if cpuid(0x8000_000a).ebx < 2 {
+        return Err("SVM with fewer than two ASIDs");
+    }
+    Ok(())
+}
+
+/// Turns SVM on. Page 0 of the host's pages is the host save area, page 1 the VMCB that keeps the host's VMLOAD state.
+///
+/// # Safety
+/// As for `virt::enable_cpu`.
+pub(super) unsafe fn enable(cpu: &mut CpuVirt) {
+    let leaf = cpuid(0x8000_000a);
+    cpu.tags = Tags::new(leaf.ebx - 1);
+    cpu.features.next_rip = leaf.edx & 1 << 3 != 0;
+    cpu.features.decode = leaf.edx & 1 << 7 != 0;
+    cpu.features.clean = if leaf.edx & 1 << 5 != 0 { Clean::all().bits() } else { 0 };
+    // SAFETY: the MSRs exist; the pages are this module's; VMSAVE writes into the second.
+    unsafe {
+        msr::wrmsr(msr::IA32_EFER, msr::rdmsr(msr::IA32_EFER) | efer::SVME);
+        msr::wrmsr(VM_HSAVE_PA, cpu.pages_phys);
+        asm!("vmsave rax", in("rax") cpu.pages_phys + 4096, options(nostack));
+    }
+}
+
+/// The vCPU's control block.
+#[inline]
+fn vmcb<'a>(hw: VcpuHw) -> &'a mut Vmcb {
+    // SAFETY: page-aligned, the right size, valid for any bits; `VcpuHw` guarantees one user, who keeps one reference.
+    unsafe { &mut *hw.control().cast::<Vmcb>() }
+}
+
+/// Controls and the state after reset.
+pub(super) fn init(hw: VcpuHw) {
+    let vmcb = vmcb(hw);
+    // CR8 reads and writes; the other control registers are the guest's own under nested paging.
+    vmcb.intercept_cr = 1 << 8 | 1 << 24;
+    vmcb.intercept_dr = 0xffff_ffff;
+    vmcb.intercept_exceptions = EXCEPTIONS;
+    vmcb.intercept1 = Intercept1::all() - Intercept1::VINTR - Intercept1::IRET;
+    vmcb.intercept2 = Intercept2::all();
+    vmcb.intercept3 = intercepts_of_newer();
+    vmcb.virtual_interrupt = vintr::MASKING;
+    vmcb.nested_control = 1;
+    vmcb.asid = 1;
+    maps_changed(hw);
+    state::reset(vmcb);
+}
+
+/// Intercepts for instructions that only newer processors have.
+fn intercepts_of_newer() -> Intercept3 {
+    let bits = if cpuid(0x8000_0000).eax >= 0x8000_0008 { cpuid(0x8000_0008).ebx } else { 0 };
+    let mut result = Intercept3::empty();
+    if bits & 1 << 3 != 0 {
+        result |= Intercept3::INVLPGB | Intercept3::ILLEGAL_INVLPGB | Intercept3::TLBSYNC;
+    }
+    if bits & 1 << 8 != 0 {
+        result |= Intercept3::MCOMMIT;
+    }
+    result
+}
+
+/// Points the VMCB at the vCPU's own permission maps once it has any.
+pub(super) fn maps_changed(hw: VcpuHw) {
+    let shadow = hw.shadow();
+    let vmcb = vmcb(hw);
+    vmcb.io_map = if shadow.io_open { hw.io_map_phys() } else { closed_maps() };
+    vmcb.msr_map = if shadow.msr_open { hw.msr_map_phys() } else { closed_maps() };
+    vmcb.clean.remove(Clean::MAPS);
+}
+
+/// Makes the vCPU resident, with a tag that is valid on this CPU.
+#[cold]
+#[inline(never)]
+fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
+    let shadow = hw.shadow();
+    let vmcb = vmcb(hw);
+    let here = core::ptr::from_ref(cpu) as u64;
+    if cpu.resident != hw.address() {
+        become_resident(cpu, hw);
+    }
+    if shadow.cpu != here {
+        // Everything cached for this VMCB is another CPU's, or an earlier vCPU's of the same memory.
+        shadow.cpu = here;
+        shadow.generation = 0;
+        vmcb.clean = Clean::empty();
+    }
+    if shadow.generation != cpu.tags.generation {
+        let (tag, flush) = cpu.tags.take();
+        (shadow.tag, shadow.generation) = (tag, cpu.tags.generation);
+        vmcb.asid = tag;
+        vmcb.tlb_control = if flush { FLUSH_ALL } else { 0 };
+        vmcb.nested_cr3 = shadow.root;
+        vmcb.clean.remove(Clean::ASID | Clean::NESTED);
+    }
+}
+
+/// Enters the guest and classifies its exit.
+///
+/// # Safety
+/// As for `virt::run`.
+#[inline]
+pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    let shadow = hw.shadow();
+    if cpu.resident != hw.address() || shadow.generation != cpu.tags.generation {
+        prepare(cpu, hw);
+    }
+    let block = vmcb(hw);
+    block.rax = get!(page, gpr[0]);
+    block.rsp = get!(page, gpr[4]);
+    if shadow.slow != 0 {
+        if shadow.slow & (slow::NMI | slow::NMI_WINDOW) == slow::NMI_WINDOW {
+            return exit::nmi_window(cpu, hw, page, out);
+        }
+        if shadow.nmi == Nmi::Stepping {
+            block.rflags |= TF;
+        }
+        if shadow.slow & slow::SPEC_CTRL != 0 {
+            write_spec_ctrl(shadow.spec_ctrl);
+        }
+    }
+    // SAFETY: the caller's contract; the VMCB's controls are this module's, and its state was checked as it was loaded.
+    unsafe { enter(page.pointer(), hw.control_phys(), cpu.pages_phys + 4096) };
+    let block = vmcb(hw);
+    put!(page, gpr[0], block.rax);
+    put!(page, gpr[4], block.rsp);
+    block.tlb_control = 0;
+    block.clean = Clean::from_bits_retain(cpu.features.clean);
+    exit::classify(cpu, hw, page, out)
+}
+
+/// The world switch: general registers from and to the state page, VMLOAD and VMSAVE state, and VMRUN under GIF = 0 with
+/// IF = 1, so that the guest can be interrupted by the host (V_INTR_MASKING) and the host not before STGI, where IF is 0
+/// again: what is pending then waits for the caller's STI, but an NMI is taken at STGI.
+///
+/// # Safety
+/// As for `virt::run`; `vmcb` and `host` are physical addresses of control blocks.
+#[inline(always)]
+unsafe fn enter(page: *mut VcpuState, vmcb: u64, host: u64) {
+    const GPR: usize = offset_of!(VcpuState, gpr);
+    // SAFETY: every general register is saved by hand or declared; VMRUN restores RSP and RAX; the memory clobber is the
+    // default.
+    unsafe {
+        asm!(
+            "push rbx", "push rbp", "push rdi", "push rdx",
+            "clgi", "sti",
+            "vmload rax",
+            "mov rcx, [rdi + {gpr} + 8]", "mov rdx, [rdi + {gpr} + 16]", "mov rbx, [rdi + {gpr} + 24]",
+            "mov rbp, [rdi + {gpr} + 40]", "mov rsi, [rdi + {gpr} + 48]", "mov r8, [rdi + {gpr} + 64]",
+            "mov r9, [rdi + {gpr} + 72]", "mov r10, [rdi + {gpr} + 80]", "mov r11, [rdi + {gpr} + 88]",
+            "mov r12, [rdi + {gpr} + 96]", "mov r13, [rdi + {gpr} + 104]", "mov r14, [rdi + {gpr} + 112]",
+            "mov r15, [rdi + {gpr} + 120]", "mov rdi, [rdi + {gpr} + 56]",
+            "vmrun rax",
+            "vmsave rax",
+            "pop rax",
+            "vmload rax",
+            "pop rax",
+            "cli", "stgi",
+            "mov [rax + {gpr} + 8], rcx", "mov [rax + {gpr} + 16], rdx", "mov [rax + {gpr} + 24], rbx",
+            "mov [rax + {gpr} + 40], rbp", "mov [rax + {gpr} + 48], rsi", "mov [rax + {gpr} + 56], rdi",
+            "mov [rax + {gpr} + 64], r8", "mov [rax + {gpr} + 72], r9", "mov [rax + {gpr} + 80], r10",
+            "mov [rax + {gpr} + 88], r11", "mov [rax + {gpr} + 96], r12", "mov [rax + {gpr} + 104], r13",
+            "mov [rax + {gpr} + 112], r14", "mov [rax + {gpr} + 120], r15",
+            "pop rbp", "pop rbx",
+            gpr = const GPR,
+            inout("rax") vmcb => _, inout("rdi") page => _, inout("rdx") host => _,
+            out("rcx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+}

@@ -1,0 +1,234 @@
+//! State page to VMCB and back.
+use moira_abi::vcpu::{Segment, group, interruptibility, invalid, request, seg};
+use moira_kernel_core::vcpu_check::{self as check, Event, efer};
+
+use super::super::virt::{self, CpuVirt, Nmi, StatePage, VcpuHw, get, put, slow};
+use super::vmcb::{Clean, Intercept1, SvmSegment, Vmcb, vintr};
+use super::vmcb;
+
+const SHADOW: u64 = 1;
+
+/// The state after reset (APM 2 table 14-1).
+pub(super) fn reset(vmcb: &mut Vmcb) {
+    let data = SvmSegment { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
+    (vmcb.es, vmcb.ss, vmcb.ds, vmcb.fs, vmcb.gs) = (data, data, data, data, data);
+    vmcb.cs = SvmSegment { selector: 0xf000, attributes: 0x9b, limit: 0xffff, base: 0xffff_0000 };
+    vmcb.ldtr = SvmSegment { attributes: 0x82, ..data };
+    vmcb.tr = SvmSegment { attributes: 0x89, ..data };
+    (vmcb.gdtr.limit, vmcb.idtr.limit) = (0xffff, 0xffff);
+    vmcb.cr0 = virt::reset_control().cr0;
+    vmcb.efer = efer::SVME;
+    (vmcb.dr6, vmcb.dr7) = (0xffff_0ff0, 0x400);
+    (vmcb.rip, vmcb.rflags) = (0xfff0, 2);
+    vmcb.pat = 0x0007_0406_0007_0406;
+}
+
+/// Loads the groups of `mask` after checking them.
+#[inline]
+pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
+    if mask & group::RIP != 0 {
+        let vmcb = vmcb(hw);
+        (vmcb.rip, vmcb.rflags) = virt::read_rip(page);
+        vmcb.interrupt_shadow = 0;
+    }
+    if mask & group::ALL & !group::RIP != 0 { load_more(cpu, hw, page, mask) } else { Ok(()) }
+}
+
+#[inline(never)]
+fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
+    let vmcb = vmcb(hw);
+    if mask & group::INTERRUPTIBILITY != 0 {
+        load_interruptibility(hw, get!(page, interruptibility));
+    }
+    if mask & group::CONTROL != 0 {
+        let control = virt::read_control(page, &cpu.limits)?;
+        (vmcb.cr0, vmcb.cr3, vmcb.cr4) = (control.cr0, control.cr3, control.cr4);
+        vmcb.cr2 = control.cr2;
+        vmcb.efer = control.efer | efer::SVME;
+        vmcb.clean.remove(Clean::CONTROL | Clean::CR2);
+    }
+    if mask & group::SEGMENTS != 0 {
+        let (segments, cpl) = virt::read_segments(page)?;
+        load_segments(vmcb, &segments);
+        vmcb.cpl = cpl;
+        vmcb.clean.remove(Clean::SEGMENTS);
+    }
+    if mask & group::TABLES != 0 {
+        let [gdtr, idtr] = virt::read_tables(page)?;
+        (vmcb.gdtr.base, vmcb.gdtr.limit) = (gdtr.0, gdtr.1.into());
+        (vmcb.idtr.base, vmcb.idtr.limit) = (idtr.0, idtr.1.into());
+        vmcb.clean.remove(Clean::TABLES);
+    }
+    if mask & group::MSRS != 0 {
+        let msrs = virt::read_msrs(page)?;
+        (vmcb.star, vmcb.lstar, vmcb.cstar, vmcb.sfmask) = (msrs.star, msrs.lstar, msrs.cstar, msrs.sfmask);
+        vmcb.kernel_gs_base = msrs.kernel_gs_base;
+        [vmcb.sysenter_cs, vmcb.sysenter_esp, vmcb.sysenter_eip] = msrs.sysenter;
+        vmcb.pat = msrs.pat;
+        vmcb.clean.remove(Clean::NESTED);
+    }
+    if mask & group::DEBUG != 0 {
+        let debug = virt::read_debug(cpu, hw, page)?;
+        (vmcb.dr6, vmcb.dr7) = (debug.dr6, debug.dr7);
+        vmcb.clean.remove(Clean::DEBUG);
+    }
+    if mask & group::TSC_XCR != 0 {
+        virt::read_tsc_xcr(cpu, hw, page)?;
+        vmcb.tsc_offset = hw.shadow().tsc_offset;
+        vmcb.clean.remove(Clean::INTERCEPTS);
+    }
+    // Last: the event is taken out of the page only when all else was accepted.
+    if mask & group::INJECT != 0 {
+        let (event, request) = virt::read_inject(page)?;
+        load_event(hw, event, cpu.features.next_rip)?;
+        load_request(hw, request);
+    }
+    Ok(())
+}
+
+fn load_interruptibility(hw: VcpuHw, value: u64) {
+    let in_shadow = value & (interruptibility::STI | interruptibility::MOV_SS) != 0;
+    vmcb(hw).interrupt_shadow = if in_shadow { SHADOW } else { 0 };
+    let blocked = value & interruptibility::NMI_BLOCKED != 0;
+    set_nmi(hw, if blocked { Nmi::Blocked } else { Nmi::Open });
+}
+
+/// Moves the NMI state: SVM has no virtual NMIs (before VNMI), so the end of a handler is found by its IRET.
+pub(super) fn set_nmi(hw: VcpuHw, nmi: Nmi) {
+    let shadow = hw.shadow();
+    let vmcb = vmcb(hw);
+    shadow.nmi = nmi;
+    virt::set_slow(shadow, slow::NMI, nmi != Nmi::Open);
+    vmcb.intercept1.set(Intercept1::IRET, nmi == Nmi::Blocked);
+    vmcb.clean.remove(Clean::INTERCEPTS);
+}
+
+/// Arms an event. The RIP pushed for a software event is the one behind the instruction.
+fn load_event(hw: VcpuHw, event: Event, next_rip: bool) -> Result<(), u64> {
+    let shadow = hw.shadow();
+    let vmcb = vmcb(hw);
+    if event.is_nmi() {
+        if shadow.nmi != Nmi::Open {
+            return Err(invalid::EVENT);
+        }
+        set_nmi(hw, Nmi::Blocked);
+    }
+    if event.is_software() {
+        let rip = vmcb.rip.wrapping_add(event.length.into());
+        vmcb.rip = rip;
+        if next_rip {
+            vmcb.next_rip = rip;
+        }
+        shadow.soft_length = event.length;
+        shadow.slow |= slow::SOFT;
+    }
+    vmcb.event_inject = event.to_svm();
+    Ok(())
+}
+
+/// Window requests: an interrupt window is a virtual interrupt whose delivery is intercepted.
+pub(super) fn load_request(hw: VcpuHw, bits: u32) {
+    let shadow = hw.shadow();
+    let vmcb = vmcb(hw);
+    shadow.request = bits;
+    let interrupt = u64::from(bits) & request::INTERRUPT_WINDOW != 0;
+    vmcb.virtual_interrupt = vintr::MASKING | if interrupt { vintr::IRQ | vintr::IGNORE_TPR } else { 0 };
+    vmcb.intercept1.set(Intercept1::VINTR, interrupt);
+    vmcb.clean.remove(Clean::VINTR | Clean::INTERCEPTS);
+    virt::set_slow(shadow, slow::NMI_WINDOW, u64::from(bits) & request::NMI_WINDOW != 0);
+}
+
+fn load_segments(vmcb: &mut Vmcb, segments: &[Segment; 8]) {
+    let convert = |index: usize| {
+        let from = &segments[index];
+        let attributes = check::rights_to_svm(from.rights);
+        SvmSegment { selector: from.selector, attributes, limit: from.limit, base: from.base }
+    };
+    (vmcb.es, vmcb.cs, vmcb.ss, vmcb.ds) = (convert(seg::ES), convert(seg::CS), convert(seg::SS), convert(seg::DS));
+    (vmcb.fs, vmcb.gs, vmcb.ldtr, vmcb.tr) = (convert(seg::FS), convert(seg::GS), convert(seg::LDTR), convert(seg::TR));
+    vmcb.tr.attributes = check::task_rights_to_svm(segments[seg::TR].rights);
+}
+
+/// Writes the groups of `mask` to the state page.
+#[inline]
+pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
+    if mask & group::RIP != 0 {
+        let vmcb = vmcb(hw);
+        put!(page, rip, vmcb.rip);
+        put!(page, rflags, vmcb.rflags);
+    }
+    if mask & group::ALL & !group::RIP != 0 {
+        store_more(cpu, hw, page, mask);
+    }
+}
+
+#[inline(never)]
+fn store_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
+    let vmcb = vmcb(hw);
+    let shadow = hw.shadow();
+    if mask & group::INTERRUPTIBILITY != 0 {
+        let blocked = if shadow.nmi == Nmi::Open { 0 } else { interruptibility::NMI_BLOCKED };
+        put!(page, interruptibility, vmcb.interrupt_shadow & SHADOW | blocked);
+    }
+    if mask & group::INJECT != 0 {
+        put!(page, inject, armed(hw).packed());
+        put!(page, inject_length, u64::from(shadow.soft_length));
+        put!(page, request, u64::from(shadow.request));
+    }
+    if mask & group::CONTROL != 0 {
+        put!(page, cr0, vmcb.cr0);
+        put!(page, cr2, vmcb.cr2);
+        put!(page, cr3, vmcb.cr3);
+        put!(page, cr4, vmcb.cr4);
+        put!(page, efer, vmcb.efer & !efer::SVME);
+    }
+    if mask & group::SEGMENTS != 0 {
+        store_segments(vmcb, page);
+    }
+    if mask & group::TABLES != 0 {
+        put!(page, gdtr.base, vmcb.gdtr.base);
+        put!(page, gdtr.limit, u64::from(vmcb.gdtr.limit));
+        put!(page, idtr.base, vmcb.idtr.base);
+        put!(page, idtr.limit, u64::from(vmcb.idtr.limit));
+    }
+    if mask & group::MSRS != 0 {
+        put!(page, star, vmcb.star);
+        put!(page, lstar, vmcb.lstar);
+        put!(page, cstar, vmcb.cstar);
+        put!(page, sfmask, vmcb.sfmask);
+        put!(page, kernel_gs_base, vmcb.kernel_gs_base);
+        put!(page, sysenter_cs, vmcb.sysenter_cs);
+        put!(page, sysenter_esp, vmcb.sysenter_esp);
+        put!(page, sysenter_eip, vmcb.sysenter_eip);
+        put!(page, pat, vmcb.pat);
+    }
+    if mask & group::DEBUG != 0 {
+        put!(page, dr6, vmcb.dr6);
+        put!(page, dr7, vmcb.dr7);
+    }
+    if mask & (group::DEBUG | group::TSC_XCR) != 0 {
+        virt::store_shadow(cpu, hw, page, mask);
+    }
+}
+
+/// The event that stands in EVENTINJ: armed and not delivered yet.
+fn armed(hw: VcpuHw) -> Event {
+    Event::from_svm(vmcb(hw).event_inject)
+}
+
+fn store_segments(vmcb: &Vmcb, page: StatePage) {
+    let convert = |from: &SvmSegment| {
+        let rights = check::rights_from_svm(from.attributes);
+        Segment { selector: from.selector, rights, limit: from.limit, base: from.base, ..Segment::default() }
+    };
+    put!(page, segment[seg::ES], convert(&vmcb.es));
+    put!(page, segment[seg::CS], convert(&vmcb.cs));
+    put!(page, segment[seg::SS], convert(&vmcb.ss));
+    put!(page, segment[seg::DS], convert(&vmcb.ds));
+    put!(page, segment[seg::FS], convert(&vmcb.fs));
+    put!(page, segment[seg::GS], convert(&vmcb.gs));
+    put!(page, segment[seg::LDTR], convert(&vmcb.ldtr));
+    let task = Segment { rights: check::task_rights_from_svm(vmcb.tr.attributes), ..convert(&vmcb.tr) };
+    put!(page, segment[seg::TR], task);
+    put!(page, cpl, u64::from(vmcb.cpl));
+}

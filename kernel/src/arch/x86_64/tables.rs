@@ -1,0 +1,161 @@
+//! GDT, TSS, IDT, control registers and MSRs of one processor.
+
+use crate::percpu::Cpu;
+use core::{arch::asm, cell::UnsafeCell};
+use x86::{
+    dtables::{DescriptorTablePointer, lgdt, lidt},
+    msr::{IA32_EFER, IA32_FMASK, IA32_GS_BASE, IA32_KERNEL_GSBASE, IA32_LSTAR, IA32_CSTAR, IA32_PAT, IA32_STAR, IA32_SYSENTER_CS, rdmsr, wrmsr},
+};
+
+/// Kernel code selector.
+pub const KERNEL_CODE: u16 = 0x08;
+/// Kernel data selector.
+pub const KERNEL_DATA: u16 = 0x10;
+/// Task state segment selector.
+pub const TSS: u16 = 0x28;
+
+/// Flags that SYSCALL clears: TF, IF, DF, IOPL, NT, RF, AC.
+const SYSCALL_MASK: u64 = 0x100 | 0x200 | 0x400 | 0x3000 | 0x4000 | 0x1_0000 | 0x4_0000;
+
+/// The 64-bit TSS (SDM 8.7), without I/O bitmap.
+#[repr(C, packed(4))]
+struct Tss {
+    reserved0: u32,
+    rsp: [u64; 3],
+    reserved1: u64,
+    ist: [u64; 7],
+    reserved2: u64,
+    reserved3: u16,
+    io_map: u16,
+}
+
+/// What a processor's tables occupy: in its own page.
+#[repr(C, align(16))]
+pub struct Tables {
+    gdt: UnsafeCell<[u64; 7]>,
+    tss: UnsafeCell<Tss>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Gate {
+    low: u64,
+    high: u64,
+}
+
+#[repr(C, align(4096))]
+struct Idt([Gate; 256]);
+
+struct SharedIdt(UnsafeCell<Idt>);
+// SAFETY: written once by the boot processor before any other runs, then only read.
+unsafe impl Sync for SharedIdt {}
+static IDT: SharedIdt = SharedIdt(UnsafeCell::new(Idt([Gate { low: 0, high: 0 }; 256])));
+
+unsafe extern "C" {
+    fn entry_syscall();
+    fn entry_stubs();
+    fn entry_paranoid_nmi();
+    fn entry_paranoid_df();
+    fn entry_paranoid_mc();
+}
+
+fn gate(handler: u64, ist: u64, dpl: u64) -> Gate {
+    let low = handler & 0xffff | (KERNEL_CODE as u64) << 16 | ist << 32 | 0xe << 40 | dpl << 45 | 1 << 47 | (handler >> 16 & 0xffff) << 48;
+    Gate { low, high: handler >> 32 }
+}
+
+/// Fills the IDT (boot processor).
+pub fn init_idt() {
+    // SAFETY: nobody else runs yet.
+    let idt = unsafe { &mut *IDT.0.get() };
+    for (vector, slot) in idt.0.iter_mut().enumerate() {
+        // INT3 and INTO may be used by tasks; everything else from user mode by INT n is #GP.
+        let dpl = if vector == 3 || vector == 4 { 3 } else { 0 };
+        *slot = gate(entry_stubs as *const () as u64 + vector as u64 * 16, 0, dpl);
+    }
+    idt.0[2] = gate(entry_paranoid_nmi as *const () as u64, 1, 0);
+    idt.0[8] = gate(entry_paranoid_df as *const () as u64, 2, 0);
+    idt.0[18] = gate(entry_paranoid_mc as *const () as u64, 3, 0);
+}
+
+/// Base of the IDT.
+pub fn idt_base() -> u64 {
+    IDT.0.get() as u64
+}
+
+/// Base of a processor's GDT and TSS.
+pub fn bases(tables: &Tables) -> (u64, u64) {
+    (tables.gdt.get() as u64, tables.tss.get() as u64)
+}
+
+/// Loads a processor's tables and points GS at its structure. `ist` are the tops of the NMI, double-fault and machine-check stacks.
+///
+/// # Safety
+/// Once per processor, on that processor, before it enters any task.
+pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 3]) {
+    // SAFETY: the tables are this processor's own; values as SDM 3.4.5, 8.2.3, 2.5 require.
+    unsafe {
+        let tss_address = tables.tss.get() as u64;
+        let tss = &mut *tables.tss.get();
+        tss.rsp = [cpu.stack.get(), 0, 0];
+        tss.ist = [ist[0], ist[1], ist[2], 0, 0, 0, 0];
+        tss.io_map = size_of::<Tss>() as u16;
+        let limit = size_of::<Tss>() as u64 - 1;
+        let gdt = &mut *tables.gdt.get();
+        *gdt = [
+            0,
+            0x00af_9b00_0000_ffff,
+            0x00cf_9300_0000_ffff,
+            0x00cf_f300_0000_ffff,
+            0x00af_fb00_0000_ffff,
+            limit & 0xffff | (tss_address & 0xff_ffff) << 16 | 0x89 << 40 | (tss_address >> 24 & 0xff) << 56,
+            tss_address >> 32,
+        ];
+        lgdt(&DescriptorTablePointer::new(&*gdt));
+        asm!(
+            "push {code}", "lea {t}, [rip + 2f]", "push {t}", "retfq", "2:",
+            "mov ss, {data:x}", "mov ds, {zero:x}", "mov es, {zero:x}", "mov fs, {zero:x}", "mov gs, {zero:x}",
+            "ltr {tss:x}",
+            "lldt {zero:x}",
+            code = const KERNEL_CODE as u64, data = in(reg) KERNEL_DATA as u64, zero = in(reg) 0u64, tss = in(reg) TSS as u64,
+            t = out(reg) _,
+        );
+        lidt(&DescriptorTablePointer::new(&*IDT.0.get()));
+        wrmsr(IA32_GS_BASE, core::ptr::from_ref(cpu) as u64);
+        wrmsr(IA32_KERNEL_GSBASE, 0);
+        wrmsr(IA32_EFER, rdmsr(IA32_EFER) | 1 | 1 << 11);
+        wrmsr(IA32_STAR, (KERNEL_CODE as u64) << 32 | (KERNEL_DATA as u64) << 48);
+        wrmsr(IA32_LSTAR, entry_syscall as *const () as u64);
+        wrmsr(IA32_CSTAR, 0);
+        wrmsr(IA32_FMASK, SYSCALL_MASK);
+        wrmsr(IA32_SYSENTER_CS, 0);
+        // Entry 1 (PWT) becomes write-combining; the others stay as at power-on.
+        wrmsr(IA32_PAT, 0x0007_0406_0007_0106);
+        init_control();
+    }
+}
+
+/// CR0 and CR4: write protection, no x87 or vector unit for tasks, SMEP, SMAP, UMIP, global pages where the processor has them.
+fn init_control() {
+    let features = raw_cpuid::CpuId::new();
+    let extended = features.get_extended_feature_info();
+    let mut cr4: u64 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10;
+    if let Some(features) = &extended {
+        cr4 |= (features.has_smep() as u64) << 20 | (features.has_smap() as u64) << 21 | (features.has_umip() as u64) << 11;
+    }
+    cr4 |= 1 << 6;
+    // SAFETY: only bits that CPUID offers; PE, PG stay; TS makes every task's vector instruction fault.
+    unsafe {
+        asm!("mov cr4, {}", in(reg) cr4, options(nostack));
+        asm!("mov cr0, {}", in(reg) 0x8001_002bu64, options(nostack));
+    }
+}
+
+/// Provokes a triple fault (self-test of the test harness).
+pub fn triple_fault() -> ! {
+    // SAFETY: this ends the machine on purpose: with an empty IDT every exception becomes a triple fault.
+    unsafe {
+        lidt(&DescriptorTablePointer::<u64> { limit: 0, base: core::ptr::null() });
+        asm!("ud2", options(noreturn));
+    }
+}

@@ -1,0 +1,63 @@
+//! Exceptions and interrupts, from user mode and from the few places in the kernel where interrupts are let in.
+
+use super::{apic, paging};
+use crate::{ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, trace};
+
+/// From user mode (`entry.s`): answers the thread to resume.
+#[unsafe(no_mangle)]
+extern "C" fn user_trap(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64) -> Obj<Thread> {
+    if vector < 32 {
+        let address = if vector == 14 { paging::fault_address() } else { 0 };
+        return ipc::fault(cpu, thread, vector, error, address);
+    }
+    interrupt(cpu, vector as u8);
+    sched::resume(cpu, thread)
+}
+
+/// Handles an interrupt. The kernel must choose afterwards if `must_choose` is set.
+#[inline(always)]
+pub fn interrupt(cpu: &Cpu, vector: u8) {
+    trace::event(cpu, trace::INTERRUPT, vector as u64, 0);
+    match vector {
+        apic::TIMER => {
+            apic::timer_fired(cpu);
+            apic::end_of_interrupt();
+            cpu.must_choose.set(true);
+        }
+        apic::CALL => {
+            apic::end_of_interrupt();
+            cpu.must_choose.set(true);
+        }
+        apic::SPURIOUS => {}
+        _ => {
+            sched::charge(cpu);
+            if let Some(source) = cpu.source(vector)
+                && source.fire(cpu)
+            {
+                cpu.must_choose.set(true);
+            }
+            apic::end_of_interrupt();
+            sched::charge_interrupt(cpu);
+        }
+    }
+}
+
+/// In the kernel (`entry.s`): an interrupt where the kernel waits for one, or a bug.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_trap(vector: u64, frame: *const u64, saved: *const u64) {
+    if vector >= 32 {
+        interrupt(super::cpu(), vector as u8);
+        return;
+    }
+    panic::exception(vector, frame, saved);
+}
+
+/// NMI, double fault, machine check (`entry.s`), on their own stacks.
+#[unsafe(no_mangle)]
+extern "C" fn paranoid_trap(vector: u64, frame: *const u64, _cpu: *const Cpu) {
+    if vector == 2 {
+        // An NMI that nobody asked for: counted by the platform, not fatal.
+        return;
+    }
+    panic::exception(vector, frame, core::ptr::null());
+}

@@ -1,0 +1,269 @@
+//! From VT-x's exit reason to an [`Outcome`].
+use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
+use moira_kernel_core::vcpu_check::{self as check, cr0, cr4, default_groups, efer};
+
+use super::super::virt::{CpuVirt, Outcome, StatePage, VcpuHw, get, put, report};
+use super::controls::{cr0_real, cr4_real};
+use super::state::{self, store_current};
+use super::{flush_linear, switch, vmcs};
+
+/// Basic exit reasons (SDM appendix C) that are looked at here.
+mod reason {
+    pub const EVENT: u32 = 0;
+    pub const INTERRUPT: u32 = 1;
+    pub const INTERRUPT_WINDOW: u32 = 7;
+    pub const NMI_WINDOW: u32 = 8;
+    pub const TASK_SWITCH: u32 = 9;
+    pub const CONTROL: u32 = 28;
+    pub const DEBUG: u32 = 29;
+    pub const IO: u32 = 30;
+    pub const ENTRY_MACHINE_CHECK: u32 = 41;
+    pub const EPT_VIOLATION: u32 = 48;
+    pub const PREEMPTION_TIMER: u32 = 52;
+    pub const ENTRY_FAILED: u32 = 1 << 31;
+}
+
+/// Bit 12 of an EPT violation's qualification and of the exit event: IRET had unblocked NMIs and runs again.
+const UNBLOCKED_BY_IRET: u64 = 1 << 12;
+const DR6_CONDITIONS: u64 = 0xe00f;
+const TF: u64 = 1 << 8;
+const CS_LONG: u32 = 1 << 13;
+
+/// VMLAUNCH or VMRESUME itself failed.
+#[cold]
+pub(super) fn refused(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage) -> Outcome {
+    let error = u64::from(vmcs::INSTRUCTION_ERROR.read());
+    invalid_state(cpu, hw, page, error)
+}
+
+/// The processor refused the state; the event that was to be injected is dropped with it.
+fn invalid_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, error: u64) -> Outcome {
+    vmcs::ENTRY_EVENT.write(0);
+    report(page, Exit::InvalidState, invalid::HARDWARE | error << 32, 0);
+    guest(cpu, hw, page, Exit::InvalidState, 0)
+}
+
+/// Says what the exit means, and writes its groups if it is for the VMM.
+#[inline(always)]
+pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    let number = vmcs::EXIT_REASON.read();
+    if number == reason::IO {
+        // The hot one; an I/O instruction cannot exit during the delivery of an event.
+        report(page, Exit::Port, check::port_from_vmx(vmcs::QUALIFICATION.read()).0, length());
+        return guest(cpu, hw, page, Exit::Port, out);
+    }
+    classify_other(cpu, hw, page, out, number)
+}
+
+#[inline(never)]
+fn classify_other(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
+    if number & reason::ENTRY_FAILED != 0 {
+        if number & 0xffff == reason::ENTRY_MACHINE_CHECK {
+            return Outcome::MachineCheck;
+        }
+        return invalid_state(cpu, hw, page, 0x1000 | u64::from(number & 0xffff));
+    }
+    let pending = state::interrupted_delivery();
+    let outcome = dispatch(cpu, hw, page, out, number & 0xffff);
+    if pending.info != 0 {
+        if pending.is_nmi() {
+            // Not delivered, so that it blocks nothing yet.
+            state::block_nmi(false);
+        }
+        if let Outcome::Guest { groups, .. } = outcome {
+            put!(page, delivering, pending.packed());
+            if groups & group::INTERRUPTIBILITY != 0 && pending.is_nmi() {
+                store_current(cpu, hw, page, group::INTERRUPTIBILITY);
+            }
+        } else {
+            state::arm(pending);
+        }
+    }
+    outcome
+}
+
+#[inline(always)]
+fn length() -> u64 {
+    vmcs::INSTRUCTION_LENGTH.read().into()
+}
+
+/// Writes what goes with every exit for the VMM.
+#[inline(always)]
+fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -> Outcome {
+    put!(page, delivering, 0);
+    let groups = default_groups(exit) | out & group::ALL;
+    store_current(cpu, hw, page, groups);
+    Outcome::Guest { exit, groups }
+}
+
+#[inline]
+fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
+    let exit = match number {
+        reason::INTERRUPT => return Outcome::HostInterrupt(Some(vmcs::EXIT_EVENT.read() as u8)),
+        reason::PREEMPTION_TIMER => return Outcome::HostInterrupt(None),
+        reason::EVENT => match exception(page) {
+            Ok(exit) => exit,
+            Err(outcome) => return outcome,
+        },
+        reason::EPT_VIOLATION => {
+            memory(page);
+            Exit::Memory
+        }
+        reason::INTERRUPT_WINDOW | reason::NMI_WINDOW => {
+            let (exit, bit) = match number {
+                reason::INTERRUPT_WINDOW => (Exit::InterruptWindow, request::INTERRUPT_WINDOW),
+                _ => (Exit::NmiWindow, request::NMI_WINDOW),
+            };
+            let left = hw.shadow().request & !(bit as u32);
+            state::load_request(hw, left);
+            report(page, exit, 0, 0);
+            exit
+        }
+        reason::TASK_SWITCH => {
+            report(page, Exit::TaskSwitch, vmcs::QUALIFICATION.read(), length());
+            put!(page, error_code, u64::from(vmcs::VECTORING_CODE.read()));
+            Exit::TaskSwitch
+        }
+        reason::CONTROL => {
+            let qualification = vmcs::QUALIFICATION.read();
+            if handle_control(cpu, hw, page, qualification) {
+                return Outcome::Again;
+            }
+            control(page, qualification);
+            Exit::ControlWrite
+        }
+        reason::DEBUG => {
+            let qualification = vmcs::QUALIFICATION.read();
+            let read = if qualification & 1 << 4 != 0 { control_write::READ } else { 0 };
+            let gpr = (qualification >> 8 & 15) << control_write::GPR_SHIFT;
+            report(page, Exit::DebugRegister, qualification & 7 | read | gpr, length());
+            Exit::DebugRegister
+        }
+        other => {
+            let exit = check::plain_exit_vmx(other);
+            let (detail, bytes) = match exit {
+                Exit::Other => (other.into(), 0),
+                Exit::Shutdown | Exit::Init => (0, 0),
+                _ => (0, length()),
+            };
+            report(page, exit, detail, bytes);
+            exit
+        }
+    };
+    guest(cpu, hw, page, exit, out)
+}
+
+/// Exceptions and NMIs.
+fn exception(page: StatePage) -> Result<Exit, Outcome> {
+    let info = vmcs::EXIT_EVENT.read();
+    let vector = u64::from(info & 0xff);
+    if u64::from(info) & event::TYPE == event::NMI {
+        switch::call_nmi_handler();
+        return Err(Outcome::HostNmi);
+    }
+    if vector == 18 {
+        return Err(Outcome::MachineCheck);
+    }
+    if u64::from(info) & UNBLOCKED_BY_IRET != 0 && vector != 8 && u64::from(vmcs::VECTORING.read()) & event::VALID == 0 {
+        state::block_nmi(true);
+    }
+    report(page, Exit::Exception, vector, 0);
+    let code = if u64::from(info) & event::HAS_CODE != 0 { vmcs::EXIT_EVENT_CODE.read() } else { 0 };
+    put!(page, error_code, u64::from(code));
+    let qualification = vmcs::QUALIFICATION.read();
+    put!(page, address, if vector == 1 { qualification & DR6_CONDITIONS } else { qualification });
+    Ok(Exit::Exception)
+}
+
+fn memory(page: StatePage) {
+    let qualification = vmcs::QUALIFICATION.read();
+    if qualification & UNBLOCKED_BY_IRET != 0 && u64::from(vmcs::VECTORING.read()) & event::VALID == 0 {
+        state::block_nmi(true);
+    }
+    report(page, Exit::Memory, check::access_from_vmx(qualification), 0);
+    put!(page, address, vmcs::GUEST_PHYSICAL.read());
+    put!(page, linear, if qualification & 1 << 7 != 0 { vmcs::GUEST_LINEAR.read() } else { 0 });
+    put!(page, fetched_count, 0);
+}
+
+/// The kinds of control-register access (SDM table 27-3, bits 4–5).
+const KIND_WRITE: u64 = 0;
+const KIND_READ: u64 = 1;
+const KIND_CLTS: u64 = 2;
+
+fn control(page: StatePage, qualification: u64) {
+    let gpr = (qualification >> 8 & 15) << control_write::GPR_SHIFT;
+    let flags = match qualification >> 4 & 3 {
+        KIND_WRITE => gpr,
+        KIND_READ => gpr | control_write::READ,
+        KIND_CLTS => control_write::CLTS,
+        _ => control_write::LMSW,
+    };
+    report(page, Exit::ControlWrite, qualification & 15 | flags, length());
+    put!(page, address, qualification >> 16 & 0xffff);
+}
+
+/// MOV to CR0 or CR4 that exits only for bits the kernel keeps for itself. False: the VMM has to look.
+fn handle_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, qualification: u64) -> bool {
+    if qualification >> 4 & 3 != KIND_WRITE || vmcs::GUEST_RFLAGS.read() & TF != 0 {
+        return false;
+    }
+    let register = (qualification >> 8 & 15) as usize;
+    let long = vmcs::GUEST_EFER.read() & efer::LMA != 0;
+    let wide = long && vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
+    let value = get!(page, gpr[register]);
+    let value = if wide { value } else { value & 0xffff_ffff };
+    let done = match qualification & 15 {
+        0 => write_cr0(cpu, value, long),
+        4 => write_cr4(cpu, value, long),
+        _ => false,
+    };
+    if done {
+        vmcs::GUEST_RIP.write(vmcs::GUEST_RIP.read().wrapping_add(length()));
+        state::end_shadow();
+        flush_linear(hw);
+    }
+    done
+}
+
+fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
+    let before = state::cr0_view(cpu);
+    let malformed = value & !cr0::DEFINED != 0
+        || value & (cr0::PG | cr0::PE) == cr0::PG
+        || value & (cr0::NW | cr0::CD) == cr0::NW;
+    let paging = value & cr0::PG != 0;
+    if malformed {
+        return false;
+    }
+    if (before ^ value) & cr0::PG != 0 {
+        let long_wanted = vmcs::GUEST_EFER.read() & efer::LME != 0;
+        let pae = state::cr4_view(cpu) & cr4::PAE != 0;
+        let in_long_code = vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
+        // PAE paging needs its four entries from guest memory; the rest would be #GP.
+        if paging && long_wanted != pae || in_long_code {
+            return false;
+        }
+        if paging && long_wanted {
+            state::set_efer(vmcs::GUEST_EFER.read() | efer::LMA);
+        } else if long {
+            state::set_efer(vmcs::GUEST_EFER.read() & !efer::LMA);
+        }
+    } else if paging && !long && state::cr4_view(cpu) & cr4::PAE != 0 && (before ^ value) & (cr0::CD | cr0::NW) != 0 {
+        // SDM 4.4.1: changing CD or NW under PAE paging loads the four entries.
+        return false;
+    }
+    vmcs::GUEST_CR0.write(cr0_real(&cpu.features.vmx, value | cr0::ET));
+    vmcs::CR0_SHADOW.write(value | cr0::ET);
+    true
+}
+
+fn write_cr4(cpu: &CpuVirt, value: u64, long: bool) -> bool {
+    let before = state::cr4_view(cpu);
+    let pae_paging = !long && vmcs::GUEST_CR0.read() & cr0::PG != 0 && value & cr4::PAE != 0;
+    if value & !cpu.limits.cr4 != 0 || (before ^ value) & (cr4::PAE | cr4::PCIDE) != 0 || pae_paging {
+        return false;
+    }
+    vmcs::GUEST_CR4.write(cr4_real(&cpu.features.vmx, value));
+    vmcs::CR4_SHADOW.write(value);
+    true
+}

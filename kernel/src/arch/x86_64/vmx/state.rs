@@ -1,0 +1,316 @@
+//! State page to VMCS and back.
+use moira_abi::vcpu::{Segment, event, group, interruptibility, request, seg};
+use moira_kernel_core::vcpu_check::{self as check, Event, efer};
+use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
+
+use super::super::virt::{self, CpuVirt, StatePage, VcpuHw, get, put};
+use super::controls::{cr0_mask, cr0_real, cr4_mask, cr4_real};
+use super::{kernel_gs_base, make_current, note_differences, set_kernel_gs_base, vmcs};
+
+const SHADOWS: u32 = (interruptibility::STI | interruptibility::MOV_SS) as u32;
+const NMI_BLOCKED: u32 = interruptibility::NMI_BLOCKED as u32;
+const TF: u64 = 1 << 8;
+const PENDING_STEP: u64 = 1 << 14;
+
+/// The state after reset (SDM table 9-1), control registers apart.
+pub(super) fn reset() {
+    for index in 0..8 {
+        let rights = match index {
+            seg::CS => 0x9b,
+            seg::LDTR => 0x82,
+            seg::TR => 0x8b,
+            _ => 0x93,
+        };
+        let (selector, base) = if index == seg::CS { (0xf000, 0xffff_0000) } else { (0, 0) };
+        let from = Segment { selector, rights, limit: 0xffff, base, ..Segment::default() };
+        load_segment(index, &from);
+    }
+    [vmcs::GUEST_GDTR_LIMIT, vmcs::GUEST_IDTR_LIMIT].iter().for_each(|field| field.write(0xffff));
+    [vmcs::GUEST_INTERRUPTIBILITY, vmcs::GUEST_ACTIVITY, vmcs::GUEST_SYSENTER_CS].iter().for_each(|field| field.write(0));
+    let zero = [
+        vmcs::GUEST_DEBUGCTL,
+        vmcs::GUEST_EFER,
+        vmcs::GUEST_CR3,
+        vmcs::GUEST_GDTR_BASE,
+        vmcs::GUEST_IDTR_BASE,
+        vmcs::GUEST_PENDING_DEBUG,
+        vmcs::GUEST_SYSENTER_ESP,
+        vmcs::GUEST_SYSENTER_EIP,
+        vmcs::GUEST_PDPTE0,
+        vmcs::GUEST_PDPTE1,
+        vmcs::GUEST_PDPTE2,
+        vmcs::GUEST_PDPTE3,
+        vmcs::GUEST_RSP,
+    ];
+    zero.iter().for_each(|field| field.write(0));
+    vmcs::GUEST_PAT.write(0x0007_0406_0007_0406);
+    vmcs::GUEST_DR7.write(0x400);
+    vmcs::GUEST_RIP.write(0xfff0);
+    vmcs::GUEST_RFLAGS.write(2);
+}
+
+/// Loads the groups of `mask` after checking them.
+#[inline]
+pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
+    if mask & group::ALL == 0 {
+        return Ok(());
+    }
+    make_current(cpu, hw);
+    if mask & group::RIP != 0 {
+        let (rip, rflags) = virt::read_rip(page);
+        vmcs::GUEST_RIP.write(rip);
+        vmcs::GUEST_RFLAGS.write(rflags);
+        end_shadow();
+    }
+    if mask & group::ALL & !group::RIP != 0 { load_more(cpu, hw, page, mask) } else { Ok(()) }
+}
+
+/// An instruction was completed: no STI or MOV SS shadow any more.
+#[inline(always)]
+pub(super) fn end_shadow() {
+    let now = vmcs::GUEST_INTERRUPTIBILITY.read();
+    if now & SHADOWS != 0 {
+        vmcs::GUEST_INTERRUPTIBILITY.write(now & !SHADOWS);
+    }
+}
+
+#[inline(never)]
+fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
+    if mask & group::INTERRUPTIBILITY != 0 {
+        let value = get!(page, interruptibility) as u32 & (SHADOWS | NMI_BLOCKED);
+        vmcs::GUEST_INTERRUPTIBILITY.write(value);
+        // SDM 26.3.1.5: in a shadow the pending single step has to agree with TF.
+        let step = value & SHADOWS != 0 && vmcs::GUEST_RFLAGS.read() & TF != 0;
+        vmcs::GUEST_PENDING_DEBUG.write(if step { PENDING_STEP } else { 0 });
+    }
+    if mask & group::CONTROL != 0 {
+        load_control(cpu, hw, page)?;
+    }
+    if mask & group::SEGMENTS != 0 {
+        let (segments, _) = virt::read_segments(page)?;
+        segments.iter().enumerate().for_each(|(index, segment)| load_segment(index, segment));
+    }
+    if mask & group::TABLES != 0 {
+        let [gdtr, idtr] = virt::read_tables(page)?;
+        vmcs::GUEST_GDTR_BASE.write(gdtr.0);
+        vmcs::GUEST_GDTR_LIMIT.write(gdtr.1.into());
+        vmcs::GUEST_IDTR_BASE.write(idtr.0);
+        vmcs::GUEST_IDTR_LIMIT.write(idtr.1.into());
+    }
+    if mask & group::MSRS != 0 {
+        let msrs = virt::read_msrs(page)?;
+        let shadow = hw.shadow();
+        (shadow.star, shadow.lstar, shadow.cstar, shadow.sfmask) = (msrs.star, msrs.lstar, msrs.cstar, msrs.sfmask);
+        note_differences(cpu, shadow);
+        set_kernel_gs_base(cpu, hw, msrs.kernel_gs_base);
+        vmcs::GUEST_SYSENTER_CS.write(msrs.sysenter[0] as u32);
+        vmcs::GUEST_SYSENTER_ESP.write(msrs.sysenter[1]);
+        vmcs::GUEST_SYSENTER_EIP.write(msrs.sysenter[2]);
+        vmcs::GUEST_PAT.write(msrs.pat);
+    }
+    if mask & group::DEBUG != 0 {
+        let debug = virt::read_debug(cpu, hw, page)?;
+        vmcs::GUEST_DR7.write(debug.dr7);
+    }
+    if mask & group::TSC_XCR != 0 {
+        virt::read_tsc_xcr(cpu, hw, page)?;
+        vmcs::TSC_OFFSET.write(hw.shadow().tsc_offset);
+    }
+    if mask & group::PDPTE != 0 {
+        let entries: [u64; 4] = get!(page, pdpte);
+        let fields = [vmcs::GUEST_PDPTE0, vmcs::GUEST_PDPTE1, vmcs::GUEST_PDPTE2, vmcs::GUEST_PDPTE3];
+        fields.iter().zip(entries).for_each(|(field, entry)| field.write(entry));
+    }
+    // Last: the event is taken out of the page only when all else was accepted.
+    if mask & group::INJECT != 0 {
+        let (event, bits) = virt::read_inject(page)?;
+        arm(event);
+        load_request(hw, bits);
+    }
+    Ok(())
+}
+
+fn load_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) -> Result<(), u64> {
+    let control = virt::read_control(page, &cpu.limits)?;
+    let caps = &cpu.features.vmx;
+    vmcs::GUEST_CR0.write(cr0_real(caps, control.cr0));
+    vmcs::CR0_SHADOW.write(control.cr0);
+    vmcs::GUEST_CR3.write(control.cr3);
+    vmcs::GUEST_CR4.write(cr4_real(caps, control.cr4));
+    vmcs::CR4_SHADOW.write(control.cr4);
+    set_efer(control.efer);
+    hw.shadow().cr2 = control.cr2;
+    Ok(())
+}
+
+/// EFER, and the entry control that has to agree with its LMA.
+pub(super) fn set_efer(value: u64) {
+    vmcs::GUEST_EFER.write(value);
+    let long = EntryControls::IA32E_MODE_GUEST.bits();
+    let now = vmcs::ENTRY_CONTROLS.read();
+    vmcs::ENTRY_CONTROLS.write(if value & efer::LMA != 0 { now | long } else { now & !long });
+}
+
+/// Puts an event into the entry fields.
+pub(super) fn arm(event: Event) {
+    vmcs::ENTRY_EVENT.write(event.info);
+    if event.info != 0 {
+        vmcs::ENTRY_EVENT_CODE.write(event.code);
+        vmcs::ENTRY_EVENT_LENGTH.write(event.length);
+    }
+}
+
+/// Window exits.
+pub(super) fn load_request(hw: VcpuHw, bits: u32) {
+    let shadow = hw.shadow();
+    shadow.request = bits;
+    let (interrupt, nmi) = (PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), PrimaryControls::NMI_WINDOW_EXITING.bits());
+    let mut primary = shadow.vmx.primary & !(interrupt | nmi);
+    if u64::from(bits) & request::INTERRUPT_WINDOW != 0 {
+        primary |= interrupt;
+    }
+    if u64::from(bits) & request::NMI_WINDOW != 0 {
+        primary |= nmi;
+    }
+    if primary != shadow.vmx.primary {
+        shadow.vmx.primary = primary;
+        vmcs::PRIMARY_CONTROLS.write(primary);
+    }
+}
+
+fn load_segment(index: usize, segment: &Segment) {
+    vmcs::GUEST_SELECTOR.of_segment(index).write(segment.selector);
+    vmcs::GUEST_RIGHTS.of_segment(index).write(segment.rights);
+    vmcs::GUEST_LIMIT.of_segment(index).write(segment.limit);
+    vmcs::GUEST_BASE.of_segment(index).write(segment.base);
+}
+
+/// Writes the groups of `mask` to the state page.
+pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
+    make_current(cpu, hw);
+    store_current(cpu, hw, page, mask);
+}
+
+/// The same where the VMCS is known to be current.
+#[inline(always)]
+pub(super) fn store_current(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
+    if mask & group::RIP != 0 {
+        put!(page, rip, vmcs::GUEST_RIP.read());
+        put!(page, rflags, vmcs::GUEST_RFLAGS.read());
+    }
+    if mask & group::ALL & !group::RIP != 0 {
+        store_more(cpu, hw, page, mask);
+    }
+}
+
+#[inline(never)]
+fn store_more(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
+    if mask & group::INTERRUPTIBILITY != 0 {
+        put!(page, interruptibility, u64::from(vmcs::GUEST_INTERRUPTIBILITY.read() & (SHADOWS | NMI_BLOCKED)));
+    }
+    if mask & group::INJECT != 0 {
+        let event = armed();
+        put!(page, inject, event.packed());
+        put!(page, inject_length, u64::from(event.length));
+        put!(page, request, u64::from(hw.shadow().request));
+    }
+    if mask & group::CONTROL != 0 {
+        put!(page, cr0, cr0_view(cpu));
+        put!(page, cr2, hw.shadow().cr2);
+        put!(page, cr3, vmcs::GUEST_CR3.read());
+        put!(page, cr4, cr4_view(cpu));
+        put!(page, efer, vmcs::GUEST_EFER.read());
+    }
+    if mask & group::SEGMENTS != 0 {
+        store_segments(page);
+    }
+    if mask & group::TABLES != 0 {
+        put!(page, gdtr.base, vmcs::GUEST_GDTR_BASE.read());
+        put!(page, gdtr.limit, u64::from(vmcs::GUEST_GDTR_LIMIT.read()));
+        put!(page, idtr.base, vmcs::GUEST_IDTR_BASE.read());
+        put!(page, idtr.limit, u64::from(vmcs::GUEST_IDTR_LIMIT.read()));
+    }
+    if mask & group::MSRS != 0 {
+        store_msrs(cpu, hw, page);
+    }
+    if mask & group::DEBUG != 0 {
+        put!(page, dr6, hw.shadow().dr6);
+        put!(page, dr7, vmcs::GUEST_DR7.read());
+    }
+    if mask & (group::DEBUG | group::TSC_XCR) != 0 {
+        virt::store_shadow(cpu, hw, page, mask);
+    }
+    if mask & group::PDPTE != 0 {
+        let fields = [vmcs::GUEST_PDPTE0, vmcs::GUEST_PDPTE1, vmcs::GUEST_PDPTE2, vmcs::GUEST_PDPTE3];
+        put!(page, pdpte, fields.map(|field| field.read()));
+    }
+}
+
+fn store_msrs(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
+    let shadow = hw.shadow();
+    put!(page, star, shadow.star);
+    put!(page, lstar, shadow.lstar);
+    put!(page, cstar, shadow.cstar);
+    put!(page, sfmask, shadow.sfmask);
+    put!(page, kernel_gs_base, kernel_gs_base(cpu, hw));
+    put!(page, sysenter_cs, u64::from(vmcs::GUEST_SYSENTER_CS.read()));
+    put!(page, sysenter_esp, vmcs::GUEST_SYSENTER_ESP.read());
+    put!(page, sysenter_eip, vmcs::GUEST_SYSENTER_EIP.read());
+    put!(page, pat, vmcs::GUEST_PAT.read());
+}
+
+fn store_segments(page: StatePage) {
+    for index in 0..8 {
+        let segment = Segment {
+            selector: vmcs::GUEST_SELECTOR.of_segment(index).read(),
+            rights: vmcs::GUEST_RIGHTS.of_segment(index).read(),
+            limit: vmcs::GUEST_LIMIT.of_segment(index).read(),
+            base: vmcs::GUEST_BASE.of_segment(index).read(),
+            ..Segment::default()
+        };
+        put!(page, segment[index & 7], segment);
+        if index == seg::SS {
+            put!(page, cpl, u64::from(segment.rights >> 5 & 3));
+        }
+    }
+}
+
+/// CR0 as the guest sees it.
+pub(super) fn cr0_view(cpu: &CpuVirt) -> u64 {
+    let mask = cr0_mask(&cpu.features.vmx);
+    vmcs::GUEST_CR0.read() & !mask | vmcs::CR0_SHADOW.read() & mask
+}
+
+/// CR4 as the guest sees it.
+pub(super) fn cr4_view(cpu: &CpuVirt) -> u64 {
+    let mask = cr4_mask(cpu);
+    vmcs::GUEST_CR4.read() & !mask | vmcs::CR4_SHADOW.read() & mask
+}
+
+/// The event that stands in the entry fields: armed and not delivered yet.
+fn armed() -> Event {
+    let info = vmcs::ENTRY_EVENT.read();
+    if u64::from(info) & event::VALID == 0 {
+        return Event::NONE;
+    }
+    let code = if u64::from(info) & event::HAS_CODE != 0 { vmcs::ENTRY_EVENT_CODE.read() } else { 0 };
+    Event { info, code, length: vmcs::ENTRY_EVENT_LENGTH.read() }
+}
+
+/// An event from IDT-vectoring information, for handing back or injecting again; software events run again by themselves.
+pub(super) fn interrupted_delivery() -> Event {
+    let info = vmcs::VECTORING.read();
+    if u64::from(info) & event::VALID == 0 {
+        return Event::NONE;
+    }
+    let info = info & (event::VALID | event::HAS_CODE | event::TYPE | 0xff) as u32;
+    let code = if u64::from(info) & event::HAS_CODE != 0 { vmcs::VECTORING_CODE.read() } else { 0 };
+    let event = check::Event { info, code, length: 0 };
+    if event.is_software() { Event::NONE } else { event }
+}
+
+/// Sets or clears NMI blocking.
+pub(super) fn block_nmi(blocked: bool) {
+    let now = vmcs::GUEST_INTERRUPTIBILITY.read();
+    vmcs::GUEST_INTERRUPTIBILITY.write(if blocked { now | NMI_BLOCKED } else { now & !NMI_BLOCKED });
+}

@@ -1,0 +1,236 @@
+//! From the loader to the root task.
+//!
+//! Reads what a PVH or Multiboot2 loader left, builds the kernel's tables, lays out the processors, and makes the root task from
+//! the first program of the initrd, with untyped memory for all that is left.
+
+use crate::{
+    arch::{self, apic, paging, serial, smp as start, tables, tsc, virt, vm},
+    memory::{DIRECT_MAP, KERNEL_BASE},
+    percpu, sched,
+};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+
+mod loader;
+mod root;
+
+pub use loader::{Loaded, Range};
+
+/// Most ranges of memory.
+const RANGES: usize = 64;
+
+/// What ends a run under an emulator.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ExitDevice {
+    /// A machine: nothing.
+    None,
+    /// QEMU's isa-debug-exit at port F4h.
+    Debug,
+    /// Bochs' port 8900h.
+    Bochs,
+}
+
+struct SharedRanges(core::cell::UnsafeCell<([Range; RANGES], usize)>);
+// SAFETY: written by the boot processor before any task or other processor runs, then only read.
+unsafe impl Sync for SharedRanges {}
+
+static UP: AtomicBool = AtomicBool::new(false);
+static EXIT: AtomicU64 = AtomicU64::new(0);
+/// Usable memory, for `is_memory`.
+static MEMORY: SharedRanges = SharedRanges(core::cell::UnsafeCell::new(([Range { start: 0, end: 0 }; RANGES], 0)));
+/// Memory for processors: base, and how many there is room for.
+static CPU_BASE: AtomicU64 = AtomicU64::new(0);
+static CPU_LIMIT: AtomicU64 = AtomicU64::new(0);
+static CPU_NEXT: AtomicU64 = AtomicU64::new(1);
+
+unsafe extern "C" {
+    static kernel_start: u8;
+    static kernel_text_end: u8;
+    static kernel_rodata_end: u8;
+    static kernel_end: u8;
+}
+
+/// What ends the run.
+pub fn exit_device() -> ExitDevice {
+    match EXIT.load(Relaxed) {
+        1 => ExitDevice::Debug,
+        2 => ExitDevice::Bochs,
+        _ => ExitDevice::None,
+    }
+}
+
+/// Whether this processor's structures are in place.
+pub fn is_up() -> bool {
+    UP.load(Acquire)
+}
+
+/// Whether an address lies in the kernel's code.
+pub fn is_text(address: u64) -> bool {
+    (&raw const kernel_start as u64..&raw const kernel_text_end as u64).contains(&address)
+}
+
+/// Whether any byte of a range is memory that the kernel manages.
+pub fn is_memory(start: u64, bytes: u64) -> bool {
+    // SAFETY: only read after boot.
+    let (ranges, count) = unsafe { &*MEMORY.0.get() };
+    ranges[..*count].iter().any(|range| start < range.end && range.start < start.saturating_add(bytes))
+}
+
+/// Memory of the next processor to start.
+pub fn next_cpu() -> Option<(u32, u64)> {
+    let index = CPU_NEXT.fetch_add(1, SeqCst);
+    if index >= CPU_LIMIT.load(Relaxed) {
+        CPU_NEXT.fetch_sub(1, SeqCst);
+        return None;
+    }
+    Some((index as u32, CPU_BASE.load(Relaxed) + index * start::bytes_per_cpu()))
+}
+
+/// Ends with one clear line.
+pub fn fail(why: core::fmt::Arguments) -> ! {
+    crate::log!("moira: cannot boot: {why}");
+    crate::log!("moira: system ended: failed: cannot boot");
+    screen(why);
+    arch::end(1)
+}
+
+/// The same line on the text screen that a BIOS leaves.
+fn screen(why: core::fmt::Arguments) {
+    struct Screen(u64);
+    impl core::fmt::Write for Screen {
+        fn write_str(&mut self, text: &str) -> core::fmt::Result {
+            for byte in text.bytes() {
+                if self.0 < 80 * 25 {
+                    // SAFETY: the text screen's memory, mapped with all low memory while booting.
+                    unsafe { ((DIRECT_MAP + 0xb8000 + self.0 * 2) as *mut u16).write_volatile(0x4f00 | byte as u16) };
+                    self.0 += 1;
+                }
+            }
+            Ok(())
+        }
+    }
+    let _ = core::fmt::write(&mut Screen(0), format_args!("Moira cannot boot: {why}"));
+}
+
+/// A bump allocator over one range of memory, for what the kernel makes at boot.
+pub struct Early {
+    next: u64,
+    end: u64,
+}
+
+impl Early {
+    /// Where the next allocation would begin.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Zeroed memory, aligned to its power-of-two `align`.
+    pub fn take(&mut self, bytes: u64, align: u64) -> u64 {
+        let at = (self.next + align - 1) & !(align - 1);
+        if at + bytes > self.end {
+            fail(format_args!("too little memory: the kernel needs {bytes} more bytes in one piece"));
+        }
+        self.next = at + bytes;
+        crate::memory::zero(at, (bytes + 7) & !7);
+        at
+    }
+}
+
+/// First Rust code, on the boot stack, with the boot tables (`boot.s`).
+#[unsafe(no_mangle)]
+extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
+    let boot_tsc = arch::now();
+    serial::init();
+    crate::log!("Moira {}", env!("CARGO_PKG_VERSION"));
+    let loaded = match loader::read(magic as u32, info) {
+        Ok(loaded) => loaded,
+        Err(why) => fail(format_args!("{why}")),
+    };
+    let option = |name: &str| loader::option(loaded.command_line(), name);
+    EXIT.store(
+        match option("exit") {
+            Some("debug") => 1,
+            Some("bochs") => 2,
+            _ => 0,
+        },
+        Relaxed,
+    );
+    if option("selftest") == Some("hang") {
+        arch::stop();
+    }
+    check_processor();
+    let vendor = virt::detect();
+
+    // SAFETY: linker symbols: only their addresses are used.
+    let image = Range { start: 0x10_0000, end: &raw const kernel_end as u64 - KERNEL_BASE };
+    let mut early = loader::early_memory(&loaded, image);
+    let early_start = early.next;
+    let sections = [
+        (&raw const kernel_start as u64, &raw const kernel_text_end as u64, false, true),
+        (&raw const kernel_text_end as u64, &raw const kernel_rodata_end as u64, false, false),
+        (&raw const kernel_rodata_end as u64, (&raw const kernel_end as u64 + 4095) & !4095, true, false),
+    ];
+    let low = core::iter::once((0, 0x10_0000));
+    let ranges = loaded.ranges().iter().map(|range| (range.start, range.end));
+    let initrd = core::iter::once((loaded.initrd.start, loaded.initrd.end));
+    paging::init(low.chain(ranges).chain(initrd), &sections, &mut || early.take(4096, 4096));
+
+    let limit = option("cpus").and_then(|text| text.parse().ok()).unwrap_or(16u64).clamp(1, percpu::MAX_CPUS as u64);
+    let base = early.take(limit * start::bytes_per_cpu(), 4096);
+    CPU_BASE.store(base, Relaxed);
+    CPU_LIMIT.store(limit, Relaxed);
+    let cpu = start::prepare(0, base);
+    tables::init_idt();
+    start::init_this(cpu);
+    percpu::register(cpu);
+    cpu.online.store(true, Release);
+    UP.store(true, Release);
+    silence_pics();
+    tsc::calibrate();
+    apic::init_timer();
+    let virtualization = match vendor {
+        Ok(vendor) => vm::choose(vendor, cpu),
+        Err(why) => {
+            crate::log!("moira: no virtual machines: {why}");
+            moira_abi::boot::virtualization::NONE
+        }
+    };
+    match option("selftest") {
+        Some("panic") => panic!("asked for by selftest=panic"),
+        Some("triple") => tables::triple_fault(),
+        _ => {}
+    }
+    crate::log!(
+        "moira: {} MiB, TSC {} kHz, {}, virtualization: {}",
+        loaded.ranges().iter().map(|range| range.end - range.start).sum::<u64>() >> 20,
+        tsc::hz() / 1000,
+        if apic::is_x2apic() { "x2APIC" } else { "xAPIC" },
+        ["none", "VT-x", "SVM"][virtualization as usize % 3]
+    );
+    // SAFETY: nobody else reads it yet.
+    unsafe { *MEMORY.0.get() = loaded.memory() };
+    let thread = root::make(cpu, &loaded, early, early_start, image, boot_tsc, virtualization);
+    let now = arch::now();
+    cpu.account_since.set(now);
+    cpu.ledger_start.set(now);
+    cpu.boot_context.set(thread.context.get());
+    start::leave(sched::run_next(cpu))
+}
+
+/// The processor must have what no fallback exists for.
+fn check_processor() {
+    let features = raw_cpuid::CpuId::new();
+    let has_apic = features.get_feature_info().is_some_and(|f| f.has_apic() && f.has_tsc() && f.has_msr());
+    if !has_apic {
+        fail(format_args!("this processor has no local APIC or no TSC"));
+    }
+    if !features.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_syscall_sysret() && f.has_execute_disable()) {
+        fail(format_args!("this processor has no SYSCALL or no NX"));
+    }
+}
+
+/// The two 8259s are remapped out of the exceptions' way and masked.
+fn silence_pics() {
+    for (port, value) in [(0x20, 0x11), (0xa0, 0x11), (0x21, 0x20), (0xa1, 0x28), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1), (0x21, 0xff), (0xa1, 0xff)] {
+        arch::port_write(port, 1, value);
+    }
+}

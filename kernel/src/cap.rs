@@ -1,0 +1,283 @@
+//! Capability slots: reading without a lock, writing under the structural lock, derivation.
+
+use crate::{
+    memory::{Obj, Object},
+    object::{address_space, cap_table::CapTable},
+};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering::*},
+};
+use moira_abi::{Error, ObjectType, Rights};
+use moira_kernel_core::{
+    capword::CapWord,
+    derivation::{self, Links},
+};
+
+const LINK: u64 = (1 << 48) - 1;
+
+/// A slot: word 0 (object, rights, generation), word 1 (badge, or where a frame is mapped), and the derivation links with
+/// the depth in the upper bits of `next` and a mark in those of `previous`.
+#[repr(C, align(32))]
+pub struct Slot {
+    word0: AtomicU64,
+    word1: AtomicU64,
+    next: Cell<u64>,
+    previous: Cell<u64>,
+}
+
+static_assertions::assert_eq_size!(Slot, [u8; 32]);
+
+/// What a lock-free read of a slot gives.
+#[derive(Clone, Copy)]
+pub struct Cap {
+    /// Word 0.
+    pub word: CapWord,
+    /// Badge or mapping.
+    pub badge: u64,
+}
+
+impl Cap {
+    /// The object, if it has this type and these rights.
+    #[inline(always)]
+    pub fn object<T: Object>(self, rights: Rights) -> Result<Obj<T>, Error> {
+        if self.word.is(T::KIND, rights) {
+            return Obj::from_word(self.word).ok_or(Error::WrongType);
+        }
+        Err(self.why_not(T::KIND))
+    }
+
+    /// A frame's physical address, if it is a frame with these rights.
+    pub fn frame(self, rights: Rights) -> Result<u64, Error> {
+        if self.word.is(ObjectType::Frame, rights) { Ok(self.word.address()) } else { Err(self.why_not(ObjectType::Frame)) }
+    }
+
+    #[cold]
+    fn why_not(self, kind: ObjectType) -> Error {
+        if self.word.is_empty() {
+            Error::Empty
+        } else if self.word.kind_code() != kind as u8 {
+            Error::WrongType
+        } else {
+            Error::NoRight
+        }
+    }
+}
+
+impl Slot {
+    /// Reads the slot without a lock. Word 0 is read again after word 1: if it changed, the slot was empty at some moment.
+    #[inline(always)]
+    pub fn read(&self) -> Cap {
+        let word = self.word0.load(Acquire);
+        let badge = self.word1.load(Acquire);
+        if self.word0.load(Relaxed) != word {
+            return Cap { word: CapWord::EMPTY, badge: 0 };
+        }
+        Cap { word: CapWord(word), badge }
+    }
+
+    /// Word 0 alone.
+    #[inline(always)]
+    pub fn word(&self) -> CapWord {
+        CapWord(self.word0.load(Acquire))
+    }
+
+    /// The object in an embedded slot.
+    #[inline(always)]
+    pub fn get<T: Object>(&self) -> Option<Obj<T>> {
+        Obj::from_word(self.word())
+    }
+
+    /// The object in an embedded slot that only ever holds capabilities to one type: one test instead of a comparison of types.
+    #[inline(always)]
+    pub fn embedded<T: Object>(&self) -> Option<Obj<T>> {
+        let word = self.word();
+        debug_assert!(word.is_empty() || word.kind_code() == T::KIND as u8);
+        // SAFETY: the slot lies inside an object whose code puts nothing but capabilities to `T` there.
+        (!word.is_empty()).then(|| unsafe { Obj::at(word.address()) })
+    }
+
+    /// What a lock-free read gives if nobody is writing the slot at this moment.
+    #[inline(always)]
+    pub fn read_quiet(&self) -> Option<Cap> {
+        let word = self.word0.load(Acquire);
+        let badge = self.word1.load(Acquire);
+        (self.word0.load(Relaxed) == word).then_some(Cap { word: CapWord(word), badge })
+    }
+
+    /// Whether nothing is here.
+    pub fn is_empty(&self) -> bool {
+        self.word().is_empty()
+    }
+
+    fn write(&self, word: CapWord, badge: u64) {
+        let generation = self.word0.load(Relaxed) >> 54;
+        self.word0.store(generation << 54, Release);
+        self.word1.store(badge, Release);
+        self.word0.store(word.with_generation(generation + 1 & 0x3ff).0, Release);
+    }
+
+    /// Empties the slot's words (not its links). The generation stays.
+    fn clear(&self) {
+        let generation = self.word0.load(Relaxed) >> 54;
+        self.word0.store((generation + 1 & 0x3ff) << 54, Release);
+        self.word1.store(0, Release);
+    }
+
+    /// Where a frame of this slot is mapped (structural lock held).
+    pub fn mapping(&self) -> u64 {
+        self.word1.load(Relaxed)
+    }
+
+    /// Records where a frame is mapped (structural lock held).
+    pub fn set_mapping(&self, mapping: u64) {
+        self.word1.store(mapping, Release);
+    }
+
+    /// Extra bits of a frame's mapping (structural lock held).
+    pub fn mark(&self) -> u16 {
+        (self.previous.get() >> 48) as u16
+    }
+
+    /// Sets them.
+    pub fn set_mark(&self, mark: u16) {
+        self.previous.set(self.previous.get() & LINK | (mark as u64) << 48);
+    }
+}
+
+/// The links of all slots, named by their physical addresses.
+struct SlotLinks;
+
+fn slot(address: u64) -> Obj<Slot> {
+    // SAFETY: only addresses of slots are ever stored in links.
+    unsafe { Obj::at(address) }
+}
+
+impl Links for SlotLinks {
+    fn next(&self, at: u64) -> u64 {
+        slot(at).next.get() & LINK
+    }
+    fn previous(&self, at: u64) -> u64 {
+        slot(at).previous.get() & LINK
+    }
+    fn depth(&self, at: u64) -> u16 {
+        (slot(at).next.get() >> 48) as u16
+    }
+    fn set_next(&self, at: u64, next: u64) {
+        let at = slot(at);
+        at.next.set(at.next.get() & !LINK | next);
+    }
+    fn set_previous(&self, at: u64, previous: u64) {
+        let at = slot(at);
+        at.previous.set(at.previous.get() & !LINK | previous);
+    }
+    fn set_depth(&self, at: u64, depth: u16) {
+        let at = slot(at);
+        at.next.set(at.next.get() & LINK | (depth as u64) << 48);
+    }
+}
+
+/// Puts a first capability, derived from nothing, into an empty slot (boot).
+pub fn insert_root(to: Obj<Slot>, word: CapWord, badge: u64) {
+    to.write(word, badge);
+}
+
+/// Puts a capability into an empty slot as a child of `parent`.
+pub fn insert(parent: Obj<Slot>, to: Obj<Slot>, word: CapWord, badge: u64) -> Result<(), Error> {
+    if !to.is_empty() {
+        return Err(Error::SlotInUse);
+    }
+    if SlotLinks.depth(parent.physical()) >= derivation::MAX_DEPTH {
+        return Err(Error::TooDeep);
+    }
+    derivation::insert_child(&SlotLinks, parent.physical(), to.physical());
+    to.set_mark(0);
+    to.write(word, badge);
+    Ok(())
+}
+
+/// Moves a capability to an empty slot.
+pub fn relocate(from: Obj<Slot>, to: Obj<Slot>) -> Result<(), Error> {
+    if !to.is_empty() {
+        return Err(Error::SlotInUse);
+    }
+    let (cap, mark) = (from.read(), from.mark());
+    from.clear();
+    derivation::replace(&SlotLinks, from.physical(), to.physical());
+    to.set_mark(mark);
+    to.write(cap.word, cap.badge);
+    Ok(())
+}
+
+/// Copies a capability with fewer rights (and a badge, if the source has none). Frames come without their mapping.
+pub fn derive(from: Obj<Slot>, to: Obj<Slot>, rights: Rights, badge: Option<u64>) -> Result<(), Error> {
+    let cap = from.read();
+    let kind = cap.word.kind().ok_or(Error::Empty)?;
+    if kind == ObjectType::Untyped {
+        return Err(Error::NotCopyable);
+    }
+    let badge = match (kind, badge) {
+        (ObjectType::Frame, None) => 0,
+        (_, None) => cap.badge,
+        (ObjectType::Endpoint | ObjectType::Notification, Some(badge)) if cap.badge == 0 => badge,
+        (ObjectType::Endpoint | ObjectType::Notification, Some(_)) => return Err(Error::BadArgument),
+        (_, Some(_)) => return Err(Error::WrongType),
+    };
+    insert(from, to, cap.word.with_rights(cap.word.rights().and(rights)), badge)
+}
+
+/// Removes one capability that nothing is derived from. A frame is unmapped where it was mapped.
+pub fn remove(at: Obj<Slot>) {
+    let cap = at.read();
+    if cap.word.kind_code() == ObjectType::Frame as u8 && cap.badge != 0 {
+        address_space::unmap_slot(at, cap);
+    }
+    at.clear();
+    derivation::unlink(&SlotLinks, at.physical());
+    at.set_mark(0);
+}
+
+/// Removes up to `budget` capabilities derived from a slot, leaves first, so that an interrupted revocation leaves a proper
+/// derivation behind. Answers whether none is left.
+pub fn revoke_some(of: Obj<Slot>, budget: &mut u32) -> bool {
+    while let Some(mut leaf) = derivation::first_descendant(&SlotLinks, of.physical()) {
+        if *budget == 0 {
+            return false;
+        }
+        *budget -= 1;
+        // At most MAX_DEPTH steps.
+        while let Some(deeper) = derivation::first_descendant(&SlotLinks, leaf) {
+            leaf = deeper;
+        }
+        remove(slot(leaf));
+    }
+    true
+}
+
+/// Removes a capability and all that is derived from it. Answers whether it is done.
+pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
+    if at.is_empty() {
+        return true;
+    }
+    if !revoke_some(at, budget) || *budget == 0 {
+        return false;
+    }
+    *budget -= 1;
+    remove(at);
+    true
+}
+
+/// Whether anything is derived from a slot.
+pub fn has_descendants(of: Obj<Slot>) -> bool {
+    derivation::first_descendant(&SlotLinks, of.physical()).is_some()
+}
+
+/// The slot with this index.
+#[inline(always)]
+pub fn slot_of(table: Obj<CapTable>, index: u64) -> Result<Obj<Slot>, Error> {
+    if index.wrapping_sub(2) >= table.slots.get() {
+        return Err(Error::NoSlot);
+    }
+    // SAFETY: a CapTable is an array of slots behind its header, which takes the room of the first two.
+    Ok(unsafe { Obj::at(table.physical() + index * 32) })
+}

@@ -1,0 +1,522 @@
+//! Calls, replies, receives, waits, faults.
+//!
+//! Callers are not queued. A blocked caller keeps its registers, and its call is decoded again whenever its context is chosen
+//! ([`retry`]). Between two threads of one CPU a call and its reply switch directly, on the caller's time.
+
+use crate::{
+    cap,
+    memory::{self, Obj},
+    object::{
+        cap_table::CapTable,
+        endpoint::Endpoint,
+        life,
+        notification::Notification,
+        thread::{Dispatch, State, Thread, reg},
+    },
+    percpu::Cpu,
+    sched, smp, switch, trace,
+};
+use moira_abi::{Error, FrameSize, MESSAGE_CAPS, ObjectType, Rights, Tag, fault, time};
+
+/// What became of an attempt to hand a call over.
+pub enum Attempt {
+    /// This thread runs next: the server with the request, or the caller with an error.
+    Ready(Obj<Thread>),
+    /// The server serves somebody else: whoever wants this call done helps it.
+    Busy(Obj<Thread>),
+}
+
+#[inline(always)]
+fn done(thread: Obj<Thread>, result: Result<(), Error>) -> Obj<Thread> {
+    thread.set_status(result);
+    thread
+}
+
+/// The server that a call through an endpoint would reach, if it may.
+#[inline(always)]
+fn server_of(cpu: &Cpu, caller: Obj<Thread>, endpoint: Obj<Endpoint>) -> Result<Obj<Thread>, Error> {
+    let server = endpoint.server.get::<Thread>().ok_or(Error::PeerGone)?;
+    if server.header.home() != cpu.index {
+        return Err(Error::WrongCpu);
+    }
+    if server.level.get() <= caller.level.get() {
+        return Err(Error::WrongLevel);
+    }
+    Ok(server)
+}
+
+/// `call`. The common case is tested as a whole; whatever is not it is decoded again, with a reason, by [`retry`].
+#[inline(always)]
+pub fn call(cpu: &'static Cpu, caller: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    if let Some((server, badge)) = waiting_server(cpu, caller)
+        && !tag.is_long()
+    {
+        deliver(caller, server, tag, badge);
+        return go(cpu, server);
+    }
+    call_slow(cpu, caller)
+}
+
+/// The server that a call reaches, if everything about the call is in order and the server waits for one here.
+#[inline(always)]
+fn waiting_server(cpu: &Cpu, caller: Obj<Thread>) -> Option<(Obj<Thread>, u64)> {
+    let table = caller.table.embedded::<CapTable>()?;
+    let cap = cap::slot_of(table, caller.regs[reg::RDI].get()).ok()?.read_quiet()?;
+    if !cap.word.is(ObjectType::Endpoint, Rights::CALL) {
+        return None;
+    }
+    let server = Obj::<Endpoint>::from_word(cap.word)?.server.embedded::<Thread>()?;
+    let ready = server.header.home() == cpu.index
+        && server.level.get() > caller.level.get()
+        && server.state.get() == State::Receiving
+        && !server.watched.get();
+    ready.then_some((server, cap.badge))
+}
+
+#[inline(never)]
+fn call_slow(cpu: &'static Cpu, caller: Obj<Thread>) -> Obj<Thread> {
+    caller.state.set(State::Calling);
+    match retry(cpu, caller) {
+        Attempt::Ready(thread) => go(cpu, thread),
+        Attempt::Busy(_) => sched::run_next(cpu),
+    }
+}
+
+/// Hands a short message over: words, badge, states. Cannot fail.
+#[inline(always)]
+fn deliver(caller: Obj<Thread>, server: Obj<Thread>, tag: Tag, badge: u64) {
+    words(caller, server);
+    server.regs[reg::RAX].set(tag.with_low(0).0);
+    server.regs[reg::RDI].set(badge);
+    link(caller, server);
+}
+
+#[inline(always)]
+fn link(caller: Obj<Thread>, server: Obj<Thread>) {
+    server.state.set(State::Ready);
+    server.caller.set(Some(caller));
+    server.beneficiary.set(caller.beneficiary.get());
+    caller.state.set(State::AwaitReply);
+    caller.server.set(Some(server));
+}
+
+#[inline(always)]
+fn words(from: Obj<Thread>, to: Obj<Thread>) {
+    for index in reg::WORDS {
+        to.regs[index].set(from.regs[index].get());
+    }
+}
+
+/// Runs a thread that is ready, on the time of whoever is charged now.
+#[inline(always)]
+fn go(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    trace::event(cpu, trace::SWITCH, thread.physical(), 0);
+    if switch::to(cpu, thread) { thread } else { sched::run_next(cpu) }
+}
+
+/// Decodes a blocked call (or fault) again and hands it over if the server is free.
+pub fn retry(cpu: &Cpu, caller: Obj<Thread>) -> Attempt {
+    if caller.state.get() == State::Faulting {
+        return retry_fault(cpu, caller);
+    }
+    let tag = caller.tag();
+    let found = caller
+        .table()
+        .and_then(|table| table.read(caller.regs[reg::RDI].get()))
+        .and_then(|cap| Ok((server_of(cpu, caller, cap.object::<Endpoint>(Rights::CALL)?)?, cap.badge)));
+    let (server, badge) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            caller.finish(Err(error));
+            return Attempt::Ready(caller);
+        }
+    };
+    if server.state.get() != State::Receiving {
+        return Attempt::Busy(server);
+    }
+    if tag.is_long() {
+        match long(cpu, caller, server, tag) {
+            Ok(tag) => {
+                sched::news(cpu, server);
+                words(caller, server);
+                received_caps(server, tag);
+                server.regs[reg::RAX].set(tag.with_low(0).0);
+                server.regs[reg::RDI].set(badge);
+                link(caller, server);
+                return Attempt::Ready(server);
+            }
+            Err(Error::Again) => {
+                // The structural lock is taken: the whole call runs again.
+                caller.restart_call();
+                caller.state.set(State::Ready);
+                return Attempt::Ready(caller);
+            }
+            Err(error) => {
+                caller.finish(Err(error));
+                return Attempt::Ready(caller);
+            }
+        }
+    }
+    sched::news(cpu, server);
+    deliver(caller, server, tag, badge);
+    Attempt::Ready(server)
+}
+
+/// The buffer and the capabilities of a message: everything is checked before anything is done.
+fn long(cpu: &Cpu, from: Obj<Thread>, to: Obj<Thread>, tag: Tag) -> Result<Tag, Error> {
+    let (bytes, caps) = (tag.bytes(), tag.caps());
+    if bytes > FrameSize::Small.bytes() as usize || caps > MESSAGE_CAPS {
+        return Err(Error::BadArgument);
+    }
+    let buffers = if bytes == 0 {
+        None
+    } else {
+        Some((from.buffer().ok_or(Error::NotMapped)?, to.buffer().ok_or(Error::NotMapped)?))
+    };
+    if caps > 0 {
+        smp::structural(cpu, || transfer_caps(from, to, caps))?;
+    }
+    if let Some((source, target)) = buffers {
+        memory::copy(source, target, bytes);
+    }
+    Ok(tag)
+}
+
+fn transfer_caps(from: Obj<Thread>, to: Obj<Thread>, caps: usize) -> Result<(), Error> {
+    let (source, target) = (from.table()?, to.table().map_err(|_| Error::PeerSlots)?);
+    let first = to.receive_slots.get() as u64;
+    if first == 0 {
+        return Err(Error::PeerSlots);
+    }
+    for i in 0..caps {
+        let slot = cap::slot_of(source, from.word(4 + i))?;
+        if slot.is_empty() {
+            return Err(Error::Empty);
+        }
+        target.empty_slot(first + i as u64).map_err(|_| Error::PeerSlots)?;
+    }
+    for i in 0..caps {
+        let (slot, to) = (cap::slot_of(source, from.word(4 + i))?, cap::slot_of(target, first + i as u64)?);
+        if let Err(error) = cap::derive(slot, to, Rights::ALL, None) {
+            for back in 0..i {
+                cap::remove(cap::slot_of(target, first + back as u64)?);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn received_caps(to: Obj<Thread>, tag: Tag) {
+    for i in 0..tag.caps() {
+        to.set_word(4 + i, to.receive_slots.get() as u64 + i as u64);
+    }
+}
+
+/// Hands a fault over to the handler as a message made by the kernel.
+fn retry_fault(cpu: &Cpu, thread: Obj<Thread>) -> Attempt {
+    let cap = thread.fault_endpoint.read();
+    let server = match cap.object::<Endpoint>(Rights::CALL).and_then(|endpoint| server_of(cpu, thread, endpoint)) {
+        Ok(server) => server,
+        Err(_) => {
+            stop_by_fault(cpu, thread);
+            return Attempt::Busy(thread);
+        }
+    };
+    if server.state.get() != State::Receiving {
+        return Attempt::Busy(server);
+    }
+    sched::news(cpu, server);
+    let (vector, error, address) = thread.fault.get();
+    let rip = thread.regs[reg::RIP].get();
+    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()].into_iter().enumerate() {
+        server.set_word(i, word);
+    }
+    server.regs[reg::RAX].set(Tag::new(fault::FAULT_LABEL, 0, 0).0);
+    server.regs[reg::RDI].set(cap.badge);
+    thread.fault_call.set(true);
+    link(thread, server);
+    Attempt::Ready(server)
+}
+
+fn stop_by_fault(cpu: &Cpu, thread: Obj<Thread>) {
+    thread.state.set(State::Stopped);
+    sched::news(cpu, thread);
+    let cap = thread.fault_notification.read();
+    match Obj::<Notification>::from_word(cap.word) {
+        Some(notification) => {
+            if notification.signal(cpu, cap.badge) {
+                cpu.must_choose.set(true);
+            }
+        }
+        None => unhandled(thread),
+    }
+}
+
+#[cold]
+fn unhandled(thread: Obj<Thread>) {
+    let (vector, error, address) = thread.fault.get();
+    crate::log!(
+        "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
+        thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
+    );
+}
+
+/// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.
+pub fn fault(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64, address: u64) -> Obj<Thread> {
+    trace::event(cpu, trace::FAULT, thread.physical(), vector);
+    thread.fault.set((vector + 1, error, address));
+    if thread.fault_endpoint.is_empty() {
+        stop_by_fault(cpu, thread);
+    } else {
+        thread.state.set(State::Faulting);
+    }
+    sched::run_next(cpu)
+}
+
+/// Ends the current caller's wait with the server's message. Answers the caller and whether it may run directly.
+#[inline(always)]
+fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool), Error> {
+    let Some(caller) = server.caller.get() else {
+        return Err(if server.caller_gone.replace(false) { Error::CallerGone } else { Error::NoCaller });
+    };
+    if caller.fault_call.get() {
+        caller.fault_call.set(false);
+        caller.full_exit.set(1);
+    } else {
+        let (mut tag, mut status) = (tag, 0);
+        if tag.is_long() {
+            match long(cpu, server, caller, tag) {
+                Ok(_) => {}
+                Err(Error::Again) => return Err(Error::Again),
+                Err(error) => {
+                    // The caller must not hang on a message that cannot be delivered: it gets this error for an answer.
+                    trace::event(cpu, trace::FAULT, caller.physical(), error as u64);
+                    tag = Tag(0);
+                    status = error as u8;
+                }
+            }
+        }
+        words(server, caller);
+        received_caps(caller, tag);
+        caller.regs[reg::RAX].set(tag.with_low(status).0);
+        caller.regs[reg::RDI].set(0);
+    }
+    let direct = server.beneficiary.get() == cpu.chosen.get();
+    caller.state.set(State::Ready);
+    caller.server.set(None);
+    server.caller.set(None);
+    server.beneficiary.set(server.context.get());
+    Ok((caller, direct))
+}
+
+/// `reply`.
+pub fn reply(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    match answer(cpu, server, tag) {
+        Ok((caller, _)) => {
+            sched::news(cpu, caller);
+            server.set_status(Ok(()));
+            sched::run_next(cpu)
+        }
+        Err(Error::Again) => {
+            server.restart_call();
+            sched::resume(cpu, server)
+        }
+        Err(error) => done(server, Err(error)),
+    }
+}
+
+/// `reply_receive`. A caller that died is no error here: the server goes on receiving.
+#[inline(always)]
+pub fn reply_receive(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    if let Some(caller) = server.caller.get()
+        && !caller.fault_call.get()
+        && !tag.is_long()
+        && server.beneficiary.get() == cpu.chosen.get()
+        && server.bound.get().is_none_or(|bound| !bound.pending())
+    {
+        // The caller waited for this answer, so it was not watched: its chain went on at the server.
+        words(server, caller);
+        caller.regs[reg::RAX].set(tag.with_low(0).0);
+        caller.regs[reg::RDI].set(0);
+        caller.state.set(State::Ready);
+        caller.server.set(None);
+        server.caller.set(None);
+        server.beneficiary.set(server.context.get());
+        server.state.set(State::Receiving);
+        server.deadline.set(server.regs[reg::R15].get());
+        return go(cpu, caller);
+    }
+    reply_receive_slow(cpu, server, tag)
+}
+
+#[inline(never)]
+fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    match answer(cpu, server, tag) {
+        Ok((caller, direct)) => {
+            server.state.set(State::Receiving);
+            server.deadline.set(server.regs[reg::R15].get());
+            // Bits and calls alternate: after a call, bits that wait come first (on the server's own time, or a helper's).
+            if server.bound.get().is_some_and(|bound| bound.pending()) {
+                wakes(server, 0);
+            }
+            if direct && !cpu.must_choose.get() { go(cpu, caller) } else { sched::run_next(cpu) }
+        }
+        Err(Error::CallerGone | Error::NoCaller) => receive(cpu, server),
+        Err(Error::Again) => {
+            server.restart_call();
+            sched::resume(cpu, server)
+        }
+        Err(error) => done(server, Err(error)),
+    }
+}
+
+/// `receive`.
+pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
+    if server.caller.get().is_some() {
+        return done(server, Err(Error::InUse));
+    }
+    server.caller_gone.set(false);
+    server.state.set(State::Receiving);
+    server.deadline.set(server.regs[reg::R15].get());
+    if wakes(server, 0) {
+        return server;
+    }
+    sched::run_next(cpu)
+}
+
+/// `park`: the faulting thread that is being served stays stopped; the server is free again.
+pub fn park(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
+    let Some(caller) = server.caller.get() else { return done(server, Err(Error::NoCaller)) };
+    if !caller.fault_call.replace(false) {
+        return done(server, Err(Error::BadArgument));
+    }
+    caller.state.set(State::Stopped);
+    caller.server.set(None);
+    server.caller.set(None);
+    server.beneficiary.set(server.context.get());
+    server.set_status(Ok(()));
+    sched::news(cpu, caller);
+    // The time may have been the parked thread's: who goes on is decided anew.
+    sched::run_next(cpu)
+}
+
+/// Whether a receiving or waiting thread has something to wake up for; then it is made ready with it.
+pub fn wakes(thread: Obj<Thread>, now: u64) -> bool {
+    let waiting = thread.state.get() == State::Waiting;
+    let source = if waiting { thread.waits.get() } else { thread.bound.get() };
+    if let Some(notification) = source
+        && notification.pending()
+    {
+        let bits = notification.take();
+        if waiting {
+            notification.detach();
+            thread.waits.set(None);
+        }
+        thread.answer1(bits);
+        thread.finish(if waiting { Ok(()) } else { Err(Error::Notified) });
+        return true;
+    }
+    let deadline = thread.deadline.get();
+    if deadline != 0 && deadline <= now {
+        if let Some(notification) = thread.waits.take() {
+            notification.detach();
+        }
+        thread.finish(Err(Error::Timeout));
+        return true;
+    }
+    false
+}
+
+fn notification(thread: Obj<Thread>, rights: Rights) -> Result<(Obj<Notification>, u64), Error> {
+    let cap = thread.table()?.read(thread.regs[reg::RDI].get())?;
+    Ok((cap.object(rights)?, cap.badge))
+}
+
+/// `signal`.
+#[inline(always)]
+pub fn signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    match notification(thread, Rights::SIGNAL) {
+        Ok((target, bits)) => {
+            thread.set_status(Ok(()));
+            if target.signal(cpu, bits) { sched::run_next(cpu) } else { thread }
+        }
+        Err(error) => done(thread, Err(error)),
+    }
+}
+
+/// `wait`.
+#[inline(always)]
+pub fn wait(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    let target = match notification(thread, Rights::WAIT) {
+        Ok((target, _)) => target,
+        Err(error) => return done(thread, Err(error)),
+    };
+    if target.pending() {
+        thread.answer1(target.take());
+        return done(thread, Ok(()));
+    }
+    if let Err(error) = target.attach(thread, false) {
+        return done(thread, Err(error));
+    }
+    thread.waits.set(Some(target));
+    thread.state.set(State::Waiting);
+    thread.deadline.set(thread.regs[reg::R15].get());
+    sched::run_next(cpu)
+}
+
+/// `poll`.
+pub fn poll(thread: Obj<Thread>) -> Obj<Thread> {
+    match notification(thread, Rights::WAIT) {
+        Ok((target, _)) => {
+            thread.answer1(target.take());
+            done(thread, Ok(()))
+        }
+        Err(error) => done(thread, Err(error)),
+    }
+}
+
+/// `dispatch`: W0 context slot (0 none), W1 until, W2 token.
+pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    match decode_dispatch(cpu, thread) {
+        Err(error) => done(thread, Err(error)),
+        Ok(d) if d.token != cpu.sequence.get() => {
+            thread.answer1(time::dispatch::STALE);
+            done(thread, Ok(()))
+        }
+        Ok(d) => {
+            thread.dispatch.set(d);
+            thread.state.set(State::InDispatch);
+            sched::run_next(cpu)
+        }
+    }
+}
+
+fn decode_dispatch(cpu: &Cpu, thread: Obj<Thread>) -> Result<Dispatch, Error> {
+    let table = thread.table()?;
+    let target: Obj<Cpu> = table.read(thread.regs[reg::RDI].get())?.object(Rights::DISPATCH)?;
+    if target.index != cpu.index {
+        return Err(Error::WrongCpu);
+    }
+    let scheduler = cpu.scheduler.get().ok_or(Error::Inactive)?;
+    if thread.context.get() != Some(scheduler) {
+        return Err(Error::NoRight);
+    }
+    let slot = thread.word(0);
+    let context = if slot == 0 {
+        None
+    } else {
+        let context = crate::object::sched_context::source(table, slot)?;
+        if context == scheduler {
+            return Err(Error::BadArgument);
+        }
+        if context.header.life() != life::ACTIVE {
+            return Err(Error::Inactive);
+        }
+        if context.header.home() != cpu.index {
+            return Err(Error::WrongCpu);
+        }
+        Some(context)
+    };
+    Ok(Dispatch { context, until: thread.word(1), token: thread.word(2) })
+}

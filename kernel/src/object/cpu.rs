@@ -1,0 +1,88 @@
+//! `Cpu`: one processor: its plan, its scheduler, its ledger. ABI: `docs/abi/cpu.md`.
+
+use super::{life, plan::Plan, sched_context::{self, SchedContext}, thread::Thread};
+use crate::{
+    cap, memory,
+    memory::Obj,
+    percpu::Cpu,
+    sched, smp,
+};
+use core::sync::atomic::Ordering::*;
+use moira_abi::{Error, Rights, time::CpuLedger};
+
+/// The CPU that a slot of the caller names.
+pub fn named(caller: Obj<Thread>, index: u64, rights: Rights) -> Result<Obj<Cpu>, Error> {
+    caller.table()?.read(index)?.object(rights)
+}
+
+/// `install_plan`: W0 plan slot, 0 for none.
+pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
+    let plan = if caller.word(0) == 0 {
+        None
+    } else {
+        let plan: Obj<Plan> = caller.table()?.read(caller.word(0))?.object(Rights::USE)?;
+        if plan.cpu.get() != target.index as u64 + 1 {
+            return Err(if plan.cpu.get() == 0 { Error::BadPlan } else { Error::WrongCpu });
+        }
+        if plan.header.life() == life::ACTIVE {
+            return Err(Error::Active);
+        }
+        Some(plan)
+    };
+    if target.next_plan.get().is_some() {
+        return Err(Error::Again);
+    }
+    if let Some(plan) = plan {
+        plan.header.home.store(target.index, Relaxed);
+        plan.header.life.store(life::ACTIVE, Release);
+    }
+    target.next_plan.set(Some(plan));
+    if target.index == cpu.index {
+        cpu.must_choose.set(true);
+    } else {
+        smp::post_cpu(&target, smp::mail::PLAN);
+    }
+    Ok(())
+}
+
+/// `set_scheduler`: W0 context slot, W1 status-page frame slot.
+pub fn set_scheduler(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
+    let table = caller.table()?;
+    let context: Obj<SchedContext> = sched_context::source(table, caller.word(0))?;
+    let frame = cap::slot_of(table, caller.word(1))?.read().frame(Rights::READ.or(Rights::WRITE))?;
+    if context.header.life() != life::ACTIVE {
+        return Err(Error::Inactive);
+    }
+    if context.header.home() != target.index {
+        return Err(Error::WrongCpu);
+    }
+    target.status.set(frame);
+    target.scheduler.set(Some(context));
+    if target.index == cpu.index {
+        sched::rescan(cpu);
+        cpu.must_choose.set(true);
+    } else {
+        smp::post_cpu(&target, smp::mail::SCHEDULER);
+    }
+    Ok(())
+}
+
+/// `ledger` into the caller's message buffer.
+pub fn ledger(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
+    let buffer = caller.buffer().ok_or(Error::NotMapped)?;
+    if target.index == cpu.index {
+        sched::charge(cpu);
+    }
+    memory::write_struct(
+        buffer,
+        &CpuLedger {
+            elapsed: target.account_since.get() - target.ledger_start.get(),
+            contexts: target.charged.get(),
+            idle: target.idle.get(),
+            interrupts: target.interrupt_time.get(),
+            gone: target.gone.get(),
+            choices: target.choices.get(),
+        },
+    );
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! `IoPorts`: a range of ports. ABI: `docs/abi/io-ports.md`. The range stands in the capability: there is no object.
+
+use super::thread::Thread;
+use crate::{arch, cap::Cap, memory::Obj};
+use moira_abi::{Error, ObjectType, Rights};
+use moira_kernel_core::capword::CapWord;
+
+/// Word 0 of a range: first and last port take the place of the address.
+pub fn word(first: u16, last: u16) -> CapWord {
+    CapWord::new(ObjectType::IoPorts, (first as u64) << 6 | (last as u64) << 22, Rights::ALL, 0)
+}
+
+/// The range in a capability.
+pub fn range(cap: Cap) -> Result<(u16, u16), Error> {
+    if cap.word.kind_code() != ObjectType::IoPorts as u8 {
+        return Err(if cap.word.is_empty() { Error::Empty } else { Error::WrongType });
+    }
+    Ok(((cap.word.address() >> 6) as u16, (cap.word.address() >> 22) as u16))
+}
+
+/// `in` and `out`: W0 port, W1 bytes, W2 value.
+pub fn access(cap: Cap, caller: Obj<Thread>, write: bool) -> Result<(), Error> {
+    let (first, last) = range(cap)?;
+    let (port, size) = (caller.word(0), caller.word(1));
+    if !matches!(size, 1 | 2 | 4) || port < first as u64 || port + size - 1 > last as u64 {
+        return Err(Error::BadArgument);
+    }
+    if write {
+        arch::port_write(port as u16, size as u8, caller.word(2) as u32);
+    } else {
+        caller.answer1(arch::port_read(port as u16, size as u8) as u64);
+    }
+    Ok(())
+}

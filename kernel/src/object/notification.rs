@@ -1,0 +1,118 @@
+//! `Notification`: a word of bits, signalled from any CPU. ABI: `docs/abi/notification.md`.
+//!
+//! ```text
+//! signaller (any CPU)                 waiter's CPU
+//! bits |= badge                       waiter = thread; state = Waiting
+//! fence                               fence
+//! read waiter                         read bits (Walk); block only if 0
+//! if set: tell its CPU (wake)
+//! ```
+//! Either the signaller sees the waiter, or the waiter's Walk sees the bits.
+
+use super::{Header, life, thread::{State, Thread}};
+use crate::{
+    memory::{Obj, Object},
+    percpu::Cpu,
+    sched, smp,
+};
+use core::sync::atomic::{AtomicU64, Ordering::*};
+use moira_abi::{Error, ObjectType};
+
+/// A notification: 128 bytes.
+#[repr(C)]
+pub struct Notification {
+    /// Header.
+    pub header: Header,
+    /// Bits that were signalled and not yet taken.
+    pub bits: AtomicU64,
+    /// Physical address of the thread that waits, or is bound; 0: none.
+    pub waiter: AtomicU64,
+    /// 1 while the waiter is bound for good.
+    pub bound: AtomicU64,
+    reserved: [u64; 9],
+}
+
+static_assertions::assert_eq_size!(Notification, [u8; 128]);
+
+impl Object for Notification {
+    const KIND: ObjectType = ObjectType::Notification;
+}
+
+impl Notification {
+    /// The waiting or bound thread.
+    #[inline(always)]
+    pub fn waiter(&self) -> Option<Obj<Thread>> {
+        let address = self.waiter.load(Acquire);
+        // SAFETY: set only to live threads, cut when either dies.
+        (address != 0).then(|| unsafe { Obj::at(address) })
+    }
+
+    /// Takes all bits.
+    #[inline(always)]
+    pub fn take(&self) -> u64 {
+        if self.bits.load(Relaxed) == 0 { 0 } else { self.bits.swap(0, AcqRel) }
+    }
+
+    /// Whether bits are pending.
+    #[inline(always)]
+    pub fn pending(&self) -> bool {
+        self.bits.load(Acquire) != 0
+    }
+}
+
+impl Obj<Notification> {
+    /// Sets bits and wakes the waiter. Answers whether this CPU has to choose again.
+    #[inline(always)]
+    pub fn signal(self, cpu: &Cpu, bits: u64) -> bool {
+        self.bits.fetch_or(bits, SeqCst);
+        match self.waiter() {
+            None => false,
+            Some(thread) if thread.header.home() == cpu.index => sched::wake(cpu, thread),
+            Some(thread) => {
+                smp::post_thread(thread, smp::mail::WAKE);
+                false
+            }
+        }
+    }
+
+    /// Makes a thread the waiter. Fails if another one is.
+    pub fn attach(self, thread: Obj<Thread>, bound: bool) -> Result<(), Error> {
+        let me = thread.physical();
+        match self.waiter.compare_exchange(0, me, SeqCst, SeqCst) {
+            Ok(_) => {}
+            Err(other) if other == me => {}
+            Err(_) => return Err(Error::InUse),
+        }
+        if bound {
+            self.bound.store(1, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The waiter no longer waits.
+    #[inline(always)]
+    pub fn detach(self) {
+        if self.bound.load(Relaxed) == 0 {
+            self.waiter.store(0, Release);
+        }
+    }
+}
+
+/// The notification dies: whoever waits on it gets *PeerGone*, on its own CPU. Its memory waits until no thread is attached.
+pub fn retire(cpu: &Cpu, notification: Obj<Notification>) {
+    notification.header.life.store(life::RETIRING, Release);
+    let Some(thread) = notification.waiter() else { return };
+    if thread.header.life() == life::ACTIVE && thread.header.home() != cpu.index {
+        smp::post_thread(thread, smp::mail::PEER_GONE);
+        return;
+    }
+    if thread.bound.get() == Some(notification) {
+        thread.bound.set(None);
+    }
+    if thread.state.get() == State::Waiting && thread.waits.get() == Some(notification) {
+        thread.waits.set(None);
+        thread.finish(Err(Error::PeerGone));
+        sched::news(cpu, thread);
+    }
+    notification.waiter.store(0, Release);
+}

@@ -1,0 +1,437 @@
+//! `Thread`: registers, a space, a capability table, a level. ABI: `docs/abi/thread.md`.
+//!
+//! The capabilities a thread was configured with stand in slots inside the object, so revoking them needs no search and nothing
+//! cached can outlive them.
+
+use super::{Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification, sched_context::SchedContext, vcpu::Vcpu};
+use crate::{
+    cap::{self, Slot},
+    memory::{self, Obj, Object},
+    percpu::Cpu,
+    sched, smp,
+};
+use core::{cell::Cell, sync::atomic::Ordering::*};
+use moira_abi::{Error, ObjectType, Rights, Tag, USER_END, fault};
+use static_assertions::const_assert_eq;
+
+/// What a thread is doing (`sched.rs` says what follows from it).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum State {
+    /// Never activated.
+    Inactive = 0,
+    /// Can run.
+    Ready = 1,
+    /// In a call that no server has taken yet: decoded again whenever its time comes.
+    Calling = 2,
+    /// Its call is being served.
+    AwaitReply = 3,
+    /// A server without a request.
+    Receiving = 4,
+    /// In `wait`.
+    Waiting = 5,
+    /// Runs a guest.
+    InGuest = 6,
+    /// A scheduler whose `dispatch` is in force.
+    InDispatch = 7,
+    /// Stopped or parked.
+    Stopped = 8,
+    /// Faulted: its fault message waits for the handler like a call.
+    Faulting = 9,
+}
+
+/// Indices into [`Thread::regs`].
+pub mod reg {
+    /// Tag in, tag out.
+    pub const RAX: usize = 0;
+    /// User stack.
+    pub const RSP: usize = 4;
+    /// Capability in, badge out.
+    pub const RDI: usize = 7;
+    /// Deadline.
+    pub const R15: usize = 15;
+    /// Instruction pointer.
+    pub const RIP: usize = 16;
+    /// Flags.
+    pub const RFLAGS: usize = 17;
+    /// The message words W0–W7.
+    pub const WORDS: [usize; 8] = [6, 2, 8, 9, 10, 12, 13, 14];
+}
+
+/// A `dispatch` in force.
+#[derive(Clone, Copy)]
+pub struct Dispatch {
+    /// Who got the slack.
+    pub context: Option<Obj<SchedContext>>,
+    /// Until when.
+    pub until: u64,
+    /// The sequence the scheduler had seen.
+    pub token: u64,
+}
+
+/// A thread: 1024 bytes.
+#[repr(C, align(64))]
+pub struct Thread {
+    /// Header.
+    pub header: Header,
+    /// State.
+    pub state: Cell<State>,
+    /// Whether its context was reported blocked at this thread.
+    pub watched: Cell<bool>,
+    /// Level, 0–7.
+    pub level: Cell<u8>,
+    /// Whether the current caller died.
+    pub caller_gone: Cell<bool>,
+    /// Whether the call it waits on is a fault message (the answer does not go into its registers).
+    pub fault_call: Cell<bool>,
+    /// First of the four slots for received capabilities; 0: none.
+    pub receive_slots: Cell<u16>,
+    /// Whose time its work is for.
+    pub beneficiary: Cell<Option<Obj<SchedContext>>>,
+    /// Who it serves.
+    pub caller: Cell<Option<Obj<Thread>>>,
+    /// Who serves it.
+    pub server: Cell<Option<Obj<Thread>>>,
+    /// Registers in the order of the instruction encoding, rip, rflags. `entry.s` knows this offset.
+    pub regs: [Cell<u64>; 18],
+    /// Not 0: resume by IRET with all registers.
+    pub full_exit: Cell<u64>,
+    /// Its capability table.
+    pub table: Slot,
+    /// Its address space.
+    pub space: Slot,
+    /// Its message buffer (a frame).
+    pub buffer: Slot,
+    /// Where its faults go.
+    pub fault_endpoint: Slot,
+    /// What is signalled when it stops by a fault.
+    pub fault_notification: Slot,
+    /// The account that pays for it.
+    pub context: Cell<Option<Obj<SchedContext>>>,
+    /// Notification whose bits end its receive.
+    pub bound: Cell<Option<Obj<Notification>>>,
+    /// Notification it waits on.
+    pub waits: Cell<Option<Obj<Notification>>>,
+    /// Deadline of receive or wait; 0: none.
+    pub deadline: Cell<u64>,
+    /// The vCPU it runs.
+    pub vcpu: Cell<Option<Obj<Vcpu>>>,
+    /// Deadline of the guest's run.
+    pub guest_until: Cell<u64>,
+    /// Its dispatch in force.
+    pub dispatch: Cell<Dispatch>,
+    /// Last fault: vector, error code, CR2.
+    pub fault: Cell<(u64, u64, u64)>,
+}
+
+const_assert_eq!(core::mem::offset_of!(Thread, regs), 64);
+const_assert_eq!(core::mem::offset_of!(Thread, full_exit), 64 + 18 * 8);
+static_assertions::const_assert!(size_of::<Thread>() <= 1024);
+
+impl Object for Thread {
+    const KIND: ObjectType = ObjectType::Thread;
+}
+
+impl Thread {
+    /// Address just above the registers: what the entry code pushes from.
+    #[inline(always)]
+    pub fn regs_end(&self) -> u64 {
+        &raw const self.full_exit as u64
+    }
+
+    /// A message word.
+    #[inline(always)]
+    pub fn word(&self, index: usize) -> u64 {
+        self.regs[reg::WORDS[index]].get()
+    }
+
+    /// Sets one.
+    #[inline(always)]
+    pub fn set_word(&self, index: usize, value: u64) {
+        self.regs[reg::WORDS[index]].set(value);
+    }
+
+    /// The tag of its call.
+    #[inline(always)]
+    pub fn tag(&self) -> Tag {
+        Tag(self.regs[reg::RAX].get())
+    }
+
+    /// Its capability table.
+    #[inline(always)]
+    pub fn table(&self) -> Result<Obj<CapTable>, Error> {
+        self.table.get().ok_or(Error::Inactive)
+    }
+
+    /// Physical address of its message buffer.
+    pub fn buffer(&self) -> Option<u64> {
+        let word = self.buffer.word();
+        (word.kind_code() == ObjectType::Frame as u8).then_some(word.address())
+    }
+
+    /// Answers one word.
+    pub fn answer1(&self, w0: u64) {
+        self.set_word(0, w0);
+    }
+    /// Answers two words.
+    pub fn answer2(&self, w0: u64, w1: u64) {
+        self.set_word(0, w0);
+        self.set_word(1, w1);
+    }
+    /// Answers three words.
+    pub fn answer3(&self, w0: u64, w1: u64, w2: u64) {
+        self.answer2(w0, w1);
+        self.set_word(2, w2);
+    }
+    /// Answers four words.
+    pub fn answer4(&self, w0: u64, w1: u64, w2: u64, w3: u64) {
+        self.answer3(w0, w1, w2);
+        self.set_word(3, w3);
+    }
+
+    /// Puts a status without message into its registers.
+    #[inline(always)]
+    pub fn set_status(&self, status: Result<(), Error>) {
+        self.regs[reg::RAX].set(match status {
+            Ok(()) => 0,
+            Err(error) => error as u64,
+        });
+    }
+
+    /// Ends what it waits for with a status.
+    pub fn finish(&self, status: Result<(), Error>) {
+        if !self.fault_call.replace(false) {
+            self.set_status(status);
+        }
+        self.state.set(State::Ready);
+    }
+
+    /// Makes its call run again when it next runs.
+    pub fn restart_call(&self) {
+        // SYSCALL is two bytes long.
+        self.regs[reg::RIP].set(self.regs[reg::RIP].get().wrapping_sub(2));
+    }
+}
+
+fn derive_into(caller: Obj<Thread>, index: u64, slot: &Slot) -> Result<(), Error> {
+    cap::derive(cap::slot_of(caller.table()?, index)?, Obj::from_ref(slot), Rights::ALL, None)
+}
+
+/// `configure`: see the ABI page. The thread must be inactive and not configured before.
+pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
+    if thread.header.life() != life::INACTIVE {
+        return Err(Error::Active);
+    }
+    if !thread.table.is_empty() || !thread.space.is_empty() {
+        return Err(Error::InUse);
+    }
+    let table = caller.table()?;
+    table.read(caller.word(0))?.object::<AddressSpace>(Rights::USE)?;
+    table.read(caller.word(1))?.object::<CapTable>(Rights::USE)?;
+    if caller.word(2) != 0 {
+        let cap = table.read(caller.word(2))?;
+        cap.frame(Rights::READ.or(Rights::WRITE))?;
+        if cap.word.frame_size() != moira_abi::FrameSize::Small {
+            return Err(Error::BadArgument);
+        }
+    }
+    if caller.word(4) != 0 {
+        table.read(caller.word(4))?.object::<Endpoint>(Rights::CALL)?;
+    }
+    if caller.word(5) != 0 {
+        table.read(caller.word(5))?.object::<Notification>(Rights::SIGNAL)?;
+    }
+    if caller.word(3) > 7 || caller.word(6) >= USER_END || caller.word(7) > USER_END {
+        return Err(Error::BadArgument);
+    }
+    let mut result = derive_into(caller, caller.word(0), &thread.space);
+    for (word, slot) in [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)] {
+        if result.is_ok() && (word == 1 || caller.word(word) != 0) {
+            result = derive_into(caller, caller.word(word), slot);
+        }
+    }
+    if result.is_err() {
+        thread.empty_slots();
+        return result;
+    }
+    thread.level.set(caller.word(3) as u8);
+    thread.regs[reg::RIP].set(caller.word(6));
+    thread.regs[reg::RSP].set(caller.word(7));
+    thread.regs[reg::RFLAGS].set(0x202);
+    thread.full_exit.set(1);
+    Ok(())
+}
+
+impl Thread {
+    fn empty_slots(&self) {
+        for slot in [&self.table, &self.space, &self.buffer, &self.fault_endpoint, &self.fault_notification] {
+            let slot = Obj::from_ref(slot);
+            if !slot.is_empty() {
+                cap::remove(slot);
+            }
+        }
+    }
+}
+
+/// `activate`: W0 CPU slot, W1, W2 arguments.
+pub fn activate(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
+    let home = super::cpu::named(caller, caller.word(0), Rights(0))?;
+    if thread.header.life() != life::INACTIVE {
+        return Err(Error::Active);
+    }
+    if thread.space.is_empty() || thread.table.is_empty() {
+        return Err(Error::Inactive);
+    }
+    if let Some(context) = thread.context.get()
+        && context.header.home() != home.index
+    {
+        return Err(Error::WrongCpu);
+    }
+    thread.regs[reg::RDI].set(caller.word(1));
+    thread.regs[6].set(caller.word(2));
+    thread.header.home.store(home.index, Relaxed);
+    thread.header.life.store(life::ACTIVE, Release);
+    if home.index == cpu.index {
+        sched::make_ready(cpu, thread);
+    } else {
+        smp::post_thread(thread, smp::mail::ACTIVATE);
+    }
+    Ok(())
+}
+
+/// `stop`: the thread stops where it is; a call it waits on stays valid for the server, whose answer is dropped.
+pub fn stop(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
+    on_its_cpu(cpu, thread)?;
+    sched::halt(cpu, thread);
+    cpu.must_choose.set(true);
+    Ok(())
+}
+
+/// `resume`: a stopped, parked or faulted thread goes on.
+pub fn resume(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
+    on_its_cpu(cpu, thread)?;
+    if thread.state.get() != State::Stopped {
+        return Err(Error::Active);
+    }
+    sched::make_ready(cpu, thread);
+    Ok(())
+}
+
+fn on_its_cpu(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
+    match thread.header.life() {
+        life::INACTIVE => Err(Error::Inactive),
+        life::ACTIVE if thread.header.home() == cpu.index => Ok(()),
+        life::ACTIVE => Err(Error::WrongCpu),
+        _ => Err(Error::Retiring),
+    }
+}
+
+/// `bind_notification`: W0 notification slot.
+pub fn bind_notification(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
+    let notification: Obj<Notification> = caller.table()?.read(caller.word(0))?.object(Rights::WAIT)?;
+    if thread.header.life() == life::ACTIVE {
+        on_its_cpu(cpu, thread)?;
+    }
+    if thread.bound.get().is_some() {
+        return Err(Error::InUse);
+    }
+    notification.attach(thread, true)?;
+    thread.bound.set(Some(notification));
+    Ok(())
+}
+
+fn readable(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, Error> {
+    if thread.header.life() == life::ACTIVE {
+        on_its_cpu(cpu, thread)?;
+    }
+    let served = thread.state.get() == State::AwaitReply && thread.fault_call.get();
+    if !served && !matches!(thread.state.get(), State::Stopped | State::Inactive | State::Faulting) {
+        return Err(Error::Active);
+    }
+    caller.buffer().ok_or(Error::NotMapped)
+}
+
+/// `read registers` into the caller's message buffer.
+pub fn read_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
+    let buffer = readable(cpu, thread, caller)?;
+    let mut registers = fault::Registers::default();
+    for (to, from) in registers.gpr.iter_mut().zip(&thread.regs) {
+        *to = from.get();
+    }
+    registers.rip = thread.regs[reg::RIP].get();
+    registers.rflags = thread.regs[reg::RFLAGS].get();
+    memory::write_struct(buffer, &registers);
+    let (vector, error, address) = thread.fault.get();
+    caller.answer4(thread.state.get() as u64, vector.wrapping_sub(1), error, address);
+    Ok(())
+}
+
+/// `write registers` from the caller's message buffer.
+pub fn write_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
+    let registers: fault::Registers = memory::read_struct(readable(cpu, thread, caller)?);
+    if registers.rip >= USER_END {
+        return Err(Error::BadArgument);
+    }
+    for (from, to) in registers.gpr.iter().zip(&thread.regs) {
+        to.set(*from);
+    }
+    thread.regs[reg::RIP].set(registers.rip);
+    // Arithmetic flags, DF, TF, AC, ID; IF is always set.
+    thread.regs[reg::RFLAGS].set(registers.rflags & 0x24_0dd5 | 0x202);
+    thread.full_exit.set(1);
+    Ok(())
+}
+
+/// `receive slots`: W0 first of four slots of the thread's own table.
+pub fn receive_slots(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
+    if thread != caller && thread.header.life() != life::INACTIVE {
+        return Err(Error::Active);
+    }
+    let first = caller.word(0);
+    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots.get() {
+        return Err(Error::NoSlot);
+    }
+    thread.receive_slots.set(first as u16);
+    Ok(())
+}
+
+/// Puts the kernel-made root thread in order (boot): its slots were filled by the caller.
+pub fn boot_root(thread: Obj<Thread>, rip: u64, rsp: u64, info: u64) {
+    thread.level.set(7);
+    thread.regs[reg::RIP].set(rip);
+    thread.regs[reg::RSP].set(rsp);
+    thread.regs[reg::RDI].set(info);
+    thread.regs[reg::RFLAGS].set(0x202);
+    thread.full_exit.set(1);
+    thread.receive_slots.set(0);
+    thread.header.home.store(0, Relaxed);
+    thread.header.life.store(life::ACTIVE, Release);
+    thread.state.set(State::Ready);
+}
+
+/// Lets go of a thread on its home CPU: nothing outside refers to it afterwards.
+pub fn retire(cpu: &Cpu, thread: Obj<Thread>) {
+    sched::halt(cpu, thread);
+    if let Some(client) = thread.caller.take() {
+        client.server.set(None);
+        client.finish(Err(Error::PeerGone));
+        sched::news(cpu, client);
+    }
+    if let Some(server) = thread.server.take() {
+        server.caller.set(None);
+        server.caller_gone.set(true);
+        server.beneficiary.set(server.context.get());
+    }
+    if let Some(bound) = thread.bound.take() {
+        bound.bound.store(0, Relaxed);
+        bound.waiter.store(0, Release);
+    }
+    if let Some(context) = thread.context.take() {
+        context.thread.set(None);
+    }
+    if let Some(vcpu) = thread.vcpu.take() {
+        vcpu.thread.store(0, Release);
+    }
+    thread.empty_slots();
+    cpu.must_choose.set(true);
+}

@@ -1,0 +1,385 @@
+//! `Vcpu`: a virtual processor. ABI: `docs/abi/vcpu.md`. How guests are entered: `arch::virt`.
+
+use super::{Header, address_space::AddressSpace, cpu, io_ports, life, thread::{State, Thread, reg}};
+use crate::{
+    arch::{self, trap, virt::{self, Outcome, StatePage, VcpuHw}, vm},
+    cap::{self, Slot},
+    memory::{Obj, Object, Page},
+    percpu::Cpu,
+    sched, smp, trace,
+};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
+};
+use moira_abi::{Error, FrameSize, ObjectType, Rights, object::space_kind, vcpu::{Exit, VcpuState}};
+use moira_kernel_core::vcpu_check;
+
+/// A vCPU: 32 KiB; the first page is this, the rest belongs to `arch::virt`.
+#[repr(C, align(4096))]
+pub struct Vcpu {
+    /// Header.
+    pub header: Header,
+    /// Physical address of the thread that runs it; 0: none.
+    pub thread: AtomicU64,
+    /// Somebody wants the guest to exit.
+    kicked: AtomicBool,
+    /// Groups that the VMM wants written at each exit, beyond the exit's own.
+    wanted: Cell<u64>,
+    /// The guest space's generation at the last entry.
+    generation: Cell<u64>,
+    /// The space whose root was loaded last.
+    loaded: Cell<u64>,
+    /// The state page.
+    state: Slot,
+    /// The guest's space.
+    space: Slot,
+}
+
+impl Object for Vcpu {
+    const KIND: ObjectType = ObjectType::Vcpu;
+}
+
+impl Obj<Vcpu> {
+    #[inline(always)]
+    fn hw(self) -> VcpuHw {
+        // SAFETY: a vCPU's block of 32 KiB; the first page is this object.
+        unsafe { VcpuHw::from_block(Page(self.physical()).address()) }
+    }
+
+    fn thread(self) -> Option<Obj<Thread>> {
+        let address = self.thread.load(Acquire);
+        // SAFETY: cut when either dies.
+        (address != 0).then(|| unsafe { Obj::at(address) })
+    }
+
+    #[inline(always)]
+    fn state_page(self) -> Option<StatePage> {
+        let word = self.state.word();
+        // SAFETY: a frame of 4 KiB, checked by `configure`, whose capability is still here.
+        (!word.is_empty()).then(|| unsafe { StatePage::new(Page(word.address()).address() as *mut VcpuState) })
+    }
+}
+
+/// A fresh vCPU has the state after reset.
+pub fn init(vcpu: Obj<Vcpu>) {
+    if let Some(vendor) = vm::vendor() {
+        virt::init(vendor, vcpu.hw());
+    }
+}
+
+fn guest_space(caller: Obj<Thread>, index: u64) -> Result<Obj<AddressSpace>, Error> {
+    let space: Obj<AddressSpace> = caller.table()?.read(index)?.object(Rights::USE)?;
+    if space.kind.get() != space_kind::GUEST {
+        return Err(Error::WrongType);
+    }
+    if space.root.get() == 0 { Err(Error::NoMemory) } else { Ok(space) }
+}
+
+/// `configure`: W0 state-page frame, W1 guest space, W2 CPU.
+pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+    if vcpu.header.life() != life::INACTIVE {
+        return Err(Error::Active);
+    }
+    let table = caller.table()?;
+    let frame = table.read(caller.word(0))?;
+    frame.frame(Rights::READ.or(Rights::WRITE))?;
+    if frame.word.frame_size() != FrameSize::Small {
+        return Err(Error::BadArgument);
+    }
+    guest_space(caller, caller.word(1))?;
+    let home = cpu::named(caller, caller.word(2), Rights(0))?;
+    if home.virt.get().is_null() {
+        return Err(Error::NoHardware);
+    }
+    cap::derive(cap::slot_of(table, caller.word(0))?, Obj::from_ref(&vcpu.state), Rights::ALL, None)?;
+    if let Err(error) = cap::derive(cap::slot_of(table, caller.word(1))?, Obj::from_ref(&vcpu.space), Rights::ALL, None) {
+        cap::remove(Obj::from_ref(&vcpu.state));
+        return Err(error);
+    }
+    vcpu.header.home.store(home.index, Relaxed);
+    vcpu.header.life.store(life::ACTIVE, Release);
+    Ok(())
+}
+
+/// `set_space`: W0 guest space.
+pub fn set_space(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+    guest_space(caller, caller.word(0))?;
+    if vcpu.header.life() == life::ACTIVE && vcpu.header.home() != arch::cpu().index {
+        return Err(Error::WrongCpu);
+    }
+    let slot = Obj::from_ref(&vcpu.space);
+    if !slot.is_empty() {
+        cap::remove(slot);
+    }
+    vcpu.loaded.set(0);
+    cap::derive(cap::slot_of(caller.table()?, caller.word(0))?, slot, Rights::ALL, None)
+}
+
+fn here(vcpu: Obj<Vcpu>) -> Result<&'static Cpu, Error> {
+    let cpu = arch::cpu();
+    match vcpu.header.life() {
+        life::ACTIVE if vcpu.header.home() == cpu.index => Ok(cpu),
+        life::ACTIVE => Err(Error::WrongCpu),
+        _ => Err(Error::Inactive),
+    }
+}
+
+/// `allow_msr`: W0 number, W1 bit 0 read, bit 1 write.
+pub fn allow_msr(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+    let virt = vm::of(here(vcpu)?).ok_or(Error::NoHardware)?;
+    let number = u32::try_from(caller.word(0)).map_err(|_| Error::BadArgument)?;
+    let (read, write) = (caller.word(1) & 1 != 0, caller.word(1) & 2 != 0);
+    virt::allow_msr(virt, vcpu.hw(), number, read, write).map_err(|()| Error::BadArgument)
+}
+
+/// `allow_ports`: W0 `IoPorts`.
+pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+    let virt = vm::of(here(vcpu)?).ok_or(Error::NoHardware)?;
+    let (first, last) = io_ports::range(caller.table()?.read(caller.word(0))?)?;
+    virt::allow_ports(virt, vcpu.hw(), first, last);
+    Ok(())
+}
+
+/// `run`: W0 groups changed (bits 0–31) and wanted (bits 32–63), W1 until.
+#[inline(always)]
+pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    match begin(cpu, thread) {
+        Ok(true) => {
+            if enter(cpu, thread) { thread } else { sched::run_next(cpu) }
+        }
+        Ok(false) => thread,
+        Err(error) => {
+            thread.set_status(Err(error));
+            thread
+        }
+    }
+}
+
+/// Decodes a run: answers false if the guest's state was refused (the exit says so).
+#[inline(always)]
+fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<bool, Error> {
+    let vcpu: Obj<Vcpu> = thread.table()?.read(thread.regs[reg::RDI].get())?.object(Rights::USE)?;
+    if vcpu.header.life() != life::ACTIVE {
+        return Err(Error::Inactive);
+    }
+    if vcpu.header.home() != cpu.index {
+        return Err(Error::WrongCpu);
+    }
+    let me = thread.physical();
+    if vcpu.thread.load(Relaxed) != me {
+        if vcpu.thread.load(Relaxed) != 0 || thread.vcpu.get().is_some() {
+            return Err(Error::InUse);
+        }
+        vcpu.thread.store(me, Release);
+        thread.vcpu.set(Some(vcpu));
+    }
+    let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(cpu)) else { return Err(Error::Inactive) };
+    let masks = thread.word(0);
+    vcpu.wanted.set(masks >> 32);
+    thread.guest_until.set(thread.word(1));
+    if let Err(check) = virt::load_state(virt, vcpu.hw(), page, masks & 0xffff_ffff) {
+        refuse(vcpu, thread, check);
+        return Ok(false);
+    }
+    thread.state.set(State::InGuest);
+    Ok(true)
+}
+
+#[cold]
+fn refuse(vcpu: Obj<Vcpu>, thread: Obj<Thread>, check: u64) {
+    let page = Page(vcpu.state.word().address());
+    page.write(core::mem::offset_of!(VcpuState, reason) as u64, Exit::InvalidState as u64);
+    page.write(core::mem::offset_of!(VcpuState, qualification) as u64, check);
+    complete(thread, Exit::InvalidState, 0);
+}
+
+#[inline(always)]
+fn complete(thread: Obj<Thread>, exit: Exit, groups: u64) {
+    thread.answer2(exit as u64, groups);
+    thread.set_status(Ok(()));
+    thread.state.set(State::Ready);
+}
+
+/// Whether the run must end for something other than the guest.
+#[inline(always)]
+fn due(vcpu: Obj<Vcpu>, thread: Obj<Thread>, now: u64) -> Option<Exit> {
+    if vcpu.kicked.load(Relaxed) && vcpu.kicked.swap(false, AcqRel) {
+        return Some(Exit::Kicked);
+    }
+    let until = thread.guest_until.get();
+    if thread.bound.get().is_some_and(|bound| bound.pending()) || (until != 0 && until <= now) {
+        return Some(Exit::Until);
+    }
+    None
+}
+
+/// Enters the guest until it exits for its VMM (true: the thread goes on) or the kernel has to choose (false).
+#[inline(always)]
+pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
+    let Some(vcpu) = thread.vcpu.get() else {
+        thread.finish(Err(Error::Inactive));
+        return true;
+    };
+    let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(cpu)) else {
+        thread.finish(Err(Error::Inactive));
+        return true;
+    };
+    loop {
+        let now = arch::now();
+        if let Some(exit) = due(vcpu, thread, now) {
+            leave(thread, exit);
+            return true;
+        }
+        if smp::has_mail(cpu) {
+            return false;
+        }
+        if !prepare(cpu, vcpu) {
+            refuse(vcpu, thread, moira_abi::vcpu::invalid::HARDWARE);
+            return true;
+        }
+        let until = thread.guest_until.get();
+        if until != 0 && until < cpu.timer.get() {
+            arch::apic::set_timer(cpu, until, now);
+        }
+        smp::leave_kernel(cpu);
+        // SAFETY: interrupts are off, this is the vCPU's home; `prepare` loaded its space and vector state.
+        let outcome = unsafe { virt::run(virt, vcpu.hw(), page, vcpu.wanted.get()) };
+        smp::enter_kernel(cpu);
+        match outcome {
+            Outcome::Guest { exit, groups } => {
+                trace::event(cpu, trace::EXIT, thread.physical(), exit as u64);
+                complete(thread, exit, groups);
+                return true;
+            }
+            Outcome::HostInterrupt(Some(vector)) => trap::interrupt(cpu, vector),
+            Outcome::HostInterrupt(None) => arch::take_interrupts(),
+            Outcome::MachineCheck => panic!("machine check while a guest ran"),
+            Outcome::HostNmi | Outcome::Again => {}
+        }
+        if cpu.must_choose.get() {
+            return false;
+        }
+    }
+}
+
+/// Loads what the guest needs and the processor does not hold: its translation and vector registers.
+#[inline(always)]
+fn prepare(cpu: &Cpu, vcpu: Obj<Vcpu>) -> bool {
+    let word = vcpu.space.word();
+    if word.address() != cpu.loaded_guest.load(Relaxed) {
+        if word.is_empty() {
+            return false;
+        }
+        cpu.loaded_guest.store(word.address(), SeqCst);
+    }
+    // SAFETY: the capability names a live space.
+    let space = unsafe { Obj::<AddressSpace>::at(word.address()) };
+    let generation = space.generation.load(Acquire);
+    if vcpu.loaded.get() != word.address() || vcpu.generation.get() != generation {
+        if space.root.get() == 0 {
+            return false;
+        }
+        vcpu.loaded.set(word.address());
+        vcpu.generation.set(generation);
+        // SAFETY: the root of a live guest space, whose entries map only frames that its owner holds.
+        unsafe { virt::set_space(vcpu.hw(), space.root.get()) };
+    }
+    if cpu.vector_owner.get() != Some(vcpu) {
+        own_vectors(cpu, vcpu);
+    }
+    true
+}
+
+#[cold]
+fn own_vectors(cpu: &Cpu, vcpu: Obj<Vcpu>) {
+    let Some(virt) = vm::of(cpu) else { return };
+    if let Some(other) = cpu.vector_owner.get() {
+        // SAFETY: the registers hold this vCPU's state on this CPU.
+        unsafe { virt::vector_save(virt, other.hw()) };
+    }
+    // SAFETY: nobody's state is in the registers.
+    unsafe { virt::vector_restore(virt, vcpu.hw()) };
+    cpu.vector_owner.set(Some(vcpu));
+    cpu.guest_state.set(true);
+}
+
+/// Another space is about to be loaded: nothing of a guest stays in registers that its tasks could see.
+#[cold]
+pub fn space_changes(cpu: &Cpu, _space: u64) {
+    let Some(virt) = vm::of(cpu) else { return };
+    virt::settle(virt);
+    if let Some(owner) = cpu.vector_owner.take() {
+        // SAFETY: the registers hold this vCPU's state on this CPU.
+        unsafe { virt::vector_save(virt, owner.hw()) };
+    }
+    cpu.guest_state.set(false);
+}
+
+/// Walk's question about a thread in a guest: if its run is due to end, it is made ready with that exit.
+pub fn check(thread: Obj<Thread>, now: u64) {
+    match thread.vcpu.get() {
+        Some(vcpu) => {
+            if let Some(exit) = due(vcpu, thread, now) {
+                leave(thread, exit);
+            }
+        }
+        None => thread.finish(Err(Error::Inactive)),
+    }
+}
+
+/// Ends a run from outside of the guest.
+pub fn leave(thread: Obj<Thread>, exit: Exit) {
+    let groups = vcpu_check::default_groups(exit);
+    if let Some(vcpu) = thread.vcpu.get()
+        && let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(arch::cpu()))
+    {
+        virt::store_state(virt, vcpu.hw(), page, groups | vcpu.wanted.get());
+        Page(vcpu.state.word().address()).write(core::mem::offset_of!(VcpuState, reason) as u64, exit as u64);
+    }
+    complete(thread, exit, groups);
+}
+
+/// `kick`.
+pub fn kick(cpu: &Cpu, vcpu: Obj<Vcpu>) -> Result<(), Error> {
+    if vcpu.header.life() != life::ACTIVE {
+        return Err(Error::Inactive);
+    }
+    vcpu.kicked.store(true, SeqCst);
+    if let Some(thread) = vcpu.thread() {
+        if thread.header.home() == cpu.index {
+            if sched::wake(cpu, thread) {
+                cpu.must_choose.set(true);
+            }
+        } else {
+            smp::post_thread(thread, smp::mail::KICK);
+        }
+    }
+    Ok(())
+}
+
+/// Lets go of a vCPU on its home CPU.
+pub fn retire(home: &Cpu, vcpu: Obj<Vcpu>) {
+    if let Some(thread) = vcpu.thread() {
+        thread.vcpu.set(None);
+        if thread.state.get() == State::InGuest {
+            thread.finish(Err(Error::PeerGone));
+            sched::news(home, thread);
+        }
+    }
+    vcpu.thread.store(0, Release);
+    if home.vector_owner.get() == Some(vcpu) {
+        space_changes(home, 0);
+    }
+    if let Some(virt) = vm::of(home)
+        && vcpu.header.life() != life::INACTIVE
+    {
+        virt::detach(virt, vcpu.hw());
+    }
+    for slot in [&vcpu.state, &vcpu.space] {
+        let slot = Obj::from_ref(slot);
+        if !slot.is_empty() {
+            cap::remove(slot);
+        }
+    }
+}

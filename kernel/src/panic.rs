@@ -1,0 +1,67 @@
+//! The crash record: registers, CPU, current objects, the last trace events, a call stack; then the end.
+
+use crate::{arch, log::emergency, percpu, trace};
+use core::panic::PanicInfo;
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    emergency(format_args!("\nmoira: kernel panic: {}", info.message()));
+    if let Some(place) = info.location() {
+        emergency(format_args!("  at {}:{}", place.file(), place.line()));
+    }
+    let frame: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack)) };
+    record(frame)
+}
+
+/// An exception in the kernel: a bug. `frame`: vector, error, rip, cs, rflags, rsp, ss.
+pub fn exception(vector: u64, frame: *const u64, saved: *const u64) -> ! {
+    // SAFETY: `entry.s` hands a pointer to these words on the stack.
+    let word = |i: usize| unsafe { frame.add(i).read() };
+    emergency(format_args!("\nmoira: kernel panic: exception {vector} error {:#x} address {:#x}", word(1), arch::paging::fault_address()));
+    emergency(format_args!("  rip {:#x} rsp {:#x} rflags {:#x}", word(2), word(5), word(4)));
+    emergency(format_args!("  #0 {:#x}", word(2)));
+    if saved.is_null() {
+        record(0);
+    }
+    // SAFETY: eleven registers, as pushed.
+    let register = |i: usize| unsafe { saved.add(i).read() };
+    for (i, name) in ["rbp", "rbx", "r11", "r10", "r9", "r8", "rdi", "rsi", "rdx", "rcx", "rax"].iter().enumerate() {
+        emergency(format_args!("  {name} {:#x}", register(i)));
+    }
+    // The kernel is built without frame pointers: the words of the stack that look like its code are named instead.
+    record(word(5))
+}
+
+fn record(stack: u64) -> ! {
+    let at = if stack == 0 { &raw const stack as u64 } else { stack };
+    if crate::boot::is_up() {
+        let cpu = arch::cpu();
+        emergency(format_args!("  cpu {} thread {:#x} context {:#x}", cpu.index, cpu.current.get().map_or(0, |t| t.physical()), cpu.chosen.get().map_or(0, |c| c.physical())));
+        if let Some(thread) = cpu.current.get() {
+            emergency(format_args!("  thread state {:?} level {} rip {:#x}", thread.state.get(), thread.level.get(), crate::sched::rip(thread)));
+        }
+        let written = cpu.trace.written.get();
+        for number in written.saturating_sub(16)..written {
+            let event = cpu.trace.events[number as usize % trace::EVENTS].get();
+            emergency(format_args!("  trace {} {} {:#x} {:#x}", event.time, event.kind & 0xffff_ffff, event.a, event.b));
+        }
+        let _ = percpu::count();
+    }
+    let mut number = 1;
+    for offset in 0..256 {
+        let address = at + offset * 8;
+        if address & 7 != 0 || address < crate::memory::DIRECT_MAP || address & 0x3fff > 0x3ff0 && offset > 0 {
+            break;
+        }
+        // SAFETY: an aligned word of the kernel stack.
+        let word = unsafe { (address as *const u64).read_volatile() };
+        if crate::boot::is_text(word) && number < 24 {
+            emergency(format_args!("  #{number} {word:#x}"));
+            number += 1;
+        }
+    }
+    crate::log!("moira: system ended: failed: kernel panic");
+    arch::end(1)
+}

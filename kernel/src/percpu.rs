@@ -1,0 +1,236 @@
+//! What each CPU has to itself. The same structure is the `Cpu` object that capabilities name.
+
+use crate::{
+    memory::{Obj, Object},
+    object::{address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread, vcpu::Vcpu},
+    trace::Ring,
+};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
+};
+use moira_abi::{ObjectType, time::{STATUS_CONTEXTS, StatusPage}};
+use moira_kernel_core::plan::Position;
+
+/// Most CPUs.
+pub const MAX_CPUS: usize = 256;
+
+static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// One CPU. `entry.s` knows the first six words.
+#[repr(C, align(4096))]
+pub struct Cpu {
+    /// Its own address.
+    pub me: Cell<u64>,
+    /// User stack pointer while entering.
+    pub scratch: Cell<u64>,
+    /// Where the entry code pushes the running thread's registers from.
+    pub regs_end: Cell<u64>,
+    /// Top of the kernel stack.
+    pub stack: Cell<u64>,
+    /// Odd while in the kernel.
+    pub epoch: AtomicU64,
+    /// Saved words of the interrupt entry.
+    pub save: [Cell<u64>; 3],
+
+    /// Index.
+    pub index: u32,
+    /// Local APIC id.
+    pub apic_id: Cell<u32>,
+    /// Whether it runs.
+    pub online: AtomicBool,
+
+    /// The thread that runs, or ran last.
+    pub current: Cell<Option<Obj<Thread>>>,
+    /// The context that is charged.
+    pub chosen: Cell<Option<Obj<SchedContext>>>,
+    /// Whether the chosen context owns the current window.
+    pub in_window: Cell<bool>,
+    /// Whether the kernel has to choose before it returns.
+    pub must_choose: Cell<bool>,
+    /// Physical address of the loaded task space; other CPUs read it to know whom to flush.
+    pub loaded_space: AtomicU64,
+    /// The same for the guest space of the vCPU that was entered last.
+    pub loaded_guest: AtomicU64,
+    /// The vCPU whose vector state is in the registers.
+    pub vector_owner: Cell<Option<Obj<Vcpu>>>,
+
+    /// The plan that is followed.
+    pub plan: Cell<Option<Obj<Plan>>>,
+    /// Where in it.
+    pub position: Cell<Position>,
+    /// The plan that replaces it at the next cycle (1: none).
+    pub next_plan: Cell<Option<Option<Obj<Plan>>>>,
+    /// Root's window of the boot plan: kept while no plan was ever installed.
+    pub boot_context: Cell<Option<Obj<SchedContext>>>,
+    /// The scheduler's context.
+    pub scheduler: Cell<Option<Obj<SchedContext>>>,
+    /// Its status page.
+    pub status: Cell<u64>,
+    /// The sequence of the status page (the kernel's own copy).
+    pub sequence: Cell<u64>,
+    /// TSC value the timer is set to.
+    pub timer: Cell<u64>,
+
+    /// TSC since when the current account runs.
+    pub account_since: Cell<u64>,
+    /// TSC when the ledger began.
+    pub ledger_start: Cell<u64>,
+    /// Idle ticks.
+    pub idle: Cell<u64>,
+    /// Ticks of contexts, living and dead.
+    pub charged: Cell<u64>,
+    /// Ticks of interrupt handling.
+    pub interrupt_time: Cell<u64>,
+    /// Ticks of contexts that died.
+    pub gone: Cell<u64>,
+    /// Times Choose ran.
+    pub choices: Cell<u64>,
+
+    /// Contexts with a word on the status page.
+    pub contexts: [Cell<Option<Obj<SchedContext>>>; STATUS_CONTEXTS],
+    /// Interrupt sources by vector: physical addresses.
+    pub vectors: [AtomicU64; 256],
+
+    /// Mailbox: threads with messages (a stack).
+    pub mailbox: AtomicU64,
+    /// Messages to the CPU itself.
+    pub mail: AtomicU32,
+    /// Whether a wake from another CPU may interrupt.
+    pub accept: AtomicBool,
+    /// Flush that is wanted, and the last one done.
+    pub flush_wanted: AtomicU64,
+    /// See `flush_wanted`.
+    pub flush_done: AtomicU64,
+    /// Wants the structural lock.
+    pub wants_lock: AtomicBool,
+
+    /// Trace.
+    pub trace: Ring,
+    /// Whether a guest's state is still in registers that only its own VMM may run with.
+    pub guest_state: Cell<bool>,
+    /// The virtualization hardware's part; null: none.
+    pub virt: Cell<*mut crate::arch::virt::CpuVirt>,
+    /// Physical address of pages for the virtualization hardware.
+    pub virt_pages: Cell<u64>,
+    /// Longest hold of the structural lock and longest stay in the kernel, in ticks (feature `checks`).
+    pub longest: [Cell<u64>; 2],
+}
+
+static_assertions::const_assert_eq!(core::mem::offset_of!(Cpu, save), 40);
+
+impl Object for Cpu {
+    const KIND: ObjectType = ObjectType::Cpu;
+}
+
+/// Registers a CPU structure.
+pub fn register(cpu: &'static Cpu) {
+    CPUS[cpu.index as usize].store(core::ptr::from_ref(cpu).cast_mut(), Release);
+    COUNT.fetch_max(cpu.index as usize + 1, SeqCst);
+}
+
+/// CPUs there are structures for.
+pub fn count() -> usize {
+    COUNT.load(Acquire)
+}
+
+/// The CPU with an index that exists.
+#[inline(always)]
+pub fn by_index(index: u32) -> &'static Cpu {
+    get(index).unwrap_or_else(|| panic!("no CPU {index}"))
+}
+
+/// The CPU with an index.
+pub fn get(index: u32) -> Option<&'static Cpu> {
+    let cpu = CPUS.get(index as usize)?.load(Acquire);
+    // SAFETY: only `register` stores here, and CPU structures live for ever.
+    unsafe { cpu.as_ref() }
+}
+
+/// All CPUs that run.
+pub fn online() -> impl Iterator<Item = &'static Cpu> {
+    (0..count() as u32).filter_map(get).filter(|cpu| cpu.online.load(Acquire))
+}
+
+impl Cpu {
+    /// A free index on the status page.
+    pub fn take_index(&self, context: Obj<SchedContext>) -> u32 {
+        for (index, cell) in self.contexts.iter().enumerate() {
+            if cell.get().is_none() {
+                cell.set(Some(context));
+                return index as u32;
+            }
+        }
+        u32::MAX
+    }
+
+    /// Gives an index back.
+    pub fn drop_index(&self, context: Obj<SchedContext>) {
+        if let Some(cell) = self.contexts.get(context.index.get() as usize)
+            && cell.get() == Some(context)
+        {
+            cell.set(None);
+        }
+    }
+
+    /// A context dies: nothing on this CPU refers to it afterwards.
+    pub fn cut_context(&self, context: Obj<SchedContext>) {
+        self.drop_index(context);
+        if self.chosen.get() == Some(context) {
+            crate::sched::charge(self);
+            self.chosen.set(None);
+        }
+        self.gone.set(self.gone.get() + context.own.get() + context.lost.get());
+        for cell in [&self.scheduler, &self.boot_context] {
+            if cell.get() == Some(context) {
+                cell.set(None);
+            }
+        }
+        for plan in [self.plan.get(), self.next_plan.get().flatten()].into_iter().flatten() {
+            let mut at = Some(0);
+            while let Some(from) = at {
+                at = plan.cut(context.physical(), from, 64);
+            }
+        }
+        if let Some(scheduler) = self.scheduler.get()
+            && let Some(thread) = scheduler.thread.get()
+        {
+            let mut dispatch = thread.dispatch.get();
+            if dispatch.context == Some(context) {
+                dispatch.context = None;
+                thread.dispatch.set(dispatch);
+            }
+        }
+        self.must_choose.set(true);
+    }
+
+    /// A plan dies.
+    pub fn drop_plan(&self, plan: Obj<Plan>) {
+        if self.plan.get() == Some(plan) {
+            self.plan.set(None);
+            self.must_choose.set(true);
+        }
+        if self.next_plan.get() == Some(Some(plan)) {
+            self.next_plan.set(None);
+        }
+    }
+
+    /// The scheduler's status page.
+    pub fn status_page(&self) -> Option<Obj<StatusPage>> {
+        // SAFETY: the page is a frame whose capability is kept in the CPU's slot; all its fields are plain words.
+        (self.status.get() != 0).then(|| unsafe { Obj::at(self.status.get()) })
+    }
+
+    /// The interrupt source on a vector.
+    pub fn source(&self, vector: u8) -> Option<Obj<Interrupt>> {
+        let address = self.vectors[vector as usize].load(Acquire);
+        // SAFETY: cut when the source dies.
+        (address != 0).then(|| unsafe { Obj::at(address) })
+    }
+
+    /// Whether a space is loaded here.
+    pub fn has_loaded(&self, space: Obj<AddressSpace>) -> bool {
+        self.loaded_space.load(SeqCst) == space.physical() || self.loaded_guest.load(SeqCst) == space.physical()
+    }
+}

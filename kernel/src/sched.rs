@@ -1,0 +1,364 @@
+//! Who runs: plans, Walk, Choose, the timer, the news for the scheduler, the ledger. The rules: `docs/architecture/time.md`.
+//!
+//! There is no run queue and no timeout queue. At each decision the kernel walks from a context along its chain of calls, at most
+//! eight steps because calls only go to higher levels, and takes the first of: the current window's context, the scheduler, what
+//! the scheduler dispatched, idle.
+
+use crate::{
+    arch,
+    ipc,
+    memory::Obj,
+    object::{
+        life,
+        sched_context::SchedContext,
+        thread::{State, Thread, reg},
+    },
+    percpu::Cpu,
+    smp, switch, trace,
+};
+use core::sync::atomic::Ordering::*;
+use moira_abi::{Error, time::{NEWS_LOG, blocked, dispatch}};
+use moira_kernel_core::plan;
+
+/// Where a walk ends.
+pub enum Walked {
+    /// This thread runs (or its guest).
+    Run(Obj<Thread>),
+    /// Blocked at a thread until a deadline (0: none).
+    Blocked(Obj<Thread>, u64),
+    /// The context has no thread.
+    Gone,
+}
+
+/// Books the time since the last change of account.
+#[inline(always)]
+pub fn charge(cpu: &Cpu) -> u64 {
+    let now = arch::now();
+    charge_until(cpu, now);
+    now
+}
+
+#[inline(always)]
+fn charge_until(cpu: &Cpu, now: u64) {
+    let ticks = now.wrapping_sub(cpu.account_since.get());
+    cpu.account_since.set(now);
+    match cpu.chosen.get() {
+        Some(context) => {
+            cpu.charged.set(cpu.charged.get() + ticks);
+            context.charge(ticks, cpu.current.get().and_then(|thread| thread.beneficiary.get()));
+        }
+        None => cpu.idle.set(cpu.idle.get() + ticks),
+    }
+}
+
+/// Books the time since the last change of account as interrupt handling.
+pub fn charge_interrupt(cpu: &Cpu) {
+    let now = arch::now();
+    let ticks = now.wrapping_sub(cpu.account_since.get());
+    cpu.account_since.set(now);
+    cpu.interrupt_time.set(cpu.interrupt_time.get() + ticks);
+}
+
+/// Number of a thread in the news: its address in units of its size.
+fn number(thread: Obj<Thread>) -> u32 {
+    (thread.physical() >> 10) as u32
+}
+
+/// Tells the scheduler that a watched thread woke, resumed or died.
+#[inline(always)]
+pub fn news(cpu: &Cpu, thread: Obj<Thread>) {
+    if thread.watched.get() {
+        publish(cpu, thread);
+    }
+}
+
+#[cold]
+fn publish(cpu: &Cpu, thread: Obj<Thread>) {
+    thread.watched.set(false);
+    let Some(page) = cpu.status_page() else { return };
+    let sequence = cpu.sequence.get();
+    let base = page.physical();
+    let words = crate::memory::Page(base);
+    // The log entry first, the sequence last: a scheduler that sees the sequence sees the entry.
+    smp::store_u32(base + 16 + 4 * (sequence % NEWS_LOG as u64), number(thread));
+    words.write(8, cpu.account_since.get());
+    cpu.sequence.set(sequence + 1);
+    words.write(0, sequence + 1);
+}
+
+/// A fresh scheduler knows nothing: everything is news.
+pub fn rescan(cpu: &Cpu) {
+    cpu.sequence.set(cpu.sequence.get() + NEWS_LOG as u64 + 1);
+    if let Some(page) = cpu.status_page() {
+        crate::memory::Page(page.physical()).write(0, cpu.sequence.get());
+    }
+}
+
+/// Records that a context is blocked, for the scheduler.
+fn watch(cpu: &Cpu, context: Obj<SchedContext>, at: Obj<Thread>, deadline: u64) {
+    at.watched.set(true);
+    let Some(page) = cpu.status_page() else { return };
+    let index = context.index.get();
+    if index == u32::MAX {
+        return;
+    }
+    let kind = if at.state.get() == State::Stopped { blocked::STOPPED } else { blocked::WAITING };
+    let word = page.physical() + core::mem::offset_of!(moira_abi::time::StatusPage, context) as u64 + index as u64 * 32;
+    let words = crate::memory::Page(word);
+    words.write(0, kind as u64 | (number(at) as u64) << 32);
+    words.write(8, deadline);
+    words.write(16, cpu.sequence.get());
+    words.write(24, context.own.get() + context.lost.get());
+}
+
+/// Follows a context's chain of calls to whoever has to run for it to go on.
+pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
+    let Some(mut thread) = context.thread.get() else { return Walked::Gone };
+    // Levels rise along the chain; an endless one cannot be built, but the bound does not rest on that.
+    for _ in 0..16 {
+        match thread.state.get() {
+            State::Ready => return Walked::Run(thread),
+            State::AwaitReply => match thread.server.get() {
+                Some(server) => thread = server,
+                None => {
+                    thread.finish(Err(Error::PeerGone));
+                    return Walked::Run(thread);
+                }
+            },
+            State::Calling | State::Faulting => match ipc::retry(cpu, thread) {
+                ipc::Attempt::Ready(ready) => return Walked::Run(ready),
+                ipc::Attempt::Busy(server) => thread = server,
+            },
+            State::Receiving | State::Waiting => {
+                if ipc::wakes(thread, now) {
+                    return Walked::Run(thread);
+                }
+                return Walked::Blocked(thread, thread.deadline.get());
+            }
+            State::InGuest => {
+                crate::object::vcpu::check(thread, now);
+                return Walked::Run(thread);
+            }
+            State::InDispatch => {
+                let d = thread.dispatch.get();
+                if d.token != cpu.sequence.get() {
+                    end_dispatch(thread, dispatch::NEWS, 0, 0);
+                    return Walked::Run(thread);
+                }
+                if d.until != 0 && d.until <= now {
+                    end_dispatch(thread, dispatch::UNTIL, 0, 0);
+                    return Walked::Run(thread);
+                }
+                return Walked::Blocked(thread, d.until);
+            }
+            State::Inactive | State::Stopped => return Walked::Blocked(thread, 0),
+        }
+    }
+    Walked::Gone
+}
+
+fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64) {
+    thread.answer3(code, w1, w2);
+    thread.finish(Ok(()));
+}
+
+/// Chooses who runs, sets the timer, and answers the thread (its state says whether as itself or as its guest); `None`: idle.
+pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
+    let now = charge(cpu);
+    cpu.choices.set(cpu.choices.get() + 1);
+    cpu.must_choose.set(false);
+    let stretch = stretch(cpu, now);
+    let mut deadline = stretch.1;
+    let earlier = |deadline: &mut u64, other: u64| {
+        if other != 0 && other < *deadline {
+            *deadline = other;
+        }
+    };
+    let mut choice = None;
+    cpu.in_window.set(false);
+    if let Some(context) = stretch.0 {
+        match walk(cpu, context, now) {
+            Walked::Run(thread) => {
+                cpu.in_window.set(true);
+                choice = Some((context, thread));
+            }
+            Walked::Blocked(_, until) => earlier(&mut deadline, until),
+            Walked::Gone => {}
+        }
+    }
+    if choice.is_none()
+        && let Some(scheduler) = cpu.scheduler.get()
+    {
+        choice = choose_slack(cpu, scheduler, now, &mut deadline);
+    }
+    cpu.accept.store(!cpu.in_window.get(), Relaxed);
+    if let Some((context, thread)) = choice {
+        if thread.state.get() == State::InGuest {
+            earlier(&mut deadline, thread.guest_until.get());
+        }
+        cpu.chosen.set(Some(context));
+        arch::apic::set_timer(cpu, deadline, now);
+        trace::event(cpu, trace::CHOOSE, context.physical(), thread.physical());
+        Some(thread)
+    } else {
+        cpu.chosen.set(None);
+        arch::apic::set_timer(cpu, deadline, now);
+        None
+    }
+}
+
+/// The slack's part of Choose: the scheduler if it can run, else what it dispatched.
+fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mut u64) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
+    let mut earlier = |other: u64| {
+        if other != 0 && other < *deadline {
+            *deadline = other;
+        }
+    };
+    match walk(cpu, scheduler, now) {
+        Walked::Run(thread) => return Some((scheduler, thread)),
+        Walked::Blocked(thread, until) => {
+            earlier(until);
+            if thread.state.get() != State::InDispatch {
+                return None;
+            }
+            let context = thread.dispatch.get().context?;
+            let (w1, w2) = match walk(cpu, context, now) {
+                Walked::Run(runner) => return Some((context, runner)),
+                Walked::Blocked(at, until) => {
+                    watch(cpu, context, at, until);
+                    let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
+                    (kind as u64, until)
+                }
+                Walked::Gone => (blocked::GONE as u64, 0),
+            };
+            end_dispatch(thread, dispatch::BLOCKED, w1, w2);
+            return Some((scheduler, thread));
+        }
+        Walked::Gone => {}
+    }
+    None
+}
+
+/// The current stretch of the plan: whose window, and until when.
+fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
+    if cpu.next_plan.get().is_some() {
+        swap_plan(cpu, now);
+    }
+    let Some(plan) = cpu.plan.get() else {
+        return (cpu.boot_context.get(), u64::MAX);
+    };
+    let mut position = cpu.position.get();
+    let stretch = plan::advance(&mut position, plan.length.get(), plan.count.get() as usize, now, |i| plan.window(i));
+    cpu.position.set(position);
+    let owner = stretch.owner.filter(|owner| *owner != 0);
+    // SAFETY: windows name live contexts: a context that dies is cut out of the plans of its CPU.
+    (owner.map(|owner| unsafe { Obj::at(owner) }), stretch.until)
+}
+
+/// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
+fn swap_plan(cpu: &Cpu, now: u64) {
+    let Some(next) = cpu.next_plan.get() else { return };
+    let mut start = now;
+    if let Some(old) = cpu.plan.get() {
+        let end = cpu.position.get().cycle_start + old.length.get();
+        if now < end {
+            return;
+        }
+        start = now - (now - end) % old.length.get();
+        old.header.life.store(life::INACTIVE, Release);
+    }
+    cpu.next_plan.set(None);
+    cpu.boot_context.set(None);
+    cpu.plan.set(next);
+    cpu.position.set(plan::Position { index: 0, cycle_start: start });
+}
+
+/// A thread on this CPU got something to wake up for. Answers whether to choose.
+#[inline(always)]
+pub fn wake(cpu: &Cpu, thread: Obj<Thread>) -> bool {
+    if !matches!(thread.state.get(), State::Waiting | State::Receiving | State::InGuest) {
+        return false;
+    }
+    news(cpu, thread);
+    !cpu.in_window.get()
+}
+
+/// A thread becomes ready to run at its registers.
+pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
+    thread.state.set(State::Ready);
+    thread.beneficiary.set(thread.context.get());
+    news(cpu, thread);
+    if !cpu.in_window.get() {
+        cpu.must_choose.set(true);
+    }
+}
+
+/// Stops a thread wherever it is. What it waits for is let go of; what it serves stays.
+pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
+    match thread.state.get() {
+        State::Waiting => {
+            if let Some(waits) = thread.waits.take() {
+                waits.detach();
+            }
+            thread.set_status(Err(Error::Timeout));
+        }
+        State::Receiving => thread.set_status(Err(Error::Timeout)),
+        State::AwaitReply => {
+            if let Some(server) = thread.server.take() {
+                server.caller.set(None);
+                server.caller_gone.set(true);
+            }
+            if !thread.fault_call.replace(false) {
+                thread.set_status(Err(Error::PeerGone));
+            }
+        }
+        State::Calling => thread.restart_call(),
+        State::InGuest => crate::object::vcpu::leave(thread, moira_abi::vcpu::Exit::Kicked),
+        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0),
+        _ => {}
+    }
+    thread.state.set(State::Stopped);
+    news(cpu, thread);
+}
+
+/// Goes on until there is a thread to return to: chooses, idles, runs guests.
+pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
+    loop {
+        smp::drain(cpu);
+        let Some(thread) = choose(cpu) else {
+            idle(cpu);
+            continue;
+        };
+        if !switch::to(cpu, thread) {
+            continue;
+        }
+        if thread.state.get() != State::InGuest {
+            return thread;
+        }
+        if crate::object::vcpu::enter(cpu, thread) {
+            return thread;
+        }
+    }
+}
+
+/// Waits for an interrupt. Even epoch: nothing is held here.
+fn idle(cpu: &Cpu) {
+    smp::leave_kernel(cpu);
+    if smp::has_mail(cpu) {
+        smp::enter_kernel(cpu);
+        return;
+    }
+    arch::halt();
+    smp::enter_kernel(cpu);
+}
+
+/// After a system call or trap: the same thread goes on, unless something asks for a choice.
+#[inline(always)]
+pub fn resume(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    if cpu.must_choose.get() || thread.state.get() != State::Ready { run_next(cpu) } else { thread }
+}
+
+/// The registers of a thread, for the crash record.
+pub fn rip(thread: Obj<Thread>) -> u64 {
+    thread.regs[reg::RIP].get()
+}

@@ -1,0 +1,290 @@
+//! What crosses CPUs: the structural lock, mailboxes, grace periods, flushes. Nothing here is on a hot path of IPC.
+//!
+//! **Mailbox.** A thread with messages for its CPU is pushed once: the `fetch_or` that finds its mask zero pushes.
+//!
+//! ```text
+//! sender                              receiver (home CPU)
+//! mask |= message                     take the whole stack (swap)
+//! if mask was 0: push node            for each: next = node.next; mask.swap(0); act
+//! fence                               (a message after the swap pushes again)
+//! read accept -> interrupt            accept = ..; fence; drain; choose
+//! ```
+//!
+//! **Grace.** Kernel entry makes the epoch odd (locked, so before any read of a slot), exit makes it even. Whoever unlinked something waits
+//! until every CPU was seen even, or saw its own next entry.
+
+use crate::{
+    arch,
+    memory::{DIRECT_MAP, Obj},
+    object::{Header, address_space::AddressSpace, life, thread::{State, Thread}, untyped},
+    percpu::{self, Cpu, MAX_CPUS},
+    sched,
+};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
+use moira_abi::Error;
+
+/// Messages.
+pub mod mail {
+    /// A thread becomes active here.
+    pub const ACTIVATE: u32 = 1;
+    /// Something it waits for happened.
+    pub const WAKE: u32 = 2;
+    /// Its guest is to exit.
+    pub const KICK: u32 = 4;
+    /// The object is to be let go of.
+    pub const RETIRE: u32 = 8;
+    /// A plan waits (CPU).
+    pub const PLAN: u32 = 16;
+    /// A scheduler was registered (CPU).
+    pub const SCHEDULER: u32 = 32;
+    /// What the thread waits on is gone.
+    pub const PEER_GONE: u32 = 64;
+}
+
+/// A set of CPUs.
+pub type CpuSet = [u64; MAX_CPUS / 64];
+
+const FREE: u32 = u32::MAX;
+/// The address of no space (an empty slot's is 0, which must not look loaded).
+pub const NOTHING: u64 = 1;
+
+/// Holder of the structural lock.
+static HOLDER: AtomicU32 = AtomicU32::new(FREE);
+/// Number of the last flush asked for.
+static FLUSHES: AtomicU64 = AtomicU64::new(0);
+
+/// Tries to take the structural lock. On failure the system call is run again from user mode: interrupts, and a window that
+/// begins meanwhile, come first. A CPU that wants it is served in turn: a holder hands over to the next one that wants it and
+/// is still polling.
+pub fn try_lock(cpu: &Cpu) -> bool {
+    for _ in 0..64 {
+        match HOLDER.compare_exchange(FREE, cpu.index, Acquire, Relaxed) {
+            Ok(_) => return true,
+            Err(holder) if holder == cpu.index => return true,
+            Err(_) => core::hint::spin_loop(),
+        }
+    }
+    false
+}
+
+/// Gives it back.
+pub fn unlock() {
+    HOLDER.store(FREE, Release);
+}
+
+/// Runs a structural step of another operation; *Again* if the lock is taken.
+pub fn structural<T>(cpu: &Cpu, step: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    if !try_lock(cpu) {
+        return Err(Error::Again);
+    }
+    let result = step();
+    unlock();
+    result
+}
+
+/// Writes a word of a page shared with a task.
+pub fn store_u32(physical: u64, value: u32) {
+    // SAFETY: the caller names an aligned word of a frame it holds.
+    unsafe { AtomicU32::from_ptr((DIRECT_MAP | physical) as *mut u32) }.store(value, Release);
+}
+
+fn push(cpu: &Cpu, header: Obj<Header>) {
+    let mut head = cpu.mailbox.load(Relaxed);
+    loop {
+        header.mail_next.store(head, Relaxed);
+        match cpu.mailbox.compare_exchange_weak(head, header.physical(), SeqCst, Relaxed) {
+            Ok(_) => return,
+            Err(other) => head = other,
+        }
+    }
+}
+
+fn post(header: Obj<Header>, message: u32, interrupt_always: bool) {
+    let cpu = percpu::by_index(header.home());
+    if header.mail.fetch_or(message, SeqCst) == 0 {
+        push(cpu, header);
+    }
+    fence(SeqCst);
+    if interrupt_always || cpu.accept.load(SeqCst) {
+        arch::apic::interrupt_cpu(cpu.apic_id.get());
+    }
+}
+
+/// Sends a message to a thread on another CPU.
+pub fn post_thread(thread: Obj<Thread>, message: u32) {
+    post(Obj::from_ref(&thread.header), message, message == mail::KICK);
+}
+
+/// Asks another CPU to let go of an object.
+pub fn post_retire(header: Obj<Header>) {
+    header.life.store(life::RETIRING, Release);
+    post(header, mail::RETIRE, true);
+}
+
+/// Sends a message to a CPU.
+pub fn post_cpu(cpu: &Cpu, message: u32) {
+    cpu.mail.fetch_or(message, SeqCst);
+    arch::apic::interrupt_cpu(cpu.apic_id.get());
+}
+
+/// Whether anything waits for this CPU.
+pub fn has_mail(cpu: &Cpu) -> bool {
+    cpu.mailbox.load(SeqCst) != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
+}
+
+fn flush_due(cpu: &Cpu) -> bool {
+    cpu.flush_wanted.load(Acquire) > cpu.flush_done.load(Relaxed)
+}
+
+/// Acts on the messages for this CPU.
+#[inline(always)]
+pub fn drain(cpu: &'static Cpu) {
+    if has_mail(cpu) {
+        drain_all(cpu);
+    }
+}
+
+#[cold]
+fn drain_all(cpu: &'static Cpu) {
+    flush_here(cpu);
+    let own = cpu.mail.swap(0, SeqCst);
+    if own & mail::SCHEDULER != 0 {
+        sched::rescan(cpu);
+    }
+    let mut at = cpu.mailbox.swap(0, SeqCst);
+    // One pass: what arrives meanwhile interrupts again.
+    while at != 0 {
+        // SAFETY: objects with messages stay until these are acted upon (revoke waits for RETIRE to be acknowledged).
+        let header = unsafe { Obj::<Header>::at(at) };
+        at = header.mail_next.load(Relaxed);
+        let messages = header.mail.swap(0, SeqCst);
+        receive(cpu, header, messages);
+    }
+}
+
+fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
+    if messages & mail::RETIRE != 0 {
+        untyped::retire_here(cpu, header);
+        return;
+    }
+    if header.life() != life::ACTIVE {
+        return;
+    }
+    // SAFETY: only threads get the other messages.
+    let thread = unsafe { Obj::<Thread>::at(header.physical()) };
+    if messages & mail::ACTIVATE != 0 {
+        sched::make_ready(cpu, thread);
+    }
+    if messages & (mail::WAKE | mail::KICK) != 0 {
+        sched::wake(cpu, thread);
+    }
+    if messages & mail::PEER_GONE != 0
+        && thread.state.get() == State::Waiting
+        && thread.waits.get().is_some_and(|n| n.header.life() == life::RETIRING)
+        && let Some(notification) = thread.waits.take()
+    {
+        notification.waiter.store(0, Release);
+        thread.finish(Err(Error::PeerGone));
+        sched::news(cpu, thread);
+    }
+    if messages & mail::PEER_GONE != 0 && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
+        && let Some(notification) = thread.bound.take()
+    {
+        notification.waiter.store(0, Release);
+    }
+}
+
+/// Kernel entry of paths that do not come through `entry.s`.
+#[inline(always)]
+pub fn enter_kernel(cpu: &Cpu) {
+    cpu.epoch.fetch_add(1, SeqCst);
+}
+
+/// Kernel exit of such paths: nothing read from a slot is used after this.
+#[inline(always)]
+pub fn leave_kernel(cpu: &Cpu) {
+    cpu.epoch.store(cpu.epoch.load(Relaxed) + 1, Release);
+}
+
+/// Begins a grace period: all other CPUs that run have yet to be seen outside of the kernel.
+pub fn grace_start(me: &Cpu) -> CpuSet {
+    fence(SeqCst);
+    let mut set = CpuSet::default();
+    for cpu in percpu::online().filter(|cpu| cpu.index != me.index) {
+        set[cpu.index as usize / 64] |= 1 << (cpu.index % 64);
+    }
+    grace_look(&mut set);
+    set
+}
+
+/// Takes the CPUs that are outside of the kernel now out of the set; answers whether none is left.
+pub fn grace_look(set: &mut CpuSet) -> bool {
+    let mut left = 0;
+    for (i, word) in set.iter_mut().enumerate() {
+        let mut todo = *word;
+        while todo != 0 {
+            let bit = todo.trailing_zeros();
+            todo &= todo - 1;
+            let outside = percpu::get(i as u32 * 64 + bit).is_none_or(|cpu| cpu.epoch.load(SeqCst) & 1 == 0);
+            if outside {
+                *word &= !(1 << bit);
+            }
+        }
+        left |= *word;
+    }
+    left == 0
+}
+
+/// A translation of a space was removed or narrowed: other CPUs that have it loaded must flush.
+pub fn flush_space(space: Obj<AddressSpace>) {
+    flush_where(|cpu| cpu.has_loaded(space));
+}
+
+fn flush_where(loaded: impl Fn(&Cpu) -> bool) {
+    if percpu::count() == 1 {
+        return;
+    }
+    fence(SeqCst);
+    let me = arch::cpu().index;
+    let mut number = 0;
+    for cpu in percpu::online().filter(|cpu| cpu.index != me) {
+        if loaded(cpu) {
+            if number == 0 {
+                number = FLUSHES.fetch_add(1, SeqCst) + 1;
+            }
+            cpu.flush_wanted.fetch_max(number, SeqCst);
+            arch::apic::interrupt_cpu(cpu.apic_id.get());
+        }
+    }
+}
+
+/// A space dies: no CPU may go on with its tables. This CPU drops it at once, others when they flush.
+pub fn unload_space(space: Obj<AddressSpace>) {
+    let me = arch::cpu();
+    space.root.set(0);
+    if me.has_loaded(space) {
+        arch::paging::load_kernel();
+        me.loaded_space.store(NOTHING, SeqCst);
+        me.loaded_guest.store(NOTHING, SeqCst);
+        me.must_choose.set(true);
+    }
+    flush_space(space);
+}
+
+fn flush_here(cpu: &Cpu) {
+    let wanted = cpu.flush_wanted.load(Acquire);
+    if wanted <= cpu.flush_done.load(Relaxed) {
+        return;
+    }
+    // The loaded space may be the one that died: reload through the kernel's own tables, and look at it anew.
+    arch::paging::load_kernel();
+    cpu.loaded_space.store(NOTHING, SeqCst);
+    cpu.loaded_guest.store(NOTHING, SeqCst);
+    cpu.must_choose.set(true);
+    cpu.flush_done.store(wanted, Release);
+}
+
+/// Whether any CPU still has to flush.
+pub fn flushes_pending() -> bool {
+    percpu::count() > 1 && percpu::online().any(flush_due)
+}

@@ -1,0 +1,46 @@
+//! Switching threads and spaces on one CPU.
+
+use crate::{
+    arch,
+    memory::Obj,
+    object::{address_space::AddressSpace, thread::Thread},
+    percpu::Cpu,
+    sched,
+};
+use core::sync::atomic::Ordering::*;
+
+/// Makes a thread the current one and loads its space. Answers false (and stops the thread) if it has none any more.
+#[inline(always)]
+pub fn to(cpu: &Cpu, thread: Obj<Thread>) -> bool {
+    let address = thread.space.word().address();
+    if address != cpu.loaded_space.load(Relaxed) && !load(cpu, address) {
+        return without_space(cpu, thread);
+    }
+    cpu.current.set(Some(thread));
+    cpu.regs_end.set(thread.regs_end());
+    true
+}
+
+#[cold]
+fn without_space(cpu: &Cpu, thread: Obj<Thread>) -> bool {
+    sched::halt(cpu, thread);
+    cpu.must_choose.set(true);
+    false
+}
+
+/// Loads a space. The store comes before the load of CR3 (which serialises), so whoever changes an entry and then finds the
+/// space not loaded here knows that this CPU will see the change.
+#[inline(always)]
+fn load(cpu: &Cpu, address: u64) -> bool {
+    if address == 0 {
+        return false;
+    }
+    // SAFETY: the address comes from a capability word of this type.
+    let space = unsafe { Obj::<AddressSpace>::at(address) };
+    if cpu.guest_state.get() {
+        crate::object::vcpu::space_changes(cpu, address);
+    }
+    cpu.loaded_space.store(address, Relaxed);
+    arch::paging::load(space.load.get());
+    true
+}

@@ -1,0 +1,156 @@
+//! The one system call: which method of which object. Hot methods first; structural ones under the structural lock.
+
+use crate::{
+    cap::{self, Cap, Slot},
+    ipc,
+    memory::Obj,
+    object::{address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context, thread::{self, Thread, reg}, untyped, vcpu},
+    percpu::Cpu,
+    sched, smp, trace,
+};
+use moira_abi::{Error, Method, Rights, Tag};
+
+/// `call`, from `entry.s`; answers the thread to resume.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_call(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    ipc::call(cpu, thread, tag)
+}
+
+/// `reply_receive`, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_reply_receive(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    ipc::reply_receive(cpu, thread, tag)
+}
+
+/// Everything else, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    match tag.low() {
+        6 => ipc::signal(cpu, thread),
+        9 => vcpu::run(cpu, thread),
+        _ => other(cpu, thread, tag),
+    }
+}
+
+const _: () = {
+    assert!(Method::Call as u8 == 1 && Method::ReplyReceive as u8 == 2 && Method::Signal as u8 == 6 && Method::VcpuRun as u8 == 9);
+};
+
+#[inline(never)]
+fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
+    match Method::from_code(tag.low()) {
+        Some(Method::Receive) => ipc::receive(cpu, thread),
+        Some(Method::Reply) => ipc::reply(cpu, thread, tag),
+        Some(Method::Park) => ipc::park(cpu, thread),
+        Some(Method::Wait) => ipc::wait(cpu, thread),
+        Some(Method::Poll) => ipc::poll(thread),
+        Some(Method::Dispatch) => ipc::dispatch(cpu, thread),
+        Some(method) => {
+            let result = invoke(cpu, thread, method);
+            match result {
+                Err(Busy::Lock) => thread.restart_call(),
+                Err(Busy::Answer(error)) => thread.set_status(Err(error)),
+                Ok(()) => thread.set_status(Ok(())),
+            }
+            sched::resume(cpu, thread)
+        }
+        None => {
+            thread.set_status(Err(Error::NoMethod));
+            thread
+        }
+    }
+}
+
+/// Why an invocation did not succeed.
+enum Busy {
+    /// The structural lock is taken: the call runs again.
+    Lock,
+    /// This is the answer.
+    Answer(Error),
+}
+
+impl From<Error> for Busy {
+    fn from(error: Error) -> Busy {
+        Busy::Answer(error)
+    }
+}
+
+fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), Busy> {
+    let slot = cap::slot_of(thread.table()?, thread.regs[reg::RDI].get())?;
+    let cap = slot.read();
+    // Methods that change nothing structural take no lock.
+    match method {
+        Method::PortIn => return Ok(io_ports::access(cap, thread, false)?),
+        Method::PortOut => return Ok(io_ports::access(cap, thread, true)?),
+        Method::InterruptAck => return Ok(interrupt::ack(cap.object(Rights::USE)?)?),
+        Method::InterruptMessage => return Ok(interrupt::message(cap.object(Rights::USE)?, thread)?),
+        Method::ContextConsumed => {
+            sched::charge(cpu);
+            return Ok(sched_context::consumed(cap.object(Rights::USE)?, thread)?);
+        }
+        Method::VcpuKick => return Ok(vcpu::kick(cpu, cap.object(Rights::USE)?)?),
+        Method::CapInspect => return Ok(cap_table::inspect(cap.object(Rights::USE)?, thread)?),
+        Method::CpuLedger => return Ok(cpu_object::ledger(cpu, cap.object(Rights(0))?, thread)?),
+        Method::PlatformLog => return Ok(platform::log(cap.object(Rights::USE)?, thread)?),
+        Method::PlatformEnd => return Ok(platform::end(cap.object(Rights::USE)?, thread)?),
+        Method::PlatformTrace => return Ok(platform::trace(cap.object(Rights::USE)?, thread)?),
+        _ => {}
+    }
+    if !smp::try_lock(cpu) {
+        return Err(Busy::Lock);
+    }
+    let begun = sched::charge(cpu);
+    trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
+    let result = structural(cpu, thread, method, slot, cap);
+    smp::unlock();
+    let ended = sched::charge(cpu);
+    if let Some(context) = cpu.chosen.get() {
+        context.structural.set(context.structural.get() + (ended - begun));
+    }
+    Ok(result?)
+}
+
+fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<Slot>, cap: Cap) -> Result<(), Error> {
+    const USE: Rights = Rights::USE;
+    match method {
+        Method::UntypedRetype => untyped::retype(cap.object(USE)?, slot, thread),
+        Method::UntypedRevoke => untyped::revoke(cpu, cap.object(USE)?, slot),
+        Method::UntypedInfo => untyped::info(cap.object(USE)?, thread),
+        Method::CapCopy => cap_table::derive(cap.object(USE)?, thread, false),
+        Method::CapMint => cap_table::derive(cap.object(USE)?, thread, true),
+        Method::CapMove => cap_table::relocate(cap.object(USE)?, thread),
+        Method::CapDelete => cap_table::delete(cap.object(USE)?, thread),
+        Method::CapRevoke => cap_table::revoke(cap.object(USE)?, thread),
+        Method::SpaceMap => address_space::map_frame(cap.object(USE)?, thread),
+        Method::SpaceUnmap => address_space::unmap_frame(cap.object(USE)?, thread),
+        Method::SpaceProtect => address_space::protect_frame(cap.object(USE)?, thread),
+        Method::SpaceAddMemory => address_space::add_memory(cap.object(USE)?, thread),
+        Method::ThreadConfigure => thread::configure(cap.object(USE)?, thread),
+        Method::ThreadActivate => thread::activate(cpu, cap.object(USE)?, thread),
+        Method::ThreadStop => thread::stop(cpu, cap.object(USE)?),
+        Method::ThreadResume => thread::resume(cpu, cap.object(USE)?),
+        Method::ThreadBindNotification => thread::bind_notification(cpu, cap.object(USE)?, thread),
+        Method::ThreadReadRegisters => thread::read_registers(cpu, cap.object(USE)?, thread),
+        Method::ThreadWriteRegisters => thread::write_registers(cpu, cap.object(USE)?, thread),
+        Method::ThreadReceiveSlots => thread::receive_slots(cap.object(USE)?, thread),
+        Method::ContextBind => sched_context::bind(cap.object(USE)?, thread),
+        Method::ContextSetHome => sched_context::set_home(cap.object(USE)?, thread),
+        Method::EndpointBind => endpoint::bind(cap.object(Rights::SERVE)?, thread),
+        Method::InterruptBind => interrupt::bind(cap.object(USE)?, thread),
+        Method::VcpuConfigure => vcpu::configure(cap.object(USE)?, thread),
+        Method::VcpuSetSpace => vcpu::set_space(cap.object(USE)?, thread),
+        Method::VcpuAllowMsr => vcpu::allow_msr(cap.object(USE)?, thread),
+        Method::VcpuAllowPorts => vcpu::allow_ports(cap.object(USE)?, thread),
+        Method::PlanClear => plan::clear(cap.object(USE)?, thread),
+        Method::PlanAppend => plan::append(cap.object(USE)?, thread),
+        Method::CpuInstallPlan => cpu_object::install_plan(cpu, cap.object(Rights::PLAN)?, thread),
+        Method::CpuSetScheduler => cpu_object::set_scheduler(cpu, cap.object(Rights::PLAN)?, thread),
+        Method::PlatformStartCpu => platform::start_cpu(cap.object(USE)?, slot, thread),
+        Method::PlatformAddIoApic => platform::add_io_apic(cap.object(USE)?, thread),
+        Method::PlatformMakeInterrupt => platform::make_interrupt(cap.object(USE)?, thread),
+        Method::PlatformMakeIoPorts => platform::make_io_ports(cap.object(USE)?, slot, thread),
+        Method::PlatformMakeFrame => platform::make_frame(cap.object(USE)?, slot, thread),
+        _ => Err(Error::NoMethod),
+    }
+}

@@ -1,0 +1,168 @@
+//! The compiled system manifest: file `system` of the archive, postcard bytes of [`System`]. xtask writes it from
+//! `initrd/systems/NAME.toml` after checking; the root task reads it and builds exactly that.
+
+use alloc::{string::String, vec::Vec};
+use serde::{Deserialize, Serialize};
+
+/// A whole system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct System {
+    /// Its name.
+    pub name: String,
+    /// Processors it needs at least.
+    pub cpus: u32,
+    /// Bytes of memory it needs at least.
+    pub memory: u64,
+    /// The tasks, in the order in which they are made and started.
+    pub tasks: Vec<Task>,
+    /// Memory shared between tasks, by name: bytes (a multiple of 4096).
+    pub regions: Vec<(String, u64)>,
+}
+
+/// One task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its name, unique.
+    pub name: String,
+    /// File of the archive that holds its ELF image.
+    pub image: String,
+    /// Index of the processor its thread lives on.
+    pub cpu: u32,
+    /// Level 0–7: calls and faults go to a higher level only.
+    pub level: u8,
+    /// Its time.
+    pub time: Time,
+    /// What it is for the system.
+    pub role: Role,
+    /// What happens when it dies.
+    pub restart: Restart,
+    /// Bytes of stack (a multiple of 4096).
+    pub stack: u64,
+    /// Bytes of heap (a multiple of 4096).
+    pub heap: u64,
+    /// log2 of the bytes of its capability table (slots = 2^(n-5) - 2).
+    pub table_bits: u8,
+    /// Arguments.
+    pub arguments: Vec<String>,
+    /// Capabilities beyond the ones each task has.
+    pub grants: Vec<(String, Grant)>,
+    /// Whether it serves an endpoint (bound to its main thread).
+    pub serves: bool,
+}
+
+/// CPU time of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Time {
+    /// Whether it has a scheduling context at all (a passive server has none).
+    pub context: bool,
+    /// Nanoseconds promised in each period; 0: slack only.
+    pub slice_ns: u64,
+    /// The period in nanoseconds.
+    pub period_ns: u64,
+    /// Largest gap between its windows in nanoseconds; 0: as the period allows.
+    pub latency_ns: u64,
+    /// Whether it also gets slack.
+    pub extra: bool,
+}
+
+/// What a task is for the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Nothing special.
+    None,
+    /// Makes plans from contracts; gets the `Cpu` capabilities with PLAN and all contexts.
+    Planner,
+    /// The slack scheduler of its CPU; gets `Cpu` with DISPATCH, its status page, and all slack contexts of that CPU.
+    Scheduler,
+}
+
+/// What happens when a task dies by a fault or a panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Restart {
+    /// It is left dead; its memory is returned.
+    Never,
+    /// It is made anew.
+    Always,
+    /// The whole system ends as failed.
+    EndSystem,
+}
+
+/// A capability granted to a task, under a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grant {
+    /// May call that task's endpoint; the badge tells the server who calls.
+    Call {
+        /// The serving task.
+        task: String,
+        /// Badge, unique among that server's clients.
+        badge: u64,
+    },
+    /// May signal that task's notification with these bits.
+    Signal {
+        /// The task whose notification it is.
+        task: String,
+        /// The bits.
+        bits: u64,
+    },
+    /// I/O ports, inclusive.
+    Ports {
+        /// First port.
+        first: u16,
+        /// Last port.
+        last: u16,
+    },
+    /// An interrupt line, bound to the task's notification with these bits.
+    Interrupt {
+        /// Global system interrupt.
+        gsi: u32,
+        /// Level-triggered.
+        level: bool,
+        /// Active low.
+        active_low: bool,
+        /// Bits that it signals.
+        bits: u64,
+    },
+    /// Device memory, mapped uncached; the frames are granted too.
+    Device {
+        /// Physical address (a multiple of 4096).
+        physical: u64,
+        /// Bytes (a multiple of 4096).
+        length: u64,
+    },
+    /// An untyped of its own: log2 of its bytes. It is zeroed.
+    Untyped {
+        /// log2 of the bytes.
+        size_bits: u8,
+    },
+    /// A file of the archive, mapped read-only.
+    File {
+        /// Its name.
+        file: String,
+    },
+    /// A shared region, mapped.
+    Region {
+        /// Its name.
+        region: String,
+        /// Whether it may be written.
+        writable: bool,
+    },
+    /// A processor.
+    Cpu {
+        /// Its index.
+        cpu: u32,
+        /// `moira_abi::Rights` bits.
+        rights: u8,
+    },
+    /// The machine itself: start processors, name interrupts and ports, end the run.
+    Platform,
+    /// Another task's scheduling context (for planner and scheduler beyond what the role gives).
+    Context {
+        /// The task.
+        task: String,
+    },
+    /// Another task's thread and space (for supervisors and debuggers).
+    Control {
+        /// The task.
+        task: String,
+    },
+}

@@ -1,0 +1,158 @@
+//! Processors, plans and the scheduler's call.
+
+use crate::slot::capability;
+use crate::*;
+use moira_abi::{
+    Method,
+    time::{CpuLedger, blocked, dispatch},
+};
+
+capability! {
+    /// A processor. Rights: PLAN, DISPATCH.
+    Cpu, Cpu
+}
+
+capability! {
+    /// Windows of one cycle for one CPU.
+    Plan, Plan
+}
+
+/// Where a context that was dispatched cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocked {
+    /// It receives or waits.
+    Waiting,
+    /// It is stopped, inactive or parked.
+    Stopped,
+    /// Its thread is gone.
+    Gone,
+}
+
+impl Blocked {
+    /// From the number on the status page or in an answer; `None`: it can run.
+    #[must_use]
+    pub const fn from_code(code: u32) -> Option<Blocked> {
+        match code {
+            blocked::RUNNABLE => None,
+            blocked::WAITING => Some(Blocked::Waiting),
+            blocked::STOPPED => Some(Blocked::Stopped),
+            _ => Some(Blocked::Gone),
+        }
+    }
+}
+
+/// How a dispatch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dispatched {
+    /// The token was older than the sequence: nothing ran; read the news.
+    Stale,
+    /// There is news.
+    News,
+    /// `until` passed.
+    Until,
+    /// The context is blocked.
+    Blocked {
+        /// How.
+        kind: Blocked,
+        /// When its wait ends; 0: no such time.
+        deadline: u64,
+        /// Number of the thread at which its chain of calls is blocked, as the news log will carry it; 0: look on the status page.
+        at: u32,
+    },
+}
+
+impl Cpu {
+    /// Installs a plan (PLAN): at the next cycle boundary of the old one, or at once if there is none. `None`: all is slack.
+    ///
+    /// # Errors
+    /// `InUse` (installed elsewhere); `BadPlan` (empty); `WrongCpu` (a context of it is homed elsewhere).
+    pub fn install_plan(self, plan: Option<Plan>) -> Result<(), Error> {
+        let slot = plan.map_or(Slot::NONE, Capability::slot);
+        raw::simple(Method::CpuInstallPlan, self.slot().0, &[slot.word()]).map(|_| ())
+    }
+
+    /// Makes a context's thread the slack scheduler of this CPU (PLAN) and names the frame that becomes its status page.
+    ///
+    /// # Errors
+    /// `WrongCpu` (homed elsewhere); `Inactive` (not bound); `BadArgument` (frame size).
+    pub fn set_scheduler(self, context: SchedContext, status: Frame) -> Result<(), Error> {
+        let words = [context.slot().word(), status.slot().word()];
+        raw::simple(Method::CpuSetScheduler, self.slot().0, &words).map(|_| ())
+    }
+
+    /// Gives the slack to a context (or to nobody) until there is something to decide (DISPATCH, the registered scheduler only).
+    /// `token` is the sequence that the caller read before it read the news.
+    ///
+    /// # Errors
+    /// `NoRight` (not the scheduler); `WrongCpu`; `BadArgument` (itself). Errors of the context's slot.
+    #[inline(always)]
+    pub fn dispatch(
+        self,
+        context: Option<SchedContext>,
+        until: Deadline,
+        token: u64,
+    ) -> Result<Dispatched, Error> {
+        let slot = context.map_or(Slot::NONE, Capability::slot);
+        // W3 goes in as 0, so that a kernel that does not answer it says "unknown".
+        let answer = match raw::simple(
+            Method::Dispatch,
+            self.slot().0,
+            &[slot.word(), until.0, token, 0],
+        ) {
+            Err(Error::Stale) => return Ok(Dispatched::Stale),
+            other => other?,
+        };
+        Ok(match answer[0] {
+            dispatch::STALE => Dispatched::Stale,
+            dispatch::UNTIL => Dispatched::Until,
+            dispatch::BLOCKED => match Blocked::from_code(answer[1] as u32) {
+                Some(kind) => Dispatched::Blocked {
+                    kind,
+                    deadline: answer[2],
+                    at: answer[3] as u32,
+                },
+                None => Dispatched::News,
+            },
+            _ => Dispatched::News,
+        })
+    }
+
+    /// The CPU's accounts (PLAN or DISPATCH). `buffer` is the calling thread's own; its contents are overwritten.
+    ///
+    /// # Errors
+    /// `WrongCpu`.
+    pub fn ledger(self, buffer: &mut MessageBuffer) -> Result<CpuLedger, Error> {
+        raw::simple(Method::CpuLedger, self.slot().0, &[])?;
+        Ok(CpuLedger {
+            elapsed: buffer.word(0),
+            contexts: buffer.word(1),
+            idle: buffer.word(2),
+            interrupts: buffer.word(3),
+            gone: buffer.word(4),
+            choices: buffer.word(5),
+        })
+    }
+}
+
+impl Plan {
+    /// Empties a plan that is not installed and sets the length of its cycle in TSC ticks.
+    ///
+    /// # Errors
+    /// `InUse` (installed); `BadArgument` (length).
+    pub fn clear(self, cycle: u64) -> Result<(), Error> {
+        raw::simple(Method::PlanClear, self.slot().0, &[cycle]).map(|_| ())
+    }
+
+    /// Appends a window: `start` to `end` in ticks from the start of the cycle, after all windows before it.
+    ///
+    /// # Errors
+    /// `BadPlan`; `NoMemory` (the plan is full); `InUse` (installed).
+    pub fn append(self, context: SchedContext, start: u64, end: u64) -> Result<(), Error> {
+        raw::simple(
+            Method::PlanAppend,
+            self.slot().0,
+            &[context.slot().word(), start, end],
+        )
+        .map(|_| ())
+    }
+}

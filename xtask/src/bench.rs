@@ -1,0 +1,201 @@
+//! `bench`: what things cost, in instructions of a deterministic machine.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::build;
+use crate::cli::Global;
+use crate::console::{End, Watch};
+use crate::emulator::{Emulator, Machine};
+use crate::hosttools;
+use crate::paths;
+use crate::progress;
+use crate::toolchain::Toolchain;
+
+/// The system that measures.
+const SYSTEM: &str = "bench";
+/// Wall time after which a system that says nothing new is given up.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// What to measure.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Only figures whose name contains this
+    pattern: Option<String>,
+    /// Print a JSON array in place of a table
+    #[arg(long)]
+    json: bool,
+    /// Where to measure: QEMU counts instructions as nanoseconds, Bochs by its own clock
+    #[arg(long, default_value = "qemu")]
+    emulator: Emulator,
+    /// Boot this ELF in place of the kernel
+    #[arg(long, value_name = "ELF", hide = true)]
+    kernel: Option<PathBuf>,
+}
+
+/// One figure, as the system prints it after `bench: `.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Figure {
+    name: String,
+    unit: String,
+    minimum: f64,
+    median: f64,
+    maximum: f64,
+    samples: u64,
+}
+
+/// Runs the command.
+pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
+    let machine = Machine {
+        icount: options.emulator == Emulator::Qemu,
+        ..Machine::usual(options.emulator)
+    };
+    let mut tools = machine.tools();
+    tools.push(hosttools::BINUTILS);
+    hosttools::require(&tools, global.install())?;
+    let toolchain = Toolchain::find(global.toolchain, global.install())?;
+    eprintln!("compiler: {}", toolchain.origin);
+    let images = build::images(&toolchain, global.install())?;
+    let mut system = build::system(SYSTEM, &images, &BTreeMap::new())?;
+    if let Some(kernel) = &options.kernel {
+        system.kernel.clone_from(kernel);
+    }
+    let folder = paths::target().join("bench").join(machine.label());
+    let step = progress::step(format!("measuring in {}", machine.label()));
+    let watch = follow(&machine, &system, &folder)?;
+    step.finish();
+    std::fs::write(folder.join("serial.log"), watch.text())?;
+    let mut figures = figures(watch.text())?;
+    figures.retain(|figure| {
+        options
+            .pattern
+            .as_ref()
+            .is_none_or(|pattern| figure.name.contains(pattern))
+    });
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&figures)?);
+    } else {
+        print!("{}", table(&figures));
+    }
+    let log = folder.join("serial.log");
+    match &watch.end {
+        Some(End::Ok) if figures.is_empty() => {
+            bail!("no figure matches; the log is {}", log.display())
+        }
+        Some(End::Ok) => Ok(ExitCode::SUCCESS),
+        Some(End::Failed(why)) => bail!(
+            "the system ended: failed: {why}; the log is {}",
+            log.display()
+        ),
+        None => bail!(
+            "the system did not end as it should; the log is {}",
+            log.display()
+        ),
+    }
+}
+
+/// Runs the system until it ends or falls silent.
+fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
+    let mut running = machine.start(system, "", folder)?;
+    running
+        .serial
+        .set_read_timeout(Some(Duration::from_millis(100)))?;
+    let mut watch = Watch::default();
+    let mut heard = Instant::now();
+    let mut buffer = [0; 4096];
+    loop {
+        match running.serial.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                watch.feed(&buffer[..count]);
+                heard = Instant::now();
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
+            Err(_) => break,
+        }
+        let patience = if watch.end.is_some() || watch.panic.is_some() {
+            Duration::from_secs(2)
+        } else {
+            SILENCE
+        };
+        if heard.elapsed() > patience {
+            break;
+        }
+    }
+    watch.finish();
+    Ok(watch)
+}
+
+/// The figures in a log, in the order in which they were printed.
+fn figures(log: &str) -> Result<Vec<Figure>> {
+    log.lines()
+        .filter_map(|line| {
+            line.split_once("bench: {")
+                .map(|(_, rest)| format!("{{{rest}"))
+        })
+        .map(|json| {
+            serde_json::from_str(json.trim_end()).with_context(|| format!("not a figure: {json}"))
+        })
+        .collect()
+}
+
+fn table(figures: &[Figure]) -> String {
+    let width = figures
+        .iter()
+        .map(|figure| figure.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(6);
+    let mut text = format!(
+        "{:<width$}  {:>12} {:>12} {:>12}  {:<14} {:>8}\n",
+        "FIGURE", "MINIMUM", "MEDIAN", "MAXIMUM", "UNIT", "SAMPLES"
+    );
+    for figure in figures {
+        let Figure {
+            name,
+            unit,
+            minimum,
+            median,
+            maximum,
+            samples,
+        } = figure;
+        text += &format!(
+            "{name:<width$}  {minimum:>12} {median:>12} {maximum:>12}  {unit:<14} {samples:>8}\n"
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = r#"[    1.5] bench: {"name":"ipc","unit":"instructions","minimum":310,"median":312.5,"maximum":400,"samples":1000}"#;
+
+    #[test]
+    fn figures_are_read_and_shown() {
+        let read = figures(&format!("hello\n{LINE}\nbye\n")).unwrap();
+        assert_eq!(read.len(), 1);
+        assert_eq!(
+            (read[0].name.as_str(), read[0].median, read[0].samples),
+            ("ipc", 312.5, 1000)
+        );
+        let table = table(&read);
+        assert!(table.lines().nth(1).unwrap().contains("312.5"), "{table}");
+    }
+
+    #[test]
+    fn a_broken_figure_is_an_error() {
+        assert!(figures("bench: {\"name\":1}\n").is_err());
+    }
+}

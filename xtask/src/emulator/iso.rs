@@ -1,0 +1,92 @@
+//! Bootable images with GRUB, the kernel and one module, made again only when one of these changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::Firmware;
+use crate::build::{System, is_newer};
+use crate::process;
+
+const NAME: &str = "boot.iso";
+/// All of GRUB that a CD needs.
+const MODULES: &str = "--install-modules=multiboot2 normal iso9660 biosdisk configfile";
+
+/// Makes the image that `firmware` starts `system` from in `folder`.
+pub fn make(system: &System, cmdline: &str, firmware: Firmware, folder: &Path) -> Result<PathBuf> {
+    match firmware {
+        Firmware::Pvh => bail!("PVH needs no image"),
+        // BIOS only: Bochs knows nothing else, and without the rest the image is small and quickly made.
+        Firmware::Grub => cd(system, cmdline, folder),
+        // The image that `cargo xtask image` makes for people: what is tested is what they get.
+        Firmware::Seabios | Firmware::Ovmf => {
+            let disk = folder.join("disk.img");
+            crate::image::build(&system.kernel, &system.initrd, cmdline, &disk)?;
+            Ok(disk)
+        }
+    }
+}
+
+/// The menu of GRUB that starts the kernel at once.
+fn grub_menu(cmdline: &str) -> Result<String> {
+    if cmdline.contains(['\'', '\n', '\\', '"', '$', ';', '{', '}']) {
+        bail!("GRUB would not pass this command line on as it is: {cmdline}");
+    }
+    Ok(format!(
+        "set timeout=0\nmultiboot2 /moira/kernel {cmdline}\nmodule2 /moira/initrd\nboot\n"
+    ))
+}
+
+/// Makes the image with GRUB's own tool, unless the one that is there is still right.
+fn cd(system: &System, cmdline: &str, folder: &Path) -> Result<PathBuf> {
+    let menu = grub_menu(cmdline)?;
+    let image = folder.join(NAME);
+    let tree = folder.join("tree");
+    let menu_file = tree.join("boot/grub/grub.cfg");
+    let current = fs::read_to_string(&menu_file).is_ok_and(|old| old == menu)
+        && !is_newer(&system.kernel, &image)
+        && !is_newer(&system.initrd, &image);
+    if current {
+        return Ok(image);
+    }
+    // Without an image an interrupted call cannot be taken for a finished one.
+    let _ = fs::remove_file(&image);
+    let _ = fs::remove_dir_all(&tree);
+    fs::create_dir_all(tree.join("boot/grub"))?;
+    fs::create_dir_all(tree.join("moira"))?;
+    fs::write(&menu_file, menu)?;
+    copy(&system.kernel, &tree.join("moira/kernel"))?;
+    copy(&system.initrd, &tree.join("moira/initrd"))?;
+    process::output(
+        Command::new("grub-mkrescue")
+            .args(["--locales=", "--themes=", "--fonts="])
+            .args(["-d", "/usr/lib/grub/i386-pc", MODULES])
+            .arg("-o")
+            .arg(&image)
+            .arg(&tree),
+    )?;
+    Ok(image)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_menu_takes_plain_command_lines_only() {
+        assert!(
+            grub_menu("exit=debug selftest=panic")
+                .unwrap()
+                .contains("kernel exit=debug selftest=panic\n")
+        );
+        assert!(grub_menu("a; reboot").is_err());
+        assert!(grub_menu("$root").is_err());
+    }
+}

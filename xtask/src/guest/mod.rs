@@ -1,0 +1,112 @@
+//! The Linux guest: Debian's unmodified cloud kernel, and an initramfs made of Debian's BusyBox and that kernel's
+//! virtio modules. Packages are downloaded into a cache and unpacked there, never installed.
+
+mod debian;
+mod initramfs;
+mod modules;
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Kernel modules that the initramfs loads, with whatever they depend on.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_rng",
+    "virtio_net",
+    "virtio_balloon",
+];
+
+/// The two files of a Linux guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// The bzImage.
+    pub kernel: PathBuf,
+    /// The initramfs, an uncompressed cpio archive.
+    pub initrd: PathBuf,
+}
+
+/// The Debian guest below `cache`, fetched and built if it is not there yet.
+///
+/// # Errors
+/// No apt or dpkg on this machine, or no way to the packages; the message says what one can do instead.
+pub fn linux(cache: &Path) -> Result<Guest> {
+    let folder = cache.join("guest");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let kernel = folder.join("vmlinuz");
+    let initrd = folder.join(format!("initramfs-{}.cpio", recipe()));
+    let guest = Guest { kernel, initrd };
+    if guest.kernel.is_file() && guest.initrd.is_file() {
+        return Ok(guest);
+    }
+    // Cases of the test run side by side; one of them builds, the others wait and find it done.
+    let lock = fs::File::create(folder.join("lock")).context("cannot make the cache's lock")?;
+    lock.lock().context("cannot lock the cache")?;
+    if guest.kernel.is_file() && guest.initrd.is_file() {
+        return Ok(guest);
+    }
+    let spinner = spinner();
+    let packages =
+        debian::packages(&folder, &|text| announce(&spinner, text)).context(ELSEWHERE)?;
+    announce(&spinner, "building the guest's initramfs");
+    let archive = initramfs::build(&packages, MODULES)?;
+    write_whole(&guest.initrd, &archive)?;
+    // The kernel comes last: both files are there once it is.
+    let image = fs::read(&packages.kernel)
+        .with_context(|| format!("cannot read {}", packages.kernel.display()))?;
+    write_whole(&guest.kernel, &image)?;
+    spinner.finish_and_clear();
+    Ok(guest)
+}
+
+/// What to do where Debian's packages cannot be had.
+const ELSEWHERE: &str = "the Linux guest comes from Debian's packages, which cannot be fetched here; \
+    name files of your own with --guest-kernel PATH and --guest-initrd PATH";
+
+/// Changes whenever what is built into the initramfs changes, so that a cache never serves an old one.
+fn recipe() -> String {
+    let mut hash = Sha256::new();
+    hash.update(initramfs::INIT);
+    for (name, script) in initramfs::SCRIPTS {
+        hash.update(name);
+        hash.update(script);
+    }
+    for module in MODULES {
+        hash.update(module);
+    }
+    hash.update(include_bytes!("initramfs.rs"));
+    hash.finalize()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Writes beside the target and renames, so that an interrupted run leaves no half of a file.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
+    fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(Duration::from_millis(200));
+    spinner
+}
+
+/// Says what goes on: on a terminal beside the spinner, else as a line.
+fn announce(spinner: &ProgressBar, text: &str) {
+    if spinner.is_hidden() {
+        eprintln!("{text}");
+    }
+    spinner.set_message(text.to_owned());
+}

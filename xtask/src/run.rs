@@ -1,0 +1,367 @@
+//! `run`: boot a system with this terminal as its console.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::build;
+use crate::cli::{Global, parse_memory};
+use crate::console::{End, Watch};
+use crate::emulator::{Accel, Emulator, Firmware, Machine, Running, describe, qemu};
+use crate::hosttools;
+use crate::symbols::Symbols;
+use crate::toolchain::Toolchain;
+use crate::{paths, tty};
+
+/// What the help page says below the options.
+pub const AFTER_HELP: &str = "Keys: Ctrl-A x leaves, Ctrl-A Ctrl-A sends Ctrl-A; all others go to the system.\n\
+    Exit status: 0 the system ended as it should, 1 it did not, 2 it could not be started, 3 you left.";
+
+/// How to boot.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// A file of initrd/systems, without `.toml` [default: linux, or first where there is no linux]
+    #[arg(long)]
+    system: Option<String>,
+    /// Which emulator: QEMU gives the system AMD SVM, Bochs gives it Intel VT-x
+    #[arg(long, default_value = "qemu")]
+    emulator: Emulator,
+    /// What runs the instructions, with QEMU
+    #[arg(long)]
+    accel: Option<Accel>,
+    /// How the machine starts [default: pvh with QEMU, grub with Bochs]
+    #[arg(long)]
+    firmware: Option<Firmware>,
+    /// The emulator's name of the CPU model [default: max with QEMU, corei7_haswell_4770 with Bochs]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
+    /// Number of CPUs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
+    /// Memory, as 512M or 2G
+    #[arg(long, default_value = "1G", value_parser = parse_memory, value_name = "SIZE")]
+    memory: u32,
+    /// The kernel's command line
+    #[arg(long, default_value = "", hide_default_value = true)]
+    cmdline: String,
+    /// Wait for gdb before the first instruction (QEMU)
+    #[arg(long)]
+    gdb: bool,
+    /// Boot this ELF in place of the kernel
+    #[arg(long, value_name = "ELF", hide = true)]
+    kernel: Option<PathBuf>,
+    #[command(flatten)]
+    guest: GuestOptions,
+    /// Arguments for QEMU, or lines for Bochs' configuration
+    #[arg(last = true, help_heading = "Arguments")]
+    extra: Vec<String>,
+}
+
+/// What goes into the system's virtual machine.
+#[derive(clap::Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Options for systems with a guest")]
+pub struct GuestOptions {
+    /// The guest's kernel
+    #[arg(long, value_name = "FILE")]
+    guest_kernel: Option<PathBuf>,
+    /// The guest's initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    guest_initrd: Option<PathBuf>,
+    /// The guest's disk image
+    #[arg(long, value_name = "FILE")]
+    guest_disk: Option<PathBuf>,
+    /// The guest's kernel command line
+    #[arg(long, value_name = "TEXT")]
+    guest_cmdline: Option<String>,
+    /// The guest's memory, as 512M or 2G
+    #[arg(long, value_parser = parse_memory, value_name = "SIZE")]
+    guest_memory: Option<u32>,
+    /// A value for another entry of the manifest's [options]; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    set: Vec<(String, String)>,
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} has no `=`"))?;
+    Ok((name.to_string(), value.to_string()))
+}
+
+impl GuestOptions {
+    /// The values by the names that manifests give them.
+    pub fn values(&self) -> Result<BTreeMap<String, String>> {
+        let mut values: BTreeMap<String, String> = self.set.iter().cloned().collect();
+        let files = [
+            ("guest-kernel", &self.guest_kernel),
+            ("guest-initrd", &self.guest_initrd),
+            ("guest-disk", &self.guest_disk),
+        ];
+        for (name, file) in files {
+            let Some(file) = file else { continue };
+            let path =
+                fs::canonicalize(file).with_context(|| format!("--{name} {}", file.display()))?;
+            values.insert(name.into(), path.to_string_lossy().into_owned());
+        }
+        if let Some(text) = &self.guest_cmdline {
+            values.insert("guest-cmdline".into(), text.clone());
+        }
+        if let Some(memory) = self.guest_memory {
+            values.insert("guest-memory".into(), format!("{memory}MiB"));
+        }
+        Ok(values)
+    }
+}
+
+impl Options {
+    fn machine(&self) -> Machine {
+        let usual = Machine::usual(self.emulator);
+        let accel = match (self.emulator, self.accel) {
+            (Emulator::Bochs, accel) => accel
+                .filter(|accel| *accel != Accel::Auto)
+                .unwrap_or(Accel::Tcg),
+            (Emulator::Qemu, accel) => match accel.unwrap_or(Accel::Auto) {
+                Accel::Auto if qemu::kvm_can_nest() => Accel::Kvm,
+                Accel::Auto => Accel::Tcg,
+                accel => accel,
+            },
+        };
+        Machine {
+            firmware: self.firmware.unwrap_or(usual.firmware),
+            cpu: self.cpu.clone(),
+            cpus: self.cpus,
+            memory: self.memory,
+            accel,
+            gdb: self.gdb,
+            interactive: true,
+            extra: self.extra.clone(),
+            ..usual
+        }
+    }
+}
+
+/// The system that is meant where none is named.
+pub fn default_system() -> String {
+    if paths::system_manifest("linux").exists() {
+        "linux"
+    } else {
+        "first"
+    }
+    .into()
+}
+
+/// Runs the command.
+pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
+    let machine = options.machine();
+    machine.check()?;
+    let values = options.guest.values()?;
+    let name = options.system.clone().unwrap_or_else(default_system);
+    let mut tools = machine.tools();
+    tools.push(hosttools::BINUTILS);
+    hosttools::require(&tools, global.install())?;
+    let toolchain = Toolchain::find(global.toolchain, global.install())?;
+    eprintln!("compiler: {}", toolchain.origin);
+    let images = build::images(&toolchain, global.install())?;
+    let mut system = build::system(&name, &images, &values)?;
+    if let Some(kernel) = &options.kernel {
+        system.kernel.clone_from(kernel);
+        system.kernel_symbols.clone_from(kernel);
+    }
+    eprintln!(
+        "booting {name} in {}, {} MiB{}",
+        machine.label(),
+        machine.memory,
+        if std::io::stdin().is_terminal() {
+            "; Ctrl-A x leaves"
+        } else {
+            ""
+        }
+    );
+    if machine.gdb {
+        let symbols = system.kernel_symbols.display();
+        eprintln!(
+            "waiting for: gdb {symbols} -ex 'target remote 127.0.0.1:{}'",
+            qemu::GDB_PORT
+        );
+    }
+    let (folder, _lock) = folder(&name, &machine)?;
+    let running = machine.start(&system, &options.cmdline, &folder)?;
+    console(
+        running,
+        machine.gdb,
+        &mut Symbols::of(&system.kernel_symbols),
+    )
+}
+
+/// A folder for this run's files, and the lock that keeps a second run out of it.
+fn folder(name: &str, machine: &Machine) -> Result<(PathBuf, File)> {
+    for number in 0..64 {
+        let folder = paths::target()
+            .join("run")
+            .join(format!("{name}-{}-{number}", machine.label()));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let lock = File::create(folder.join("lock"))?;
+        if lock.try_lock().is_ok() {
+            return Ok((folder, lock));
+        }
+    }
+    bail!("64 runs of {name} are under way")
+}
+
+/// Passes bytes between the terminal and the system until one of them ends.
+fn console(mut running: Running, stay: bool, symbols: &mut Symbols) -> Result<ExitCode> {
+    // Longer than any last message, shorter than patience.
+    const AFTERMATH: Duration = Duration::from_secs(3);
+    let raw = tty::raw();
+    let leave = Arc::new(AtomicBool::new(false));
+    keyboard(running.serial.try_clone()?, raw.is_some(), leave.clone());
+    running
+        .serial
+        .set_read_timeout(Some(Duration::from_millis(50)))?;
+    let mut watch = Watch::default();
+    let mut stdout = std::io::stdout();
+    let mut ended: Option<Instant> = None;
+    let mut buffer = [0; 4096];
+    while !leave.load(Ordering::SeqCst) && ended.is_none_or(|since| since.elapsed() < AFTERMATH) {
+        match running.serial.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => {
+                stdout.write_all(&buffer[..count])?;
+                for line in watch.feed(&buffer[..count]) {
+                    if let Some(symbol) = symbols.of_line(&line) {
+                        stdout.write_all(format!("       {symbol}\n").as_bytes())?;
+                    }
+                }
+                stdout.flush()?;
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
+            Err(_) => break,
+        }
+        // A kernel that panicked under gdb stays for a look at it.
+        if watch.end.is_some() || (watch.panic.is_some() && !stay) {
+            ended.get_or_insert_with(Instant::now);
+        }
+    }
+    watch.finish();
+    if raw.is_some() && !watch.ends_with_newline() {
+        println!();
+    }
+    drop(raw);
+    if leave.load(Ordering::SeqCst) {
+        eprintln!("left");
+        return Ok(ExitCode::from(3));
+    }
+    verdict(&watch, &mut running)
+}
+
+/// Says how the system ended, in words and in the exit status.
+fn verdict(watch: &Watch, running: &mut Running) -> Result<ExitCode> {
+    match &watch.end {
+        Some(End::Ok) => return Ok(ExitCode::SUCCESS),
+        // The system itself said so already.
+        Some(End::Failed(_)) => return Ok(ExitCode::FAILURE),
+        None => {}
+    }
+    if let Some(panic) = &watch.panic {
+        eprintln!("the kernel panicked: {panic}");
+        return Ok(ExitCode::FAILURE);
+    }
+    let status = running.process.wait(Duration::from_secs(5))?;
+    if running.triple_fault() {
+        eprintln!(
+            "triple fault: the machine reset itself; the emulator's log is in {}",
+            running.folder.display()
+        );
+    } else {
+        let status = status.map_or_else(|| "it closed the serial port".into(), describe);
+        eprintln!(
+            "the emulator ended before the system did ({status}) {}",
+            running.complaint()
+        );
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// Sends what is typed to the system, in a thread that ends with the process.
+fn keyboard(mut serial: TcpStream, terminal: bool, leave: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let mut stdin = std::io::stdin().lock();
+        let mut buffer = [0; 256];
+        let mut escape = Escape::default();
+        // At the end of a pipe the system runs on; only its input has ended.
+        while let Ok(count @ 1..) = stdin.read(&mut buffer) {
+            let (bytes, left) = if terminal {
+                escape.filter(&buffer[..count])
+            } else {
+                (buffer[..count].to_vec(), false)
+            };
+            if serial.write_all(&bytes).is_err() {
+                return;
+            }
+            if left {
+                leave.store(true, Ordering::SeqCst);
+                return;
+            }
+        }
+    });
+}
+
+/// Finds Ctrl-A x among the keys.
+#[derive(Default)]
+struct Escape {
+    armed: bool,
+}
+
+impl Escape {
+    /// The bytes to send, and whether the user wants to leave.
+    fn filter(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
+        const CTRL_A: u8 = 1;
+        let mut bytes = Vec::new();
+        for &key in typed {
+            match (self.armed, key) {
+                (false, CTRL_A) => self.armed = true,
+                (false, key) => bytes.push(key),
+                (true, b'x' | b'X') => return (bytes, true),
+                (true, key) => {
+                    self.armed = false;
+                    bytes.push(key);
+                }
+            }
+        }
+        (bytes, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ctrl_a_x_leaves_even_when_typed_slowly() {
+        let mut escape = Escape::default();
+        assert_eq!(escape.filter(b"ls\x01"), (b"ls".to_vec(), false));
+        assert_eq!(escape.filter(b"x more"), (vec![], true));
+    }
+
+    #[test]
+    fn other_keys_go_through() {
+        let mut escape = Escape::default();
+        assert_eq!(
+            escape.filter(b"a\x01\x01b\x03"),
+            (b"a\x01b\x03".to_vec(), false)
+        );
+        assert_eq!(escape.filter(b"x"), (b"x".to_vec(), false));
+    }
+}

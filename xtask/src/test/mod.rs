@@ -1,0 +1,357 @@
+//! The test harness: host tests, then every case in its emulator, side by side.
+
+use std::collections::{BTreeMap, HashMap};
+use std::process::ExitCode;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::build::{self, Images, System};
+use crate::cli::Global;
+use crate::emulator::Emulator;
+use crate::hosttools::{self, Tool};
+use crate::toolchain::Toolchain;
+use case::Case;
+
+mod attempt;
+mod case;
+mod expect;
+mod host;
+mod judge;
+
+/// Lines of a failed case's log that are shown.
+const SHOWN: usize = 15;
+
+/// What to test.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Only cases whose NAME/MACHINE contains this; `host` means the host tests
+    pattern: Option<String>,
+    /// Only cases of this emulator
+    #[arg(long)]
+    emulator: Option<Emulator>,
+    /// Also the cases that take long
+    #[arg(long)]
+    long: bool,
+    /// Show the cases instead of running them
+    #[arg(long)]
+    list: bool,
+    /// How many cases run side by side [default: the number of cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    jobs: Option<u32>,
+    /// Boot this ELF in place of the kernel
+    #[arg(long, value_name = "ELF", hide = true)]
+    kernel: Option<std::path::PathBuf>,
+}
+
+impl Options {
+    /// Everything that a contributor's machine must pass.
+    pub fn all() -> Self {
+        Self {
+            pattern: None,
+            emulator: None,
+            long: false,
+            list: false,
+            jobs: None,
+            kernel: None,
+        }
+    }
+
+    fn wants(&self, case: &Case) -> bool {
+        self.pattern
+            .as_ref()
+            .is_none_or(|pattern| case.name.contains(pattern))
+            && self
+                .emulator
+                .is_none_or(|emulator| case.machine.emulator == emulator)
+            && (self.long || !case.long || self.list)
+    }
+
+    /// Host tests run with everything, or when asked for by name.
+    fn wants_host(&self) -> bool {
+        match &self.pattern {
+            None => self.emulator.is_none(),
+            Some(pattern) => pattern == "host",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    passed: usize,
+    failed: usize,
+}
+
+/// Runs the command. The exit status says whether all passed.
+pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
+    let cases: Vec<Case> = case::load()?
+        .into_iter()
+        .filter(|case| options.wants(case))
+        .collect();
+    if options.list {
+        list(&cases, options.wants_host());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cases.is_empty() && !options.wants_host() {
+        bail!("no case matches; `cargo xtask test --list --long` shows all");
+    }
+    let mut count = Count::default();
+    if options.wants_host() {
+        let host = host::run()?;
+        count.passed += host.passed;
+        count.failed += host.failed;
+    }
+    if !cases.is_empty() {
+        let emulated = emulated(&cases, options, global)?;
+        count.passed += emulated.passed;
+        count.failed += emulated.failed;
+    }
+    println!("{} passed, {} failed", count.passed, count.failed);
+    Ok(if count.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn list(cases: &[Case], host: bool) {
+    println!(
+        "{:<48} {:<9} {:<7} {:<9} {:>4}  OUTCOME",
+        "CASE", "EMULATOR", "VENDOR", "FIRMWARE", "CPUS"
+    );
+    if host {
+        println!(
+            "{:<48} {:<9} {:<7} {:<9} {:>4}  passed",
+            "host", "-", "-", "-", "-"
+        );
+    }
+    for case in cases {
+        let machine = &case.machine;
+        println!(
+            "{:<48} {:<9} {:<7} {:<9} {:>4}  {}{}",
+            case.name,
+            format!("{:?}", machine.emulator).to_lowercase(),
+            machine.vendor(),
+            format!("{:?}", machine.firmware).to_lowercase(),
+            machine.cpus,
+            case.outcome,
+            if case.long { " (long)" } else { "" }
+        );
+    }
+}
+
+fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count> {
+    let mut tools: Vec<&[Tool]> = cases.iter().flat_map(|case| case.machine.tools()).collect();
+    tools.push(hosttools::BINUTILS);
+    tools.sort_by_key(|group| group.as_ptr());
+    tools.dedup();
+    hosttools::require(&tools, global.install())?;
+    let toolchain = Toolchain::find(global.toolchain, global.install())?;
+    eprintln!("compiler: {}", toolchain.origin);
+    let mut images = build::images(&toolchain, global.install())?;
+    if let Some(kernel) = &options.kernel {
+        images.kernel.clone_from(kernel);
+        images.kernel_symbols.clone_from(kernel);
+    }
+    let systems = systems(cases, &images);
+    let cores = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+    Ok(Runner::new(cases, &systems, options.jobs.unwrap_or(cores)).run())
+}
+
+/// Packs each system once. A system that cannot be packed fails its own cases, not the others'.
+fn systems(cases: &[Case], images: &Images) -> HashMap<String, Result<System>> {
+    let mut systems = HashMap::new();
+    for case in cases {
+        systems
+            .entry(case.system.clone())
+            .or_insert_with(|| build::system(&case.system, images, &BTreeMap::new()));
+    }
+    systems
+}
+
+/// Runs cases side by side.
+struct Runner<'a> {
+    cases: &'a [Case],
+    systems: &'a HashMap<String, Result<System>>,
+    slots: u32,
+    state: Mutex<State>,
+    freed: Condvar,
+    bar: ProgressBar,
+}
+
+struct State {
+    /// The next case to start.
+    next: usize,
+    /// Slots not taken by running cases.
+    free: u32,
+    running: Vec<String>,
+    count: Count,
+    done: usize,
+}
+
+impl<'a> Runner<'a> {
+    fn new(cases: &'a [Case], systems: &'a HashMap<String, Result<System>>, slots: u32) -> Self {
+        let bar = if crate::tty::stderr_is_terminal() {
+            ProgressBar::new(cases.len() as u64)
+        } else {
+            ProgressBar::hidden()
+        };
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {pos}/{len} ({elapsed}) {wide_msg}")
+        {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(120));
+        let state = State {
+            next: 0,
+            free: slots,
+            running: Vec::new(),
+            count: Count::default(),
+            done: 0,
+        };
+        Self {
+            cases,
+            systems,
+            slots,
+            state: Mutex::new(state),
+            freed: Condvar::new(),
+            bar,
+        }
+    }
+
+    fn run(self) -> Count {
+        std::thread::scope(|scope| {
+            if self.bar.is_hidden() {
+                scope.spawn(|| self.remind());
+            }
+            for _ in 0..self.slots.min(self.cases.len() as u32) {
+                scope.spawn(|| self.work());
+            }
+        });
+        self.bar.finish_and_clear();
+        self.lock().count
+    }
+
+    /// Without a terminal, says now and then what is still at work.
+    fn remind(&self) {
+        const REMIND: Duration = Duration::from_secs(30);
+        loop {
+            let state = self.lock();
+            let wait = self
+                .freed
+                .wait_timeout_while(state, REMIND, |state| state.done < self.cases.len());
+            let (state, timeout) = wait.unwrap_or_else(|poisoned| poisoned.into_inner());
+            if state.done >= self.cases.len() || (state.running.is_empty() && attempt::stopping()) {
+                return;
+            }
+            if timeout.timed_out() {
+                eprintln!(
+                    "{} of {} done, running: {}",
+                    state.done,
+                    self.cases.len(),
+                    state.running.join(", ")
+                );
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // A worker that panicked leaves counts that are right as far as they go.
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// How many slots a case takes: QEMU runs each CPU in a thread of its own.
+    fn weight(&self, case: &Case) -> u32 {
+        let threads = if case.machine.emulator == Emulator::Qemu {
+            case.machine.cpus
+        } else {
+            1
+        };
+        threads.min(self.slots)
+    }
+
+    fn work(&self) {
+        loop {
+            let mut state = self.lock();
+            let Some(case) = self.cases.get(state.next) else {
+                return;
+            };
+            let weight = self.weight(case);
+            if state.free < weight {
+                // Woken by the end of another case; the time limit only covers a worker that panicked.
+                drop(self.freed.wait_timeout(state, Duration::from_secs(1)));
+                continue;
+            }
+            if attempt::stopping() {
+                return;
+            }
+            state.next += 1;
+            state.free -= weight;
+            state.running.push(case.name.clone());
+            self.bar.set_message(state.running.join(", "));
+            drop(state);
+            let passed = self.one(case);
+            let mut state = self.lock();
+            state.free += weight;
+            state.running.retain(|name| *name != case.name);
+            state.done += 1;
+            if passed {
+                state.count.passed += 1;
+            } else {
+                state.count.failed += 1;
+            }
+            self.bar.set_position(state.done as u64);
+            self.bar.set_message(state.running.join(", "));
+            drop(state);
+            self.freed.notify_all();
+        }
+    }
+
+    /// Runs one case and reports it. Whether it passed.
+    fn one(&self, case: &Case) -> bool {
+        let fail = |text: String| {
+            self.say(&format!("FAIL  {text}"));
+            false
+        };
+        let system = match self.systems.get(&case.system) {
+            Some(Ok(system)) => system,
+            Some(Err(error)) => {
+                return fail(format!("{}: no system to boot: {error:#}", case.name));
+            }
+            None => return fail(format!("{}: no system to boot", case.name)),
+        };
+        match attempt::run(case, system) {
+            Err(error) => fail(format!("{}: {error:#}", case.name)),
+            Ok(outcome) => {
+                let took = outcome.took.as_secs_f64();
+                let Some(complaint) = outcome.complaint else {
+                    let word = outcome.verdict.word;
+                    let note = if word == judge::Word::Passed {
+                        String::new()
+                    } else {
+                        format!("  ({word}, as wanted)")
+                    };
+                    self.say(&format!("ok    {:<44} {took:>6.1} s{note}", case.name));
+                    return true;
+                };
+                let mut text = format!("{:<44} {took:>6.1} s  {complaint}", case.name);
+                text += &format!(
+                    "\n      log: {}",
+                    outcome.folder.join("serial.log").display()
+                );
+                for line in attempt::last_lines(&outcome.folder, system, SHOWN) {
+                    text += &format!("\n      | {line}");
+                }
+                fail(text)
+            }
+        }
+    }
+
+    fn say(&self, text: &str) {
+        self.bar.suspend(|| println!("{text}"));
+    }
+}
