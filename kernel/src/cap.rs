@@ -124,11 +124,6 @@ impl Slot {
         self.word1.store(0, Release);
     }
 
-    /// Where a frame of this slot is mapped (structural lock held).
-    pub fn mapping(&self) -> u64 {
-        self.word1.load(Relaxed)
-    }
-
     /// Records where a frame is mapped (structural lock held).
     pub fn set_mapping(&self, mapping: u64) {
         self.word1.store(mapping, Release);
@@ -265,11 +260,6 @@ pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
     *budget -= 1;
     remove(at);
     true
-}
-
-/// Whether anything is derived from a slot.
-pub fn has_descendants(of: Obj<Slot>) -> bool {
-    derivation::first_descendant(&SlotLinks, of.physical()).is_some()
 }
 
 /// The slot with this index.

@@ -18,7 +18,8 @@ use static_assertions::const_assert_eq;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum State {
-    /// Never activated.
+    /// Never activated (what zeroed memory says).
+    #[allow(dead_code)]
     Inactive = 0,
     /// Can run.
     Ready = 1,

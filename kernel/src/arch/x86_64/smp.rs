@@ -1,7 +1,7 @@
 //! Starting processors.
 
 use super::{apic, paging, tables, tsc, virt, vm};
-use crate::{boot, memory::{DIRECT_MAP, KERNEL_BASE, Obj, Page}, percpu::{self, Cpu}, sched};
+use crate::{boot, memory::{DIRECT_MAP, Obj, Page}, percpu::{self, Cpu}, sched};
 use core::sync::atomic::Ordering::*;
 
 /// Physical address of the trampoline; the page is kept out of what tasks get.
@@ -52,13 +52,6 @@ pub fn init_this(cpu: &'static Cpu) {
     cpu.apic_id.set(apic::init());
 }
 
-/// The processor's GDT, TSS and stack, for the virtualization hardware.
-pub fn host_tables(cpu: &Cpu) -> (u64, u64) {
-    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    // SAFETY: laid out by `prepare`.
-    tables::bases(unsafe { &*((cpu.me.get() + structure) as *const tables::Tables) })
-}
-
 /// Starts the processor with an APIC id, in the next free structure. `None`: all are in use. It sets `online` when it runs.
 pub fn start(apic_id: u32) -> Option<&'static Cpu> {
     let (index, memory) = boot::next_cpu()?;
@@ -84,7 +77,6 @@ pub fn start(apic_id: u32) -> Option<&'static Cpu> {
         core::hint::spin_loop();
     }
     paging::identity(false, TRAMPOLINE + 4096);
-    let _ = KERNEL_BASE;
     Some(cpu)
 }
 
