@@ -27,8 +27,8 @@ impl MessageBuffer {
     /// the buffer of the thread that uses this value, and no other value or reference covers it.
     #[must_use]
     pub const unsafe fn new(address: u64) -> MessageBuffer {
-        // SAFETY: not null by this function's contract.
         MessageBuffer {
+            // SAFETY: not null by this function's contract.
             base: unsafe { NonNull::new_unchecked(address as *mut u8) },
         }
     }

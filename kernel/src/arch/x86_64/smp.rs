@@ -8,6 +8,8 @@ use core::sync::atomic::Ordering::*;
 pub const TRAMPOLINE: u64 = 0x8000;
 /// Bytes of a kernel stack.
 const STACK: u64 = 16 * 1024;
+/// Stacks of their own, a page each: NMI, double fault, machine check, debug.
+const IST: u64 = 4;
 
 unsafe extern "C" {
     static ap_trampoline: u8;
@@ -18,7 +20,7 @@ unsafe extern "C" {
 /// Bytes of memory that each processor needs: its structure, tables, stacks and pages for the virtualization hardware.
 pub const fn bytes_per_cpu() -> u64 {
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    structure + 4096 + STACK + 3 * 4096 + virt::HOST_PAGES as u64 * 4096
+    structure + 4096 + STACK + IST * 4096 + virt::HOST_PAGES as u64 * 4096
 }
 
 /// Lays out a processor's memory (zeroed, at `physical`) and registers it.
@@ -32,10 +34,10 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
     cpu.loaded_space.store(crate::smp::NOTHING, Relaxed);
     cpu.loaded_guest.store(crate::smp::NOTHING, Relaxed);
     cpu.stack.set(DIRECT_MAP | physical + structure + 4096 + STACK);
-    cpu.virt_pages.set(physical + structure + 4096 + STACK + 3 * 4096);
+    cpu.virt_pages.set(physical + structure + 4096 + STACK + IST * 4096);
     // In the kernel: odd.
     cpu.epoch.store(1, Relaxed);
-    for i in 0..3 {
+    for i in 0..IST {
         let page = physical + structure + 4096 + STACK + i * 4096;
         Page(page).write(4088, cpu.me.get());
     }
@@ -46,7 +48,7 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
 pub fn init_this(cpu: &'static Cpu) {
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     let base = cpu.me.get() + structure;
-    let ist = [0, 1, 2].map(|i| base + 4096 + STACK + (i + 1) * 4096 - 16);
+    let ist = [0, 1, 2, 3].map(|i| base + 4096 + STACK + (i + 1) * 4096 - 16);
     // SAFETY: the page behind the structure is this processor's own; called once on it.
     unsafe { tables::init(cpu, &*(base as *const tables::Tables), ist) };
     cpu.apic_id.set(apic::init());
