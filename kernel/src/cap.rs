@@ -88,6 +88,23 @@ impl Slot {
         Obj::from_word(self.word())
     }
 
+    /// The object in an embedded slot that only ever holds capabilities to one type: one test instead of a comparison of types.
+    #[inline(always)]
+    pub fn embedded<T: Object>(&self) -> Option<Obj<T>> {
+        let word = self.word();
+        debug_assert!(word.is_empty() || word.kind_code() == T::KIND as u8);
+        // SAFETY: the slot lies inside an object whose code puts nothing but capabilities to `T` there.
+        (!word.is_empty()).then(|| unsafe { Obj::at(word.address()) })
+    }
+
+    /// What a lock-free read gives if nobody is writing the slot at this moment.
+    #[inline(always)]
+    pub fn read_quiet(&self) -> Option<Cap> {
+        let word = self.word0.load(Acquire);
+        let badge = self.word1.load(Acquire);
+        (self.word0.load(Relaxed) == word).then_some(Cap { word: CapWord(word), badge })
+    }
+
     /// Whether nothing is here.
     pub fn is_empty(&self) -> bool {
         self.word().is_empty()
@@ -258,7 +275,7 @@ pub fn has_descendants(of: Obj<Slot>) -> bool {
 /// The slot with this index.
 #[inline(always)]
 pub fn slot_of(table: Obj<CapTable>, index: u64) -> Result<Obj<Slot>, Error> {
-    if index.wrapping_sub(2) >= table.slots() {
+    if index.wrapping_sub(2) >= table.slots.get() {
         return Err(Error::NoSlot);
     }
     // SAFETY: a CapTable is an array of slots behind its header, which takes the room of the first two.

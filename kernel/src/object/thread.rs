@@ -388,7 +388,7 @@ pub fn receive_slots(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Err
         return Err(Error::Active);
     }
     let first = caller.word(0);
-    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots() {
+    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots.get() {
         return Err(Error::NoSlot);
     }
     thread.receive_slots.set(first as u16);

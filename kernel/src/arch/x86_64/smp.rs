@@ -29,6 +29,8 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
     unsafe { (&raw const cpu.index).cast_mut().write(index) };
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     cpu.me.set(DIRECT_MAP | physical);
+    cpu.loaded_space.store(crate::smp::NOTHING, Relaxed);
+    cpu.loaded_guest.store(crate::smp::NOTHING, Relaxed);
     cpu.stack.set(DIRECT_MAP | physical + structure + 4096 + STACK);
     cpu.virt_pages.set(physical + structure + 4096 + STACK + 3 * 4096);
     // In the kernel: odd.
