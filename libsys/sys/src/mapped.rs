@@ -28,9 +28,8 @@ impl MessageBuffer {
     #[must_use]
     pub const unsafe fn new(address: u64) -> MessageBuffer {
         // SAFETY: not null by this function's contract.
-        MessageBuffer {
-            base: unsafe { NonNull::new_unchecked(address as *mut u8) },
-        }
+        let base = unsafe { NonNull::new_unchecked(address as *mut u8) };
+        MessageBuffer { base }
     }
 
     /// Copies `bytes` to the start of the buffer, at most [`Self::BYTES`]; answers how many. That number goes into
