@@ -86,8 +86,16 @@ fn publish(cpu: &Cpu, thread: Obj<Thread>) {
     words.write(0, sequence + 1);
 }
 
-/// A fresh scheduler knows nothing: everything is news.
-pub fn rescan(cpu: &Cpu) {
+/// Registers the scheduler that was named for this CPU. It knows nothing yet: everything is news.
+pub fn register(cpu: &Cpu) {
+    let context = cpu.next_scheduler[0].swap(0, AcqRel);
+    if context == 0 {
+        return;
+    }
+    cpu.status.set(cpu.next_scheduler[1].load(Relaxed));
+    // SAFETY: a context that dies is taken out of `next_scheduler` first.
+    cpu.scheduler.set(Some(unsafe { Obj::at(context) }));
+    cpu.must_choose.set(true);
     cpu.sequence.set(cpu.sequence.get() + NEWS_LOG as u64 + 1);
     if let Some(page) = cpu.status_page() {
         crate::memory::Page(page.physical()).write(0, cpu.sequence.get());
@@ -191,7 +199,8 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     {
         choice = choose_slack(cpu, scheduler, now, &mut deadline);
     }
-    cpu.accept.store(!cpu.in_window.get(), Relaxed);
+    // Before the mailbox is looked at once more (`run_next`).
+    cpu.accept.store(!cpu.in_window.get(), SeqCst);
     if let Some((context, thread)) = choice {
         if thread.state.get() == State::InGuest {
             earlier(&mut deadline, thread.guest_until.get());
@@ -241,7 +250,7 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
 
 /// The current stretch of the plan: whose window, and until when.
 fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
-    if cpu.next_plan.get().is_some() {
+    if cpu.next_plan.load(Relaxed) != 0 {
         swap_plan(cpu, now);
     }
     let Some(plan) = cpu.plan.get() else {
@@ -257,7 +266,7 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
 fn swap_plan(cpu: &Cpu, now: u64) {
-    let Some(next) = cpu.next_plan.get() else { return };
+    let next = cpu.next_plan();
     let mut start = now;
     if let Some(old) = cpu.plan.get() {
         let end = cpu.position.get().cycle_start + old.length.get();
@@ -267,7 +276,7 @@ fn swap_plan(cpu: &Cpu, now: u64) {
         start = now - (now - end) % old.length.get();
         old.header.life.store(life::INACTIVE, Release);
     }
-    cpu.next_plan.set(None);
+    cpu.next_plan.store(0, Release);
     cpu.boot_context.set(None);
     cpu.plan.set(next);
     cpu.position.set(plan::Position { index: 0, cycle_start: start });
@@ -325,7 +334,11 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
 pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
     loop {
         smp::drain(cpu);
-        let Some(thread) = choose(cpu) else {
+        let chosen = choose(cpu);
+        if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
+            continue;
+        }
+        let Some(thread) = chosen else {
             idle(cpu);
             continue;
         };

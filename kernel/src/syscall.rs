@@ -10,14 +10,22 @@ use crate::{
 };
 use moira_abi::{Error, Method, Rights, Tag};
 
-/// Entry from `entry.s`; answers the thread to resume.
+/// `call`, from `entry.s`; answers the thread to resume.
 #[unsafe(no_mangle)]
-extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    let tag = Tag(thread.regs[reg::RAX].get());
-    trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
+extern "C" fn syscall_call(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    ipc::call(cpu, thread, tag)
+}
+
+/// `reply_receive`, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_reply_receive(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    ipc::reply_receive(cpu, thread, tag)
+}
+
+/// Everything else, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     match tag.low() {
-        1 => ipc::call(cpu, thread, tag),
-        2 => ipc::reply_receive(cpu, thread, tag),
         6 => ipc::signal(cpu, thread),
         9 => vcpu::run(cpu, thread),
         _ => other(cpu, thread, tag),
@@ -30,6 +38,7 @@ const _: () = {
 
 #[inline(never)]
 fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
     match Method::from_code(tag.low()) {
         Some(Method::Receive) => ipc::receive(cpu, thread),
         Some(Method::Reply) => ipc::reply(cpu, thread, tag),

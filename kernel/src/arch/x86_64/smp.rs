@@ -1,7 +1,7 @@
 //! Starting processors.
 
 use super::{apic, paging, tables, tsc, virt, vm};
-use crate::{boot, memory::{DIRECT_MAP, KERNEL_BASE, Obj, Page}, percpu::{self, Cpu}, sched};
+use crate::{boot, memory::{DIRECT_MAP, Obj, Page}, percpu::{self, Cpu}, sched};
 use core::sync::atomic::Ordering::*;
 
 /// Physical address of the trampoline; the page is kept out of what tasks get.
@@ -29,6 +29,8 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
     unsafe { (&raw const cpu.index).cast_mut().write(index) };
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     cpu.me.set(DIRECT_MAP | physical);
+    cpu.loaded_space.store(crate::smp::NOTHING, Relaxed);
+    cpu.loaded_guest.store(crate::smp::NOTHING, Relaxed);
     cpu.stack.set(DIRECT_MAP | physical + structure + 4096 + STACK);
     cpu.virt_pages.set(physical + structure + 4096 + STACK + 3 * 4096);
     // In the kernel: odd.
@@ -48,13 +50,6 @@ pub fn init_this(cpu: &'static Cpu) {
     // SAFETY: the page behind the structure is this processor's own; called once on it.
     unsafe { tables::init(cpu, &*(base as *const tables::Tables), ist) };
     cpu.apic_id.set(apic::init());
-}
-
-/// The processor's GDT, TSS and stack, for the virtualization hardware.
-pub fn host_tables(cpu: &Cpu) -> (u64, u64) {
-    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    // SAFETY: laid out by `prepare`.
-    tables::bases(unsafe { &*((cpu.me.get() + structure) as *const tables::Tables) })
 }
 
 /// Starts the processor with an APIC id, in the next free structure. `None`: all are in use. It sets `online` when it runs.
@@ -82,7 +77,6 @@ pub fn start(apic_id: u32) -> Option<&'static Cpu> {
         core::hint::spin_loop();
     }
     paging::identity(false, TRAMPOLINE + 4096);
-    let _ = KERNEL_BASE;
     Some(cpu)
 }
 

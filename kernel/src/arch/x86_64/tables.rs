@@ -78,16 +78,6 @@ pub fn init_idt() {
     idt.0[18] = gate(entry_paranoid_mc as *const () as u64, 3, 0);
 }
 
-/// Base of the IDT.
-pub fn idt_base() -> u64 {
-    IDT.0.get() as u64
-}
-
-/// Base of a processor's GDT and TSS.
-pub fn bases(tables: &Tables) -> (u64, u64) {
-    (tables.gdt.get() as u64, tables.tss.get() as u64)
-}
-
 /// Loads a processor's tables and points GS at its structure. `ist` are the tops of the NMI, double-fault and machine-check stacks.
 ///
 /// # Safety
