@@ -88,6 +88,23 @@ impl Slot {
         Obj::from_word(self.word())
     }
 
+    /// The object in an embedded slot that only ever holds capabilities to one type: one test instead of a comparison of types.
+    #[inline(always)]
+    pub fn embedded<T: Object>(&self) -> Option<Obj<T>> {
+        let word = self.word();
+        debug_assert!(word.is_empty() || word.kind_code() == T::KIND as u8);
+        // SAFETY: the slot lies inside an object whose code puts nothing but capabilities to `T` there.
+        (!word.is_empty()).then(|| unsafe { Obj::at(word.address()) })
+    }
+
+    /// What a lock-free read gives if nobody is writing the slot at this moment.
+    #[inline(always)]
+    pub fn read_quiet(&self) -> Option<Cap> {
+        let word = self.word0.load(Acquire);
+        let badge = self.word1.load(Acquire);
+        (self.word0.load(Relaxed) == word).then_some(Cap { word: CapWord(word), badge })
+    }
+
     /// Whether nothing is here.
     pub fn is_empty(&self) -> bool {
         self.word().is_empty()
@@ -105,11 +122,6 @@ impl Slot {
         let generation = self.word0.load(Relaxed) >> 54;
         self.word0.store((generation + 1 & 0x3ff) << 54, Release);
         self.word1.store(0, Release);
-    }
-
-    /// Where a frame of this slot is mapped (structural lock held).
-    pub fn mapping(&self) -> u64 {
-        self.word1.load(Relaxed)
     }
 
     /// Records where a frame is mapped (structural lock held).
@@ -250,15 +262,10 @@ pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
     true
 }
 
-/// Whether anything is derived from a slot.
-pub fn has_descendants(of: Obj<Slot>) -> bool {
-    derivation::first_descendant(&SlotLinks, of.physical()).is_some()
-}
-
 /// The slot with this index.
 #[inline(always)]
 pub fn slot_of(table: Obj<CapTable>, index: u64) -> Result<Obj<Slot>, Error> {
-    if index.wrapping_sub(2) >= table.slots() {
+    if index.wrapping_sub(2) >= table.slots.get() {
         return Err(Error::NoSlot);
     }
     // SAFETY: a CapTable is an array of slots behind its header, which takes the room of the first two.

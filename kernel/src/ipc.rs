@@ -7,15 +7,16 @@ use crate::{
     cap,
     memory::{self, Obj},
     object::{
+        cap_table::CapTable,
         endpoint::Endpoint,
         life,
         notification::Notification,
         thread::{Dispatch, State, Thread, reg},
     },
     percpu::Cpu,
-    sched, smp, switch, trace,
+    panic, sched, smp, switch, trace,
 };
-use moira_abi::{Error, FrameSize, MESSAGE_CAPS, Rights, Tag, fault, time};
+use moira_abi::{Error, FrameSize, MESSAGE_CAPS, ObjectType, Rights, Tag, fault, time};
 
 /// What became of an attempt to hand a call over.
 pub enum Attempt {
@@ -44,32 +45,38 @@ fn server_of(cpu: &Cpu, caller: Obj<Thread>, endpoint: Obj<Endpoint>) -> Result<
     Ok(server)
 }
 
-/// `call`.
+/// `call`. The common case is tested as a whole; whatever is not it is decoded again, with a reason, by [`retry`].
 #[inline(always)]
 pub fn call(cpu: &'static Cpu, caller: Obj<Thread>, tag: Tag) -> Obj<Thread> {
-    let found = caller
-        .table()
-        .and_then(|table| table.read(caller.regs[reg::RDI].get()))
-        .and_then(|cap| Ok((server_of(cpu, caller, cap.object::<Endpoint>(Rights::CALL)?)?, cap.badge)));
-    let (server, badge) = match found {
-        Ok(found) => found,
-        Err(error) => return done(caller, Err(error)),
-    };
-    if server.state.get() == State::Receiving && !server.watched.get() && !tag.is_long() {
+    if let Some((server, badge)) = waiting_server(cpu, caller)
+        && !tag.is_long()
+    {
         deliver(caller, server, tag, badge);
         return go(cpu, server);
     }
-    call_slow(cpu, caller, tag)
+    call_slow(cpu, caller)
+}
+
+/// The server that a call reaches, if everything about the call is in order and the server waits for one here.
+#[inline(always)]
+fn waiting_server(cpu: &Cpu, caller: Obj<Thread>) -> Option<(Obj<Thread>, u64)> {
+    let table = caller.table.embedded::<CapTable>()?;
+    let cap = cap::slot_of(table, caller.regs[reg::RDI].get()).ok()?.read_quiet()?;
+    if !cap.word.is(ObjectType::Endpoint, Rights::CALL) {
+        return None;
+    }
+    let server = Obj::<Endpoint>::from_word(cap.word)?.server.embedded::<Thread>()?;
+    let ready = server.header.home() == cpu.index
+        && server.level.get() > caller.level.get()
+        && server.state.get() == State::Receiving
+        && !server.watched.get();
+    ready.then_some((server, cap.badge))
 }
 
 #[inline(never)]
-fn call_slow(cpu: &'static Cpu, caller: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+fn call_slow(cpu: &'static Cpu, caller: Obj<Thread>) -> Obj<Thread> {
     caller.state.set(State::Calling);
-    if cpu.must_choose.get() {
-        return sched::run_next(cpu);
-    }
     match retry(cpu, caller) {
-        Attempt::Ready(thread) if thread == caller || !tag.is_long() => go(cpu, thread),
         Attempt::Ready(thread) => go(cpu, thread),
         Attempt::Busy(_) => sched::run_next(cpu),
     }
@@ -253,6 +260,10 @@ fn unhandled(thread: Obj<Thread>) {
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
+    // Nobody could ever mend or restart the root task: its fault is the end.
+    if crate::boot::is_root(thread) {
+        panic::root_fault(thread);
+    }
 }
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.
@@ -322,6 +333,29 @@ pub fn reply(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
 /// `reply_receive`. A caller that died is no error here: the server goes on receiving.
 #[inline(always)]
 pub fn reply_receive(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    if let Some(caller) = server.caller.get()
+        && !caller.fault_call.get()
+        && !tag.is_long()
+        && server.beneficiary.get() == cpu.chosen.get()
+        && server.bound.get().is_none_or(|bound| !bound.pending())
+    {
+        // The caller waited for this answer, so it was not watched: its chain went on at the server.
+        words(server, caller);
+        caller.regs[reg::RAX].set(tag.with_low(0).0);
+        caller.regs[reg::RDI].set(0);
+        caller.state.set(State::Ready);
+        caller.server.set(None);
+        server.caller.set(None);
+        server.beneficiary.set(server.context.get());
+        server.state.set(State::Receiving);
+        server.deadline.set(server.regs[reg::R15].get());
+        return go(cpu, caller);
+    }
+    reply_receive_slow(cpu, server, tag)
+}
+
+#[inline(never)]
+fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     match answer(cpu, server, tag) {
         Ok((caller, direct)) => {
             server.state.set(State::Receiving);
@@ -330,7 +364,7 @@ pub fn reply_receive(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Th
             if server.bound.get().is_some_and(|bound| bound.pending()) {
                 wakes(server, 0);
             }
-            if direct && !caller.watched.get() && !cpu.must_choose.get() { go(cpu, caller) } else { after_reply(cpu, caller) }
+            if direct && !cpu.must_choose.get() { go(cpu, caller) } else { sched::run_next(cpu) }
         }
         Err(Error::CallerGone | Error::NoCaller) => receive(cpu, server),
         Err(Error::Again) => {
@@ -339,12 +373,6 @@ pub fn reply_receive(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Th
         }
         Err(error) => done(server, Err(error)),
     }
-}
-
-#[cold]
-fn after_reply(cpu: &'static Cpu, caller: Obj<Thread>) -> Obj<Thread> {
-    sched::news(cpu, caller);
-    sched::run_next(cpu)
 }
 
 /// `receive`.
@@ -415,10 +443,17 @@ pub fn signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match notification(thread, Rights::SIGNAL) {
         Ok((target, bits)) => {
             thread.set_status(Ok(()));
-            if target.signal(cpu, bits) { sched::run_next(cpu) } else { thread }
+            target.set(bits);
+            if target.waiter().is_some() { tell(cpu, thread, target) } else { thread }
         }
         Err(error) => done(thread, Err(error)),
     }
+}
+
+/// Wakes the waiter of a notification; answers who runs next.
+#[inline(never)]
+fn tell(cpu: &'static Cpu, thread: Obj<Thread>, target: Obj<Notification>) -> Obj<Thread> {
+    if target.wake(cpu) { sched::run_next(cpu) } else { thread }
 }
 
 /// `wait`.

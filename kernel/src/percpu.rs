@@ -12,6 +12,8 @@ use core::{
 use moira_abi::{ObjectType, time::{STATUS_CONTEXTS, StatusPage}};
 use moira_kernel_core::plan::Position;
 
+/// Value of `Cpu::next_plan`: follow no plan.
+pub const NO_PLAN: u64 = 1;
 /// Most CPUs.
 pub const MAX_CPUS: usize = 256;
 
@@ -60,10 +62,12 @@ pub struct Cpu {
     pub plan: Cell<Option<Obj<Plan>>>,
     /// Where in it.
     pub position: Cell<Position>,
-    /// The plan that replaces it at the next cycle (1: none).
-    pub next_plan: Cell<Option<Option<Obj<Plan>>>>,
+    /// What replaces it at the next cycle: 0 nothing, [`NO_PLAN`], or the plan's physical address. Set by any CPU.
+    pub next_plan: AtomicU64,
     /// Root's window of the boot plan: kept while no plan was ever installed.
     pub boot_context: Cell<Option<Obj<SchedContext>>>,
+    /// A scheduler's context and status page that are to be registered: physical addresses. Set by any CPU.
+    pub next_scheduler: [AtomicU64; 2],
     /// The scheduler's context.
     pub scheduler: Cell<Option<Obj<SchedContext>>>,
     /// Its status page.
@@ -88,8 +92,8 @@ pub struct Cpu {
     /// Times Choose ran.
     pub choices: Cell<u64>,
 
-    /// Contexts with a word on the status page.
-    pub contexts: [Cell<Option<Obj<SchedContext>>>; STATUS_CONTEXTS],
+    /// Contexts with a word on the status page: physical addresses. Set by any CPU.
+    pub contexts: [AtomicU64; STATUS_CONTEXTS],
     /// Interrupt sources by vector: physical addresses.
     pub vectors: [AtomicU64; 256],
 
@@ -156,9 +160,8 @@ pub fn online() -> impl Iterator<Item = &'static Cpu> {
 impl Cpu {
     /// A free index on the status page.
     pub fn take_index(&self, context: Obj<SchedContext>) -> u32 {
-        for (index, cell) in self.contexts.iter().enumerate() {
-            if cell.get().is_none() {
-                cell.set(Some(context));
+        for (index, word) in self.contexts.iter().enumerate() {
+            if word.compare_exchange(0, context.physical(), AcqRel, Relaxed).is_ok() {
                 return index as u32;
             }
         }
@@ -167,11 +170,16 @@ impl Cpu {
 
     /// Gives an index back.
     pub fn drop_index(&self, context: Obj<SchedContext>) {
-        if let Some(cell) = self.contexts.get(context.index.get() as usize)
-            && cell.get() == Some(context)
-        {
-            cell.set(None);
+        if let Some(word) = self.contexts.get(context.index.get() as usize) {
+            let _ = word.compare_exchange(context.physical(), 0, AcqRel, Relaxed);
         }
+    }
+
+    /// The plan that replaces the current one.
+    pub fn next_plan(&self) -> Option<Obj<Plan>> {
+        let next = self.next_plan.load(Acquire);
+        // SAFETY: a plan that dies is taken out here first.
+        (next > NO_PLAN).then(|| unsafe { Obj::at(next) })
     }
 
     /// A context dies: nothing on this CPU refers to it afterwards.
@@ -187,7 +195,8 @@ impl Cpu {
                 cell.set(None);
             }
         }
-        for plan in [self.plan.get(), self.next_plan.get().flatten()].into_iter().flatten() {
+        let _ = self.next_scheduler[0].compare_exchange(context.physical(), 0, AcqRel, Relaxed);
+        for plan in [self.plan.get(), self.next_plan()].into_iter().flatten() {
             let mut at = Some(0);
             while let Some(from) = at {
                 at = plan.cut(context.physical(), from, 64);
@@ -211,9 +220,7 @@ impl Cpu {
             self.plan.set(None);
             self.must_choose.set(true);
         }
-        if self.next_plan.get() == Some(Some(plan)) {
-            self.next_plan.set(None);
-        }
+        let _ = self.next_plan.compare_exchange(plan.physical(), 0, AcqRel, Relaxed);
     }
 
     /// The scheduler's status page.

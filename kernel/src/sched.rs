@@ -86,8 +86,16 @@ fn publish(cpu: &Cpu, thread: Obj<Thread>) {
     words.write(0, sequence + 1);
 }
 
-/// A fresh scheduler knows nothing: everything is news.
-pub fn rescan(cpu: &Cpu) {
+/// Registers the scheduler that was named for this CPU. It knows nothing yet: everything is news.
+pub fn register(cpu: &Cpu) {
+    let context = cpu.next_scheduler[0].swap(0, AcqRel);
+    if context == 0 {
+        return;
+    }
+    cpu.status.set(cpu.next_scheduler[1].load(Relaxed));
+    // SAFETY: a context that dies is taken out of `next_scheduler` first.
+    cpu.scheduler.set(Some(unsafe { Obj::at(context) }));
+    cpu.must_choose.set(true);
     cpu.sequence.set(cpu.sequence.get() + NEWS_LOG as u64 + 1);
     if let Some(page) = cpu.status_page() {
         crate::memory::Page(page.physical()).write(0, cpu.sequence.get());
@@ -142,11 +150,11 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
             State::InDispatch => {
                 let d = thread.dispatch.get();
                 if d.token != cpu.sequence.get() {
-                    end_dispatch(thread, dispatch::NEWS, 0, 0);
+                    end_dispatch(thread, dispatch::NEWS, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 if d.until != 0 && d.until <= now {
-                    end_dispatch(thread, dispatch::UNTIL, 0, 0);
+                    end_dispatch(thread, dispatch::UNTIL, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 return Walked::Blocked(thread, d.until);
@@ -157,8 +165,8 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     Walked::Gone
 }
 
-fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64) {
-    thread.answer3(code, w1, w2);
+fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
+    thread.answer4(code, w1, w2, w3);
     thread.finish(Ok(()));
 }
 
@@ -191,7 +199,8 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     {
         choice = choose_slack(cpu, scheduler, now, &mut deadline);
     }
-    cpu.accept.store(!cpu.in_window.get(), Relaxed);
+    // Before the mailbox is looked at once more (`run_next`).
+    cpu.accept.store(!cpu.in_window.get(), SeqCst);
     if let Some((context, thread)) = choice {
         if thread.state.get() == State::InGuest {
             earlier(&mut deadline, thread.guest_until.get());
@@ -222,16 +231,16 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
                 return None;
             }
             let context = thread.dispatch.get().context?;
-            let (w1, w2) = match walk(cpu, context, now) {
+            let (w1, w2, w3) = match walk(cpu, context, now) {
                 Walked::Run(runner) => return Some((context, runner)),
                 Walked::Blocked(at, until) => {
                     watch(cpu, context, at, until);
                     let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
-                    (kind as u64, until)
+                    (kind as u64, until, number(at) as u64)
                 }
-                Walked::Gone => (blocked::GONE as u64, 0),
+                Walked::Gone => (blocked::GONE as u64, 0, 0),
             };
-            end_dispatch(thread, dispatch::BLOCKED, w1, w2);
+            end_dispatch(thread, dispatch::BLOCKED, w1, w2, w3);
             return Some((scheduler, thread));
         }
         Walked::Gone => {}
@@ -241,7 +250,7 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
 
 /// The current stretch of the plan: whose window, and until when.
 fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
-    if cpu.next_plan.get().is_some() {
+    if cpu.next_plan.load(Relaxed) != 0 {
         swap_plan(cpu, now);
     }
     let Some(plan) = cpu.plan.get() else {
@@ -257,7 +266,7 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
 fn swap_plan(cpu: &Cpu, now: u64) {
-    let Some(next) = cpu.next_plan.get() else { return };
+    let next = cpu.next_plan();
     let mut start = now;
     if let Some(old) = cpu.plan.get() {
         let end = cpu.position.get().cycle_start + old.length.get();
@@ -267,7 +276,7 @@ fn swap_plan(cpu: &Cpu, now: u64) {
         start = now - (now - end) % old.length.get();
         old.header.life.store(life::INACTIVE, Release);
     }
-    cpu.next_plan.set(None);
+    cpu.next_plan.store(0, Release);
     cpu.boot_context.set(None);
     cpu.plan.set(next);
     cpu.position.set(plan::Position { index: 0, cycle_start: start });
@@ -314,7 +323,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
         }
         State::Calling => thread.restart_call(),
         State::InGuest => crate::object::vcpu::leave(thread, moira_abi::vcpu::Exit::Kicked),
-        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0),
+        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0, 0),
         _ => {}
     }
     thread.state.set(State::Stopped);
@@ -325,7 +334,11 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
 pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
     loop {
         smp::drain(cpu);
-        let Some(thread) = choose(cpu) else {
+        let chosen = choose(cpu);
+        if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
+            continue;
+        }
+        let Some(thread) = chosen else {
             idle(cpu);
             continue;
         };

@@ -45,6 +45,8 @@ pub mod mail {
 pub type CpuSet = [u64; MAX_CPUS / 64];
 
 const FREE: u32 = u32::MAX;
+/// The address of no space (an empty slot's is 0, which must not look loaded).
+pub const NOTHING: u64 = 1;
 
 /// Holder of the structural lock.
 static HOLDER: AtomicU32 = AtomicU32::new(FREE);
@@ -147,7 +149,7 @@ fn drain_all(cpu: &'static Cpu) {
     flush_here(cpu);
     let own = cpu.mail.swap(0, SeqCst);
     if own & mail::SCHEDULER != 0 {
-        sched::rescan(cpu);
+        sched::register(cpu);
     }
     let mut at = cpu.mailbox.swap(0, SeqCst);
     // One pass: what arrives meanwhile interrupts again.
@@ -262,8 +264,8 @@ pub fn unload_space(space: Obj<AddressSpace>) {
     space.root.set(0);
     if me.has_loaded(space) {
         arch::paging::load_kernel();
-        me.loaded_space.store(0, SeqCst);
-        me.loaded_guest.store(0, SeqCst);
+        me.loaded_space.store(NOTHING, SeqCst);
+        me.loaded_guest.store(NOTHING, SeqCst);
         me.must_choose.set(true);
     }
     flush_space(space);
@@ -276,8 +278,8 @@ fn flush_here(cpu: &Cpu) {
     }
     // The loaded space may be the one that died: reload through the kernel's own tables, and look at it anew.
     arch::paging::load_kernel();
-    cpu.loaded_space.store(0, SeqCst);
-    cpu.loaded_guest.store(0, SeqCst);
+    cpu.loaded_space.store(NOTHING, SeqCst);
+    cpu.loaded_guest.store(NOTHING, SeqCst);
     cpu.must_choose.set(true);
     cpu.flush_done.store(wanted, Release);
 }

@@ -12,11 +12,8 @@ use core::sync::atomic::Ordering::*;
 /// Makes a thread the current one and loads its space. Answers false (and stops the thread) if it has none any more.
 #[inline(always)]
 pub fn to(cpu: &Cpu, thread: Obj<Thread>) -> bool {
-    let word = thread.space.word();
-    if word.is_empty() {
-        return without_space(cpu, thread);
-    }
-    if word.address() != cpu.loaded_space.load(Relaxed) && !load(cpu, word.address()) {
+    let address = thread.space.word().address();
+    if address != cpu.loaded_space.load(Relaxed) && !load(cpu, address) {
         return without_space(cpu, thread);
     }
     cpu.current.set(Some(thread));
@@ -35,16 +32,15 @@ fn without_space(cpu: &Cpu, thread: Obj<Thread>) -> bool {
 /// space not loaded here knows that this CPU will see the change.
 #[inline(always)]
 fn load(cpu: &Cpu, address: u64) -> bool {
-    // SAFETY: the address comes from a capability word of this type.
-    let space = unsafe { Obj::<AddressSpace>::at(address) };
-    let root = space.root.get();
-    if root == 0 {
+    if address == 0 {
         return false;
     }
+    // SAFETY: the address comes from a capability word of this type.
+    let space = unsafe { Obj::<AddressSpace>::at(address) };
     if cpu.guest_state.get() {
         crate::object::vcpu::space_changes(cpu, address);
     }
     cpu.loaded_space.store(address, Relaxed);
-    arch::paging::load(root);
+    arch::paging::load(space.load.get());
     true
 }

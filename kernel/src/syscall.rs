@@ -10,26 +10,38 @@ use crate::{
 };
 use moira_abi::{Error, Method, Rights, Tag};
 
-/// Entry from `entry.s`; answers the thread to resume.
+/// `call`, from `entry.s`; answers the thread to resume.
 #[unsafe(no_mangle)]
-extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    let tag = Tag(thread.regs[reg::RAX].get());
-    trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
-    match tag.low() {
-        1 => ipc::call(cpu, thread, tag),
-        2 => ipc::reply_receive(cpu, thread, tag),
-        6 => ipc::signal(cpu, thread),
-        9 => vcpu::run(cpu, thread),
-        _ => other(cpu, thread, tag),
-    }
+extern "C" fn syscall_call(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    ipc::call(cpu, thread, tag)
+}
+
+/// `reply_receive`, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_reply_receive(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    ipc::reply_receive(cpu, thread, tag)
+}
+
+/// `run`, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    vcpu::run(cpu, thread)
+}
+
+/// `signal`, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    ipc::signal(cpu, thread)
 }
 
 const _: () = {
     assert!(Method::Call as u8 == 1 && Method::ReplyReceive as u8 == 2 && Method::Signal as u8 == 6 && Method::VcpuRun as u8 == 9);
 };
 
-#[inline(never)]
-fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+/// Everything else, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
     match Method::from_code(tag.low()) {
         Some(Method::Receive) => ipc::receive(cpu, thread),
         Some(Method::Reply) => ipc::reply(cpu, thread, tag),

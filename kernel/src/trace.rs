@@ -1,6 +1,6 @@
 //! The trace: a ring of events per CPU, written by that CPU alone. Format: `docs/abi/trace.md`.
 
-use crate::{arch, percpu::Cpu};
+use crate::{arch, percpu::{self, Cpu}};
 use core::{cell::Cell, sync::atomic::{AtomicBool, Ordering::Relaxed}};
 
 /// Choose took a context (object 1) and a thread (object 2).
@@ -38,23 +38,25 @@ pub struct Event {
 /// A ring.
 #[repr(C)]
 pub struct Ring {
+    /// Whether events are recorded.
+    pub on: AtomicBool,
     /// Events ever written.
     pub written: Cell<u64>,
     /// The last ones.
     pub events: [Cell<Event>; EVENTS],
 }
 
-static ON: AtomicBool = AtomicBool::new(false);
-
-/// Switches the trace on or off.
+/// Switches the trace of all CPUs on or off.
 pub fn switch(on: bool) {
-    ON.store(on, Relaxed);
+    for cpu in percpu::online() {
+        cpu.trace.on.store(on, Relaxed);
+    }
 }
 
 /// Records an event, if the trace is on.
 #[inline(always)]
 pub fn event(cpu: &Cpu, kind: u32, a: u64, b: u64) {
-    if ON.load(Relaxed) {
+    if cpu.trace.on.load(Relaxed) {
         record(cpu, kind, a, b);
     }
 }

@@ -22,7 +22,7 @@ impl<'a> Symbols<'a> {
     /// What stands at the address in `line`, if the line is one of a crash record: `  #N 0xffffffff8xxxxxxx`.
     pub fn of_line(&mut self, line: &str) -> Option<String> {
         // The last address of all is no code, and the reader of debug information counts one beyond what it is asked.
-        self.of_address(address_in(line).filter(|address| *address != u64::MAX)?)
+        self.of_address(place_in(line).filter(|address| *address != u64::MAX)?)
     }
 
     fn of_address(&mut self, address: u64) -> Option<String> {
@@ -58,16 +58,22 @@ impl<'a> Symbols<'a> {
     }
 }
 
-/// The address of a crash-record line. A frame starts with blanks, `#`, its number, and a kernel address.
-fn address_in(line: &str) -> Option<u64> {
+/// The code address of a crash-record line, which has blanks, `#`, a number, and an address. Number 0 is where the
+/// processor stood. All others are return addresses: the call that did not return is the instruction before.
+fn place_in(line: &str) -> Option<u64> {
     let rest = line.trim_start().strip_prefix('#')?;
     let (number, rest) = rest.split_once(' ')?;
-    number.parse::<u32>().ok()?;
+    let number = number.parse::<u32>().ok()?;
     let digits = rest.trim_start().strip_prefix("0x")?;
     let end = digits
         .find(|c: char| !c.is_ascii_hexdigit())
         .unwrap_or(digits.len());
-    u64::from_str_radix(&digits[..end], 16).ok()
+    let address = u64::from_str_radix(&digits[..end], 16).ok()?;
+    if number == 0 {
+        Some(address)
+    } else {
+        address.checked_sub(1)
+    }
 }
 
 #[cfg(test)]
@@ -77,10 +83,11 @@ mod tests {
     #[test]
     fn crash_record_lines_carry_an_address() {
         assert_eq!(
-            address_in("  #0 0xffffffff80101234\r"),
+            place_in("  #0 0xffffffff80101234\r"),
             Some(0xffff_ffff_8010_1234)
         );
-        assert_eq!(address_in("#12 0x10"), Some(0x10));
+        assert_eq!(place_in("#12 0x10"), Some(0xf));
+        assert_eq!(place_in("#1 0x0"), None);
         for other in [
             "  #x 0x10",
             "0xffffffff80101234",
@@ -88,7 +95,7 @@ mod tests {
             "# 0x10",
             "  #0 0xfffffffffffffffff",
         ] {
-            assert_eq!(address_in(other), None, "{other}");
+            assert_eq!(place_in(other), None, "{other}");
         }
     }
 
@@ -108,13 +115,13 @@ mod tests {
         let own = std::env::current_exe().unwrap();
         let mut symbols = Symbols::of(&own);
         let address = load_address as fn() -> u64 as usize as u64 - load_address();
-        let line = format!("  #3 {address:#x}");
+        let line = format!("  #0 {address:#x}");
         let found = symbols.of_line(&line).unwrap();
         assert!(
             found.contains("load_address") && found.contains("symbols.rs:"),
             "{found}"
         );
         assert_eq!(symbols.of_line("moira: hello"), None);
-        assert_eq!(symbols.of_line("  #3 0xffffffffffffffff"), None);
+        assert_eq!(symbols.of_line("  #0 0xffffffffffffffff"), None);
     }
 }

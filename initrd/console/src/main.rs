@@ -2,8 +2,10 @@
 //!
 //! | capability | what for |
 //! | --- | --- |
-//! | `ports` | the UART's eight ports |
-//! | `interrupt` | optional: its interrupt, bound to this task's notification; without it input is looked for at each request and every 20 ms |
+//! | `ports` or `uart` | the UART's eight ports |
+//! | `interrupt` or `uart-irq` | optional: its interrupt, bound to this task's notification; without it input is looked for every 20 ms |
+//!
+//! Input is also looked for at each request, so that the task may be passive: it then runs on its clients' time only.
 //!
 //! Arguments: `port=0x3f8` (the first port), `name.N=NAME` (name of the client with number N), `raw=N` (client N's lines carry no
 //! name). Ctrl-] gives the input to the next client.
@@ -23,8 +25,8 @@ use moira_rt::{
     memory::Slots,
     proto::console,
     sys::{
-        CapTable, Capability, Deadline, Error, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification, ObjectType,
-        Received, serve,
+        CapTable, Capability, Deadline, Error, Event, Interrupt, IoPorts, Message, MessageBuffer,
+        Next, Notification, ObjectType, Received, serve,
     },
 };
 
@@ -72,10 +74,19 @@ struct Server {
 
 fn main(env: Env) {
     // Without a line there is nobody to tell; the panic text reaches the supervisor.
-    let ports = env.capability::<IoPorts>("ports").expect("the manifest grants `ports`");
-    let interrupt = env.capability::<Interrupt>("interrupt");
-    let mut uart = Uart(Ports { ports, first: first_port(&env) });
-    uart.init(interrupt.is_some()).expect("the UART's ports are among `ports`");
+    let ports = env
+        .capability::<IoPorts>("ports")
+        .or_else(|| env.capability("uart"))
+        .expect("the manifest grants `ports`");
+    let interrupt = env
+        .capability::<Interrupt>("interrupt")
+        .or_else(|| env.capability("uart-irq"));
+    let mut uart = Uart(Ports {
+        ports,
+        first: first_port(&env),
+    });
+    uart.init(interrupt.is_some())
+        .expect("the UART's ports are among `ports`");
     let mut server = Server {
         uart,
         consoles: named_clients(&env),
@@ -101,12 +112,20 @@ fn first_port(env: &Env) -> u16 {
 
 /// The clients that the manifest's arguments name.
 fn named_clients(env: &Env) -> Consoles {
-    let raw: Vec<u16> =
-        env.info.arguments.iter().filter_map(|argument| argument.strip_prefix("raw=")?.parse().ok()).collect();
+    let raw: Vec<u16> = env
+        .info
+        .arguments
+        .iter()
+        .filter_map(|argument| argument.strip_prefix("raw=")?.parse().ok())
+        .collect();
     let mut consoles = Consoles::new();
     for argument in &env.info.arguments {
-        let named = argument.strip_prefix("name.").and_then(|rest| rest.split_once('='));
-        if let Some((number, name)) = named.and_then(|(number, name)| Some((number.parse().ok()?, name))) {
+        let named = argument
+            .strip_prefix("name.")
+            .and_then(|rest| rest.split_once('='));
+        if let Some((number, name)) =
+            named.and_then(|(number, name)| Some((number.parse().ok()?, name)))
+        {
             consoles.add(number, name, raw.contains(&number));
         }
     }
@@ -126,9 +145,7 @@ impl Server {
             Event::Call(call) => {
                 let reply = self.answer(&call);
                 self.drop_capabilities(&call);
-                if self.interrupt.is_none() {
-                    self.read_line();
-                }
+                self.read_line();
                 self.flush();
                 // Last, because the bytes of the answer lie in the message buffer.
                 let reply = self.fill(reply);
@@ -154,7 +171,9 @@ impl Server {
             }
             console::READ => {
                 self.consoles.listen(number, &mut self.out);
-                let most = usize::try_from(call.words[0]).unwrap_or(usize::MAX).min(MessageBuffer::BYTES);
+                let most = usize::try_from(call.words[0])
+                    .unwrap_or(usize::MAX)
+                    .min(MessageBuffer::BYTES);
                 Answer::Bytes(self.consoles.read(number, most))
             }
             console::NOTIFY => Answer::Words(u64::from(self.register(number, call))),
@@ -165,20 +184,30 @@ impl Server {
     fn fill(&mut self, answer: Answer) -> Message {
         match answer {
             Answer::Words(word) => Message::new(0).words([word]),
-            Answer::Bytes(bytes) => Message::new(0).words([bytes.len() as u64]).bytes(self.buffer.write(&bytes)),
+            Answer::Bytes(bytes) => Message::new(0)
+                .words([bytes.len() as u64])
+                .bytes(self.buffer.write(&bytes)),
         }
     }
 
     /// Keeps the client's notification; an earlier one is let go.
     fn register(&mut self, number: u16, call: &Received) -> bool {
-        let Some(slot) = call.capability(0) else { return false };
-        if !self.table.inspect(slot).is_ok_and(|found| found.kind == Some(ObjectType::Notification)) {
+        let Some(slot) = call.capability(0) else {
+            return false;
+        };
+        if !self
+            .table
+            .inspect(slot)
+            .is_ok_and(|found| found.kind == Some(ObjectType::Notification))
+        {
             return false;
         }
         if !self.listeners.contains_key(&number) && self.listeners.len() >= MOST_CLIENTS {
             return false;
         }
-        let Some(kept) = self.slots.take(1) else { return false };
+        let Some(kept) = self.slots.take(1) else {
+            return false;
+        };
         let Ok(notification) = self.table.move_to(Notification::new(slot), kept) else {
             self.slots.give(kept, 1);
             return false;

@@ -34,11 +34,16 @@ fn main(env: Env) {
         return;
     };
     let status = env.shared("status");
-    let Some(page) = status.as_ref().and_then(|region| Page::new(region.words64())) else {
+    let Some(page) = status
+        .as_ref()
+        .and_then(|region| Page::new(region.words64()))
+    else {
         error!("no region `status` of a page");
         return;
     };
-    let contexts = env.capabilities("contexts").unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
+    let contexts = env
+        .capabilities("contexts")
+        .unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
     let indices = match env.argument("indices").map(parse_indices) {
         Some(None) => {
             error!("`indices=` is a list of numbers");
@@ -47,22 +52,35 @@ fn main(env: Env) {
         Some(Some(indices)) => indices,
         None => Vec::new(),
     };
-    let quantum_us: u64 = env.argument("quantum_us").and_then(|text| text.parse().ok()).unwrap_or(1000);
-    let policy = RoundRobin::new(contexts.len() as usize, env.ticks(quantum_us.saturating_mul(1000)));
+    let quantum_us: u64 = env
+        .argument("quantum_us")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(1000);
+    let policy = RoundRobin::new(
+        contexts.len() as usize,
+        env.ticks(quantum_us.saturating_mul(1000)),
+    );
     let retry = env.ticks(RETRY_NS);
     let mut slack = Slack::new(page, policy, contexts.len() as usize, &indices, retry);
-    info!("round robin over {} contexts, {quantum_us} us each", contexts.len());
+    info!(
+        "round robin over {} contexts, {quantum_us} us each",
+        contexts.len()
+    );
     run(cpu, contexts, &mut slack, retry);
 }
 
 fn parse_indices(text: &str) -> Option<Vec<u32>> {
-    text.split(',').map(|part| part.trim().parse().ok()).collect()
+    text.split(',')
+        .map(|part| part.trim().parse().ok())
+        .collect()
 }
 
 fn run(cpu: Cpu, contexts: Caps<SchedContext>, slack: &mut Slack<'_, RoundRobin>, retry: u64) {
     loop {
         let request = slack.next(sys::now());
-        let context = request.context.and_then(|number| contexts.get(u32::try_from(number).ok()?));
+        let context = request
+            .context
+            .and_then(|number| contexts.get(u32::try_from(number).ok()?));
         let answer = cpu.dispatch(context, Deadline(request.until), request.token);
         // Not registered: sleep, since a supervisor may be about to do it.
         if !slack.answered(answer, sys::now())

@@ -50,11 +50,26 @@ pub struct Slack<'a, P> {
 impl<'a, P: Policy> Slack<'a, P> {
     /// For `contexts` contexts. `indices`: theirs on the status page, in the same order (fewer or none if unknown). `retry`: ticks
     /// after which missing contexts are looked for.
-    pub fn new(page: Page<'a>, policy: P, contexts: usize, indices: &[u32], retry: u64) -> Slack<'a, P> {
+    pub fn new(
+        page: Page<'a>,
+        policy: P,
+        contexts: usize,
+        indices: &[u32],
+        retry: u64,
+    ) -> Slack<'a, P> {
         let standing = vec![Standing::Asleep { at: 0, deadline: 0 }; contexts];
         // All news before now counts as missed: the first round tries everybody.
         let seen = page.sequence().wrapping_sub(NEWS_LOG as u64 + 1);
-        Slack { page, policy, standing, indices: indices.to_vec(), seen, retry_at: 0, retry_every: retry.max(1), asked: None }
+        Slack {
+            page,
+            policy,
+            standing,
+            indices: indices.to_vec(),
+            seen,
+            retry_at: 0,
+            retry_every: retry.max(1),
+            asked: None,
+        }
     }
 
     /// The next request, at time `now`.
@@ -63,9 +78,15 @@ impl<'a, P: Policy> Slack<'a, P> {
         self.read_news(token, now);
         let timer = self.run_timers(now);
         let choice = self.policy.choose(now);
-        let until = choice.map_or(timer, |choice| choice.until.min(timer)).max(1);
+        let until = choice
+            .map_or(timer, |choice| choice.until.min(timer))
+            .max(1);
         self.asked = choice.map(|choice| (choice.context, now));
-        Request { context: choice.map(|choice| choice.context), until, token }
+        Request {
+            context: choice.map(|choice| choice.context),
+            until,
+            token,
+        }
     }
 
     fn read_news(&mut self, token: u64, now: u64) {
@@ -84,7 +105,8 @@ impl<'a, P: Policy> Slack<'a, P> {
     /// Wakes all that are blocked at a thread of which `here` says so.
     fn wake_where(&mut self, here: impl Fn(u32) -> bool, now: u64) {
         for context in 0..self.standing.len() {
-            if matches!(self.standing.get(context), Some(Standing::Asleep { at, .. }) if here(*at)) {
+            if matches!(self.standing.get(context), Some(Standing::Asleep { at, .. }) if here(*at))
+            {
                 self.put(context, Standing::Awake, now);
             }
         }
@@ -102,7 +124,9 @@ impl<'a, P: Policy> Slack<'a, P> {
                 Some(Standing::Asleep { deadline, .. }) if *deadline != 0 && *deadline <= now => {
                     self.put(context, Standing::Awake, now);
                 }
-                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => next = next.min(*deadline),
+                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => {
+                    next = next.min(*deadline)
+                }
                 Some(Standing::Missing) if retry => self.put(context, Standing::Awake, now),
                 _ => {}
             }
@@ -111,22 +135,41 @@ impl<'a, P: Policy> Slack<'a, P> {
     }
 
     fn put(&mut self, context: usize, standing: Standing, now: u64) {
-        let Some(place) = self.standing.get_mut(context) else { return };
+        let Some(place) = self.standing.get_mut(context) else {
+            return;
+        };
         *place = standing;
-        if standing == Standing::Awake { self.policy.wake(context, now) } else { self.policy.block(context, now) }
+        if standing == Standing::Awake {
+            self.policy.wake(context, now)
+        } else {
+            self.policy.block(context, now)
+        }
     }
 
     /// What the kernel said to the last request, at time `now`. Answers false if the CPU itself refused: this task is not (or not
     /// any more) its scheduler.
     pub fn answered(&mut self, answer: Result<Dispatched, Error>, now: u64) -> bool {
         match (self.asked.take(), answer) {
-            (Some((context, from)), Ok(Dispatched::News | Dispatched::Until)) => self.policy.ran(context, from, now),
-            (Some((context, _)), Ok(Dispatched::Blocked { kind: Blocked::Gone, .. }) | Err(_)) => {
+            (Some((context, from)), Ok(Dispatched::News | Dispatched::Until)) => {
+                self.policy.ran(context, from, now)
+            }
+            (
+                Some((context, _)),
+                Ok(Dispatched::Blocked {
+                    kind: Blocked::Gone,
+                    ..
+                })
+                | Err(_),
+            ) => {
                 self.put(context, Standing::Missing, now);
             }
             (Some((context, _)), Ok(Dispatched::Blocked { deadline, at, .. })) => {
                 // The kernel wrote the word before it answered, and writes it again only at another dispatch of this context.
-                let told = || self.indices.get(context).map_or(0, |index| self.page.blocked_at(*index));
+                let told = || {
+                    self.indices
+                        .get(context)
+                        .map_or(0, |index| self.page.blocked_at(*index))
+                };
                 let at = if at == 0 { told() } else { at };
                 self.put(context, Standing::Asleep { at, deadline }, now);
             }

@@ -56,7 +56,8 @@ impl Kernel {
         let entry = (sequence % 256) as usize;
         let word = &self.page[2 + entry / 2];
         let shift = entry % 2 * 32;
-        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(Self::thread(context)) << shift;
+        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift)
+            | u64::from(Self::thread(context)) << shift;
         word.store(value, Ordering::Relaxed);
         self.page[0].store(sequence + 1, Ordering::Release);
     }
@@ -67,7 +68,11 @@ impl Kernel {
         let word = u64::from(blocked::WAITING) | u64::from(Self::thread(context)) << 32;
         self.page[2 + 128 + Self::index(context) as usize * 4].store(word, Ordering::Relaxed);
         let at = if self.tells { Self::thread(context) } else { 0 };
-        Dispatched::Blocked { kind: Blocked::Waiting, deadline, at }
+        Dispatched::Blocked {
+            kind: Blocked::Waiting,
+            deadline,
+            at,
+        }
     }
 
     fn signal(&mut self, context: usize) {
@@ -95,7 +100,13 @@ impl Kernel {
     }
 
     /// `dispatch`; `news_after`: what is signalled after so many ticks of running.
-    fn dispatch(&mut self, context: Option<usize>, until: u64, token: u64, signal: Option<(u64, usize)>) -> Result<Dispatched, Error> {
+    fn dispatch(
+        &mut self,
+        context: Option<usize>,
+        until: u64,
+        token: u64,
+        signal: Option<(u64, usize)>,
+    ) -> Result<Dispatched, Error> {
         if token != self.sequence() {
             return Ok(Dispatched::Stale);
         }
@@ -140,7 +151,10 @@ impl Kernel {
 #[derive(Clone, Debug)]
 enum Step {
     /// One round; before the dispatch (after the token was read) a signal, and one while it runs.
-    Round { between: Option<usize>, during: Option<(u64, usize)> },
+    Round {
+        between: Option<usize>,
+        during: Option<(u64, usize)>,
+    },
     Block(usize, u64),
     Remove(usize),
     Restore(usize),
@@ -227,7 +241,13 @@ impl Kernel {
 #[test]
 fn a_refused_cpu_is_told_apart_from_a_missing_context() {
     let words: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
-    let mut slack = Slack::new(Page::new(&words).unwrap(), RoundRobin::new(1, 100), 1, &[], RETRY);
+    let mut slack = Slack::new(
+        Page::new(&words).unwrap(),
+        RoundRobin::new(1, 100),
+        1,
+        &[],
+        RETRY,
+    );
     assert_eq!(slack.next(5).context, Some(0));
     assert!(slack.answered(Err(Error::Empty), 6));
     assert_eq!(slack.next(7).context, None);

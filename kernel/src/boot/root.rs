@@ -7,7 +7,7 @@ use crate::{
     memory::{self, Obj, Page},
     object::{
         address_space::{self, AddressSpace},
-        cap_table::CapTable,
+        cap_table::{self, CapTable},
         life,
         platform::Platform,
         sched_context::SchedContext,
@@ -135,6 +135,7 @@ pub fn make(cpu: &'static Cpu, loaded: &Loaded, mut early: Early, early_start: u
     };
 
     let table: Obj<CapTable> = Maker::object(&mut early, ObjectType::CapTable, TABLE_BITS);
+    cap_table::init(table, TABLE_BITS);
     let thread: Obj<Thread> = Maker::object(&mut early, ObjectType::Thread, 10);
     let context: Obj<SchedContext> = Maker::object(&mut early, ObjectType::SchedContext, 9);
     let space: Obj<AddressSpace> = Maker::object(&mut early, ObjectType::AddressSpace, 8);

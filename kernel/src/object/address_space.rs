@@ -35,7 +35,9 @@ const UNMAPPING: u16 = 1;
 pub struct AddressSpace {
     /// Header.
     pub header: Header,
-    /// Physical address of the top-level table; 0 until memory was added.
+    /// What CR3 gets: the top-level table, or the kernel's own while there is none.
+    pub load: Cell<u64>,
+    /// Physical address of the top-level table; 0 until memory was added, and after the space died.
     pub root: Cell<u64>,
     /// Kind: `space_kind`.
     pub kind: Cell<u8>,
@@ -113,6 +115,7 @@ pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
             NEXT_ID.store(id + 1, Relaxed);
             space.id.set(id | entry >> 48 << 12);
             space.kind.set(kind);
+            space.load.set(arch::paging::root());
             return Ok(());
         }
     }
@@ -151,6 +154,7 @@ pub fn donate(space: Obj<AddressSpace>, base: u64, end: u64) {
     {
         if space.kind.get() == space_kind::TASK {
             arch::paging::copy_kernel_half(root);
+            space.load.set(root);
         }
         space.root.set(root);
     }
@@ -290,6 +294,7 @@ pub fn retire(space: Obj<AddressSpace>) {
     let id = space.id.get();
     if id != 0 {
         space.id.set(0);
+        space.load.set(arch::paging::root());
         SPACES[(id & 0xfff) as usize].store(((id >> 12) + 1 & 0xffff) << 48, Release);
         smp::unload_space(space);
     }

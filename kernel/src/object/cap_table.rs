@@ -7,7 +7,6 @@ use crate::{
     object::thread::Thread,
 };
 use core::cell::Cell;
-use core::sync::atomic::Ordering::Relaxed;
 use moira_abi::{Error, ObjectType, Rights};
 
 /// Capabilities removed in one go by `delete` and `revoke`: keeps a hold of the structural lock under 1,000 instructions.
@@ -18,6 +17,8 @@ pub const REMOVE_BATCH: u32 = 6;
 pub struct CapTable {
     /// Header.
     pub header: Header,
+    /// Usable slots, indices 2 to this + 1.
+    pub slots: Cell<u64>,
     /// Progress of emptying, while its untyped is revoked.
     pub cursor: Cell<u64>,
 }
@@ -26,12 +27,9 @@ impl Object for CapTable {
     const KIND: ObjectType = ObjectType::CapTable;
 }
 
-impl CapTable {
-    /// Usable slots, indices 2 to this + 1.
-    #[inline(always)]
-    pub fn slots(&self) -> u64 {
-        (1 << (self.header.bits.load(Relaxed) - 5)) - 2
-    }
+/// Makes a fresh table know its size.
+pub fn init(table: Obj<CapTable>, bits: u8) {
+    table.slots.set(moira_abi::object::cap_table_slots(bits) as u64);
 }
 
 impl Obj<CapTable> {
@@ -101,7 +99,7 @@ pub fn inspect(table: Obj<CapTable>, caller: Obj<Thread>) -> Result<(), Error> {
 
 /// Empties the next slots of a table that is being destroyed. Answers whether it is empty.
 pub fn empty_some(table: Obj<CapTable>, budget: &mut u32) -> bool {
-    let slots = table.slots();
+    let slots = table.slots.get();
     while table.cursor.get() < slots {
         // Empty slots are cheap, but not free.
         for _ in 0..32 {

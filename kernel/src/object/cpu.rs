@@ -4,7 +4,7 @@ use super::{life, plan::Plan, sched_context::{self, SchedContext}, thread::Threa
 use crate::{
     cap, memory,
     memory::Obj,
-    percpu::Cpu,
+    percpu::{Cpu, NO_PLAN},
     sched, smp,
 };
 use core::sync::atomic::Ordering::*;
@@ -29,14 +29,15 @@ pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<
         }
         Some(plan)
     };
-    if target.next_plan.get().is_some() {
+    // Only this method sets it, under the structural lock; the CPU itself only clears it.
+    if target.next_plan.load(Acquire) != 0 {
         return Err(Error::Again);
     }
     if let Some(plan) = plan {
         plan.header.home.store(target.index, Relaxed);
         plan.header.life.store(life::ACTIVE, Release);
     }
-    target.next_plan.set(Some(plan));
+    target.next_plan.store(plan.map_or(NO_PLAN, |plan| plan.physical()), Release);
     if target.index == cpu.index {
         cpu.must_choose.set(true);
     } else {
@@ -56,11 +57,10 @@ pub fn set_scheduler(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result
     if context.header.home() != target.index {
         return Err(Error::WrongCpu);
     }
-    target.status.set(frame);
-    target.scheduler.set(Some(context));
+    target.next_scheduler[1].store(frame, Relaxed);
+    target.next_scheduler[0].store(context.physical(), Release);
     if target.index == cpu.index {
-        sched::rescan(cpu);
-        cpu.must_choose.set(true);
+        sched::register(cpu);
     } else {
         smp::post_cpu(&target, smp::mail::SCHEDULER);
     }

@@ -17,10 +17,8 @@ pub mod vcpu;
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
 use moira_abi::ObjectType;
 
-/// Where an object stands between retype and reuse of its memory.
+/// Where an object stands between retype and reuse of its memory; 0 is memory that is no object.
 pub mod life {
-    /// Zeroed memory.
-    pub const FREE: u8 = 0;
     /// Touched by whoever holds the structural lock.
     pub const INACTIVE: u8 = 1;
     /// Touched only by its home CPU.

@@ -73,7 +73,9 @@ pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error
     if context.thread.get().is_some() || thread.context.get().is_some() {
         return Err(Error::InUse);
     }
-    if thread.header.life() == life::ACTIVE && thread.header.home() != home.index {
+    // An active thread's account is set on its own CPU only.
+    let here = crate::arch::cpu().index;
+    if thread.header.life() == life::ACTIVE && (thread.header.home() != home.index || thread.header.home() != here) {
         return Err(Error::WrongCpu);
     }
     let index = home.take_index(context);

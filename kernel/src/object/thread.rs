@@ -18,7 +18,8 @@ use static_assertions::const_assert_eq;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum State {
-    /// Never activated.
+    /// Never activated (what zeroed memory says).
+    #[allow(dead_code)]
     Inactive = 0,
     /// Can run.
     Ready = 1,
@@ -388,7 +389,7 @@ pub fn receive_slots(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Err
         return Err(Error::Active);
     }
     let first = caller.word(0);
-    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots() {
+    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots.get() {
         return Err(Error::NoSlot);
     }
     thread.receive_slots.set(first as u16);

@@ -171,6 +171,10 @@ fn make(untyped: Obj<Untyped>, kind: ObjectType, size: u8, bits: u8, at: u64, co
             // SAFETY: zeroed memory of this untyped, just taken; all objects begin with a header.
             let header = unsafe { Obj::<Header>::at(at) };
             header.init(kind, bits, size as u32);
+            if kind == ObjectType::CapTable {
+                // SAFETY: the same memory, now a table.
+                cap_table::init(unsafe { Obj::at(at) }, bits);
+            }
             if kind == ObjectType::AddressSpace {
                 // SAFETY: the same memory, now an address space.
                 address_space::init(unsafe { Obj::at(at) }, size)?;

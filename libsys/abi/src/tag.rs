@@ -9,6 +9,7 @@
 
 /// A tag, on its way in or out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
 pub struct Tag(pub u64);
 
 impl Tag {

@@ -129,7 +129,8 @@ pub mod control_write {
     pub const GPR_SHIFT: u32 = 8;
 }
 
-/// `qualification` of [`Exit::Port`].
+/// `qualification` of [`Exit::Port`]: bit 0 input, 2 string, 3 REP, 4–6 size in bytes, 16–31 port (SVM's format, so that nothing has
+/// to be moved there; APM 2 15.10.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortIo(pub u64);
 
@@ -137,32 +138,32 @@ impl PortIo {
     /// Encodes: port, size in bytes (1, 2, 4), direction, string form, REP prefix.
     #[must_use]
     pub const fn new(port: u16, size: u8, input: bool, string: bool, rep: bool) -> PortIo {
-        PortIo(port as u64 | (size as u64) << 16 | (input as u64) << 24 | (string as u64) << 25 | (rep as u64) << 26)
+        PortIo(input as u64 | (string as u64) << 2 | (rep as u64) << 3 | (size as u64 & 7) << 4 | (port as u64) << 16)
     }
     /// The port.
     #[must_use]
     pub const fn port(self) -> u16 {
-        self.0 as u16
+        (self.0 >> 16) as u16
     }
     /// Bytes: 1, 2 or 4.
     #[must_use]
     pub const fn size(self) -> u8 {
-        (self.0 >> 16) as u8
+        (self.0 >> 4) as u8 & 7
     }
     /// IN rather than OUT.
     #[must_use]
     pub const fn input(self) -> bool {
-        self.0 >> 24 & 1 != 0
+        self.0 & 1 != 0
     }
     /// INS or OUTS.
     #[must_use]
     pub const fn string(self) -> bool {
-        self.0 >> 25 & 1 != 0
+        self.0 & 4 != 0
     }
     /// With REP.
     #[must_use]
     pub const fn rep(self) -> bool {
-        self.0 >> 26 & 1 != 0
+        self.0 & 8 != 0
     }
 }
 

@@ -60,7 +60,11 @@ impl Word for Unordered {
 
 fn memory<W>(capacity: u32, wrap: impl Fn(Checked) -> W) -> Arc<Vec<W>> {
     let words = words_needed::<u32>(capacity).expect("a power of two");
-    Arc::new((0..words).map(|_| wrap(Checked(AtomicU32::new(0)))).collect())
+    Arc::new(
+        (0..words)
+            .map(|_| wrap(Checked(AtomicU32::new(0))))
+            .collect(),
+    )
 }
 
 fn bounded() -> loom::model::Builder {
@@ -92,7 +96,9 @@ impl Bell {
 }
 
 /// Entries arrive in order and whole, through a queue of two places that wraps around.
-fn entries_arrive_in_order<W: Word + Send + Sync + 'static>(wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static) {
+fn entries_arrive_in_order<W: Word + Send + Sync + 'static>(
+    wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static,
+) {
     bounded().check(move || {
         let words = memory(2, wrap);
         let other = words.clone();
@@ -124,7 +130,9 @@ fn entries_arrive_in_order<W: Word + Send + Sync + 'static>(wrap: impl Fn(Checke
 }
 
 /// A consumer that sleeps when it finds nothing always wakes up for what was written.
-fn consumers_wake<W: Word + Send + Sync + 'static>(wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static) {
+fn consumers_wake<W: Word + Send + Sync + 'static>(
+    wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static,
+) {
     bounded().check(move || {
         let words = memory(2, wrap);
         let bell = Arc::new(Bell::new());
@@ -153,7 +161,9 @@ fn consumers_wake<W: Word + Send + Sync + 'static>(wrap: impl Fn(Checked) -> W +
 }
 
 /// A producer that sleeps when there is no room always wakes up when there is.
-fn producers_wake<W: Word + Send + Sync + 'static>(wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static) {
+fn producers_wake<W: Word + Send + Sync + 'static>(
+    wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static,
+) {
     bounded().check(move || {
         let words = memory(1, wrap);
         let bell = Arc::new(Bell::new());

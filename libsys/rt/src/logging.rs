@@ -33,8 +33,12 @@ impl Sink for ConsoleSink {
         let mut stalls = 0;
         while !bytes.is_empty() && stalls < 4 {
             let count = buffer.write(bytes);
-            let Ok(answer) = self.0.call(&Message::new(console::WRITE).bytes(count)) else { return };
-            let taken = usize::try_from(answer.words[0]).unwrap_or(usize::MAX).min(count);
+            let Ok(answer) = self.0.call(&Message::new(console::WRITE).bytes(count)) else {
+                return;
+            };
+            let taken = usize::try_from(answer.words[0])
+                .unwrap_or(usize::MAX)
+                .min(count);
             stalls += usize::from(taken == 0);
             bytes = bytes.get(taken..).unwrap_or_default();
         }
@@ -55,11 +59,21 @@ impl Sink for PlatformSink {
 /// Sets up what a task's start information says: a console under the name `console`, a level by argument `log=LEVEL`
 /// (`off`, `error`, `warn`, `info`, `debug`, `trace`; `info` if nothing is said).
 pub(crate) fn init_task(info: &StartInfo) {
-    let Some(slot) = info.capability("console") else { return };
+    let Some(slot) = info.capability("console") else {
+        return;
+    };
     static CONSOLE: spin::Once<ConsoleSink> = spin::Once::new();
-    let named = info.arguments.iter().find_map(|argument| argument.strip_prefix("log="));
-    let level = named.and_then(|name| name.parse().ok()).unwrap_or(LevelFilter::Info);
-    set_sink(CONSOLE.call_once(|| ConsoleSink(Endpoint::new(Slot(slot)))), level);
+    let named = info
+        .arguments
+        .iter()
+        .find_map(|argument| argument.strip_prefix("log="));
+    let level = named
+        .and_then(|name| name.parse().ok())
+        .unwrap_or(LevelFilter::Info);
+    set_sink(
+        CONSOLE.call_once(|| ConsoleSink(Endpoint::new(Slot(slot)))),
+        level,
+    );
 }
 
 /// One line of text of bounded length. What does not fit is cut off, and the line says so.
@@ -79,13 +93,20 @@ impl Line {
     #[must_use]
     #[allow(clippy::new_without_default, reason = "empty is not a default of text")]
     pub const fn new() -> Line {
-        Line { bytes: [0; Line::BYTES], length: 0, cut: false }
+        Line {
+            bytes: [0; Line::BYTES],
+            length: 0,
+            cut: false,
+        }
     }
 
     /// Its text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        self.bytes.get(..self.length).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
+        self.bytes
+            .get(..self.length)
+            .and_then(|bytes| str::from_utf8(bytes).ok())
+            .unwrap_or_default()
     }
 
     /// Ends the line; there is always room for that.
@@ -108,7 +129,10 @@ impl Write for Line {
             count -= 1;
         }
         self.cut = count < text.len();
-        for part in [text.get(..count).unwrap_or_default(), if self.cut { Line::MARK } else { "" }] {
+        for part in [
+            text.get(..count).unwrap_or_default(),
+            if self.cut { Line::MARK } else { "" },
+        ] {
             if let Some(place) = self.bytes.get_mut(self.length..self.length + part.len()) {
                 place.copy_from_slice(part.as_bytes());
                 self.length += part.len();
@@ -136,7 +160,12 @@ impl Log for Logger {
         // `Line` never refuses; a `Display` that fails leaves a shorter line.
         let _ = match record.level() {
             Level::Info => write!(line, "{}", record.args()),
-            level => write!(line, "{}: {}", level.as_str().to_ascii_lowercase(), record.args()),
+            level => write!(
+                line,
+                "{}: {}",
+                level.as_str().to_ascii_lowercase(),
+                record.args()
+            ),
         };
         line.end();
         mapped::with_current_buffer(|buffer| {
@@ -166,7 +195,7 @@ mod tests {
         assert!(line.as_str().ends_with("...\n"));
         assert!(!line.as_str().contains('\u{fffd}'));
         let mut short = Line::new();
-        write!(short, "{}:{}", "a", 1).unwrap();
+        write!(short, "a:{}", 1).unwrap();
         assert_eq!(short.as_str(), "a:1");
     }
 }

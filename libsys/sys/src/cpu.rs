@@ -86,10 +86,19 @@ impl Cpu {
     /// # Errors
     /// `NoRight` (not the scheduler); `WrongCpu`; `BadArgument` (itself). Errors of the context's slot.
     #[inline(always)]
-    pub fn dispatch(self, context: Option<SchedContext>, until: Deadline, token: u64) -> Result<Dispatched, Error> {
+    pub fn dispatch(
+        self,
+        context: Option<SchedContext>,
+        until: Deadline,
+        token: u64,
+    ) -> Result<Dispatched, Error> {
         let slot = context.map_or(Slot::NONE, Capability::slot);
         // W3 goes in as 0, so that a kernel that does not answer it says "unknown".
-        let answer = match raw::simple(Method::Dispatch, self.slot().0, &[slot.word(), until.0, token, 0]) {
+        let answer = match raw::simple(
+            Method::Dispatch,
+            self.slot().0,
+            &[slot.word(), until.0, token, 0],
+        ) {
             Err(Error::Stale) => return Ok(Dispatched::Stale),
             other => other?,
         };
@@ -97,7 +106,11 @@ impl Cpu {
             dispatch::STALE => Dispatched::Stale,
             dispatch::UNTIL => Dispatched::Until,
             dispatch::BLOCKED => match Blocked::from_code(answer[1] as u32) {
-                Some(kind) => Dispatched::Blocked { kind, deadline: answer[2], at: answer[3] as u32 },
+                Some(kind) => Dispatched::Blocked {
+                    kind,
+                    deadline: answer[2],
+                    at: answer[3] as u32,
+                },
                 None => Dispatched::News,
             },
             _ => Dispatched::News,
@@ -135,6 +148,11 @@ impl Plan {
     /// # Errors
     /// `BadPlan`; `NoMemory` (the plan is full); `InUse` (installed).
     pub fn append(self, context: SchedContext, start: u64, end: u64) -> Result<(), Error> {
-        raw::simple(Method::PlanAppend, self.slot().0, &[context.slot().word(), start, end]).map(|_| ())
+        raw::simple(
+            Method::PlanAppend,
+            self.slot().0,
+            &[context.slot().word(), start, end],
+        )
+        .map(|_| ())
     }
 }

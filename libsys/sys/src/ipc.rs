@@ -18,12 +18,15 @@ impl Endpoint {
     /// Sends a message to the server and waits for its answer (CALL). The server runs on the caller's time.
     ///
     /// # Errors
-    /// `PeerGone` (no server, or it died meanwhile), `WrongLevel`, `WrongCpu` (the server lives elsewhere), `PeerSlots` (the server
-    /// takes no such number of capabilities), `BadArgument` (more than 4096 bytes).
+    /// `PeerGone` (no server, or it died meanwhile), `WrongLevel`, `WrongCpu` (the server lives elsewhere), `PeerSlots` (the receiver
+    /// has no empty slots for the capabilities), `NotMapped` (bytes, but one side has no buffer), `BadArgument` (more than 4096 bytes).
+    /// Those of an answer that could not be delivered come as the call's error too.
     #[inline(always)]
     pub fn call(self, message: &Message) -> Result<Received, Error> {
         let (tag, words) = message.parts();
-        raw::invoke(Method::Call, tag, self.slot().0, words).check().map(|answer| Received::from_answer(&answer))
+        raw::invoke(Method::Call, tag, self.slot().0, words)
+            .check()
+            .map(|answer| Received::from_answer(&answer))
     }
 
     /// [`Endpoint::call`] with a label and `N` words only: the other words reach the server as their registers happen to be, so
@@ -32,15 +35,21 @@ impl Endpoint {
     /// # Errors
     /// As [`Endpoint::call`].
     #[inline(always)]
-    pub fn call_short<const N: usize>(self, label: u32, words: &[u64; N]) -> Result<Received, Error> {
+    pub fn call_short<const N: usize>(
+        self,
+        label: u32,
+        words: &[u64; N],
+    ) -> Result<Received, Error> {
         let tag = Tag::new(label, 0, 0);
-        raw::invoke(Method::Call, tag, self.slot().0, words).check().map(|answer| Received::from_answer(&answer))
+        raw::invoke(Method::Call, tag, self.slot().0, words)
+            .check()
+            .map(|answer| Received::from_answer(&answer))
     }
 
-    /// Makes a thread its one server (SERVE).
+    /// Makes a thread its one server (SERVE); another one takes over.
     ///
     /// # Errors
-    /// `InUse`; `WrongCpu`.
+    /// Those of every invocation.
     pub fn bind(self, server: Thread) -> Result<(), Error> {
         raw::simple(Method::EndpointBind, self.slot().0, &[server.slot().word()]).map(|_| ())
     }

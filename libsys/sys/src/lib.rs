@@ -46,7 +46,10 @@ pub use cpu::{Blocked, Cpu, Dispatched, Plan};
 pub use device::{Interrupt, IoPorts};
 pub use ipc::{Endpoint, Notification};
 pub use mapped::MessageBuffer;
-pub use message::{Deadline, Event, Fault, Message, Next, Received, park, receive, reply, reply_receive, reply_receive_short, serve};
+pub use message::{
+    Deadline, Event, Fault, Message, Next, Received, park, receive, reply, reply_receive,
+    reply_receive_short, serve,
+};
 pub use moira_abi as abi;
 pub use moira_abi::{Error, FrameSize, ObjectType, Rights};
 pub use platform::{InterruptFlags, Outcome, Platform, TraceCopy};

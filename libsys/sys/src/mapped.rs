@@ -28,7 +28,8 @@ impl MessageBuffer {
     #[must_use]
     pub const unsafe fn new(address: u64) -> MessageBuffer {
         // SAFETY: not null by this function's contract.
-        MessageBuffer { base: unsafe { NonNull::new_unchecked(address as *mut u8) } }
+        let base = unsafe { NonNull::new_unchecked(address as *mut u8) };
+        MessageBuffer { base }
     }
 
     /// Copies `bytes` to the start of the buffer, at most [`Self::BYTES`]; answers how many. That number goes into
@@ -42,7 +43,13 @@ impl MessageBuffer {
         let count = bytes.len().min(Self::BYTES.saturating_sub(offset));
         if count > 0 {
             // SAFETY: `offset + count` is within the page, which is mapped and writable and not part of any Rust slice.
-            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(offset), count) };
+            unsafe {
+                core::ptr::copy_nonoverlapping(
+                    bytes.as_ptr(),
+                    self.base.as_ptr().add(offset),
+                    count,
+                )
+            };
         }
         count
     }
@@ -58,7 +65,13 @@ impl MessageBuffer {
         let count = bytes.len().min(Self::BYTES.saturating_sub(offset));
         if count > 0 {
             // SAFETY: as in `write_at`, for reading.
-            unsafe { core::ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), bytes.as_mut_ptr(), count) };
+            unsafe {
+                core::ptr::copy_nonoverlapping(
+                    self.base.as_ptr().add(offset),
+                    bytes.as_mut_ptr(),
+                    count,
+                )
+            };
         }
         count
     }

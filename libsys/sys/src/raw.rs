@@ -96,7 +96,12 @@ macro_rules! by_count {
 /// One invocation with the first `N` words. Words from `N` on are unspecified for `N` up to 4, zero above.
 #[cfg(not(test))]
 #[inline(always)]
-pub(crate) fn invoke<const N: usize>(method: Method, tag: Tag, slot: u32, words: &[u64; N]) -> Answer {
+pub(crate) fn invoke<const N: usize>(
+    method: Method,
+    tag: Tag,
+    slot: u32,
+    words: &[u64; N],
+) -> Answer {
     const { assert!(N <= MESSAGE_WORDS) };
     by_count!(N, tag.with_low(method as u8).0, u64::from(slot), words)
 }
@@ -104,9 +109,21 @@ pub(crate) fn invoke<const N: usize>(method: Method, tag: Tag, slot: u32, words:
 /// Like [`invoke`], for the methods that take a deadline.
 #[cfg(not(test))]
 #[inline(always)]
-pub(crate) fn invoke_until<const N: usize>(method: Method, tag: Tag, slot: u32, words: &[u64; N], deadline: u64) -> Answer {
+pub(crate) fn invoke_until<const N: usize>(
+    method: Method,
+    tag: Tag,
+    slot: u32,
+    words: &[u64; N],
+    deadline: u64,
+) -> Answer {
     const { assert!(N <= MESSAGE_WORDS) };
-    by_count!(N, tag.with_low(method as u8).0, u64::from(slot), words, deadline)
+    by_count!(
+        N,
+        tag.with_low(method as u8).0,
+        u64::from(slot),
+        words,
+        deadline
+    )
 }
 
 #[cfg(test)]
@@ -114,8 +131,14 @@ pub(crate) use crate::tests::fake::{invoke, invoke_until};
 
 /// An invocation without message parts, checked: what all management methods are.
 #[inline(always)]
-pub(crate) fn simple<const N: usize>(method: Method, slot: u32, words: &[u64; N]) -> Result<[u64; MESSAGE_WORDS], Error> {
-    invoke(method, Tag::default(), slot, words).check().map(|answer| answer.words)
+pub(crate) fn simple<const N: usize>(
+    method: Method,
+    slot: u32,
+    words: &[u64; N],
+) -> Result<[u64; MESSAGE_WORDS], Error> {
+    invoke(method, Tag::default(), slot, words)
+        .check()
+        .map(|answer| answer.words)
 }
 
 /// The time stamp counter of this CPU, the unit of all times in the interface (SDM 18.17). Not ordered with memory accesses.

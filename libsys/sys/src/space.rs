@@ -32,7 +32,8 @@ impl MapFlags {
     /// For reading and execution.
     pub const READ_EXECUTE: MapFlags = MapFlags((Rights::READ.0 | Rights::EXECUTE.0) as u64);
     /// For everything: guest spaces only.
-    pub const GUEST_ALL: MapFlags = MapFlags((Rights::READ.0 | Rights::WRITE.0 | Rights::EXECUTE.0) as u64);
+    pub const GUEST_ALL: MapFlags =
+        MapFlags((Rights::READ.0 | Rights::WRITE.0 | Rights::EXECUTE.0) as u64);
 
     /// Uncached, for device registers.
     #[must_use]
@@ -45,10 +46,6 @@ impl MapFlags {
     pub const fn write_combining(self) -> MapFlags {
         MapFlags(self.0 | map::WRITE_COMBINING)
     }
-
-    const fn rights(self) -> u64 {
-        self.0 & 0xff
-    }
 }
 
 /// What task and guest spaces have in common. All methods are structural; none blocks.
@@ -56,17 +53,22 @@ pub trait Space: Capability {
     /// Maps a frame at `address` (virtual or guest-physical, a multiple of the frame's size).
     ///
     /// # Errors
-    /// `BadArgument` (alignment, range, writable and executable in a task space), `NoRight` (beyond the frame's rights), `InUse` (the
-    /// capability is mapped already, or something is mapped there), `NoMemory` (page tables: [`Space::add_memory`]),
-    /// `Retiring` (an earlier mapping of this capability is not flushed yet).
+    /// `BadArgument` (alignment, range), `NoRight` (beyond the frame's rights; writable and executable in a task space), `InUse` (the
+    /// capability is mapped already or not flushed yet, or something is mapped there), `NoMemory` (page tables:
+    /// [`Space::add_memory`]).
     fn map(self, frame: Frame, address: u64, flags: MapFlags) -> Result<(), Error> {
-        raw::simple(Method::SpaceMap, self.slot().0, &[frame.slot().word(), address, flags.0]).map(|_| ())
+        raw::simple(
+            Method::SpaceMap,
+            self.slot().0,
+            &[frame.slot().word(), address, flags.0],
+        )
+        .map(|_| ())
     }
 
     /// Removes the mapping of this frame capability.
     ///
     /// # Errors
-    /// `NotMapped`; `Retiring`: gone from the table, but another CPU may still use it; call again until it succeeds.
+    /// `NotMapped`; `BadArgument` (mapped in another space); `Retiring`: gone from the table, but another CPU may still use it; call again until it succeeds.
     fn unmap(self, frame: Frame) -> Result<(), Error> {
         raw::simple(Method::SpaceUnmap, self.slot().0, &[frame.slot().word()]).map(|_| ())
     }
@@ -79,12 +81,17 @@ pub trait Space: Capability {
         unmap_loop(|| self.unmap(frame))
     }
 
-    /// Changes the rights of this frame capability's mapping; cache flags stay as they are.
+    /// Changes rights and caching of this frame capability's mapping.
     ///
     /// # Errors
     /// As [`Space::map`]; `NotMapped`; `Retiring`: changed, but another CPU may still use the old rights; call again.
     fn protect(self, frame: Frame, flags: MapFlags) -> Result<(), Error> {
-        raw::simple(Method::SpaceProtect, self.slot().0, &[frame.slot().word(), flags.rights()]).map(|_| ())
+        raw::simple(
+            Method::SpaceProtect,
+            self.slot().0,
+            &[frame.slot().word(), flags.0],
+        )
+        .map(|_| ())
     }
 
     /// [`Space::protect`], coming back until all CPUs use the new rights.
@@ -100,7 +107,12 @@ pub trait Space: Capability {
     /// # Errors
     /// `BadArgument` (something was made from it), `Revoking` (not clean).
     fn add_memory(self, memory: Untyped) -> Result<(), Error> {
-        raw::simple(Method::SpaceAddMemory, self.slot().0, &[memory.slot().word()]).map(|_| ())
+        raw::simple(
+            Method::SpaceAddMemory,
+            self.slot().0,
+            &[memory.slot().word()],
+        )
+        .map(|_| ())
     }
 }
 

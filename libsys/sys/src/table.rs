@@ -25,8 +25,17 @@ impl CapTable {
     ///
     /// # Errors
     /// `NotCopyable` (untyped), `SlotInUse`, `NoSlot`, `TooDeep`.
-    pub fn copy<T: Capability>(self, source: T, destination: Slot, rights: Rights) -> Result<T, Error> {
-        let words = [source.slot().word(), destination.word(), u64::from(rights.0)];
+    pub fn copy<T: Capability>(
+        self,
+        source: T,
+        destination: Slot,
+        rights: Rights,
+    ) -> Result<T, Error> {
+        let words = [
+            source.slot().word(),
+            destination.word(),
+            u64::from(rights.0),
+        ];
         raw::simple(Method::CapCopy, self.slot().0, &words)?;
         Ok(T::at(destination))
     }
@@ -35,8 +44,19 @@ impl CapTable {
     ///
     /// # Errors
     /// As [`CapTable::copy`]; `BadArgument` if the source has a badge already.
-    pub fn mint<T: Badged>(self, source: T, destination: Slot, rights: Rights, badge: u64) -> Result<T, Error> {
-        let words = [source.slot().word(), destination.word(), u64::from(rights.0), badge];
+    pub fn mint<T: Badged>(
+        self,
+        source: T,
+        destination: Slot,
+        rights: Rights,
+        badge: u64,
+    ) -> Result<T, Error> {
+        let words = [
+            source.slot().word(),
+            destination.word(),
+            u64::from(rights.0),
+            badge,
+        ];
         raw::simple(Method::CapMint, self.slot().0, &words)?;
         Ok(T::at(destination))
     }
@@ -46,14 +66,19 @@ impl CapTable {
     /// # Errors
     /// `SlotInUse`, `NoSlot`.
     pub fn move_to<T: Capability>(self, source: T, destination: Slot) -> Result<T, Error> {
-        raw::simple(Method::CapMove, self.slot().0, &[source.slot().word(), destination.word()])?;
+        raw::simple(
+            Method::CapMove,
+            self.slot().0,
+            &[source.slot().word(), destination.word()],
+        )?;
         Ok(T::at(destination))
     }
 
-    /// Empties a slot of this table; a mapped frame is unmapped. The object lives on.
+    /// Empties a slot of this table, and those of capabilities derived from it; a mapped frame is unmapped, but other CPUs may use the
+    /// mapping a little longer ([`Space::unmap_fully`] waits for them). The object lives on.
     ///
     /// # Errors
-    /// `Retiring` (a mapped frame that another CPU may still use: call again); `NoSlot`.
+    /// `Again` (derived capabilities remain), `Empty`, `InUse` (an untyped of which something was made), `NoSlot`.
     pub fn delete(self, slot: Slot) -> Result<(), Error> {
         raw::simple(Method::CapDelete, self.slot().0, &[slot.word()]).map(|_| ())
     }
@@ -61,7 +86,7 @@ impl CapTable {
     /// [`CapTable::delete`], coming back until it is done.
     ///
     /// # Errors
-    /// As [`CapTable::delete`] but for `Retiring`. A slot found empty after a first *Retiring* is success.
+    /// As [`CapTable::delete`] but for `Again`. A slot found empty after a first *Again* is success.
     pub fn delete_fully(self, slot: Slot) -> Result<(), Error> {
         let mut retiring = false;
         loop {
@@ -95,9 +120,17 @@ impl CapTable {
     /// # Errors
     /// `NoSlot`.
     pub fn inspect(self, slot: Slot) -> Result<Inspected, Error> {
-        let [kind, rights, badge, ..] = raw::simple(Method::CapInspect, self.slot().0, &[slot.word()])?;
+        let [kind, rights, badge, ..] =
+            match raw::simple(Method::CapInspect, self.slot().0, &[slot.word()]) {
+                Err(Error::Empty) => [0; 8],
+                other => other?,
+            };
         let kind = u8::try_from(kind).ok().and_then(ObjectType::from_code);
-        Ok(Inspected { kind, rights: Rights(rights as u8), badge })
+        Ok(Inspected {
+            kind,
+            rights: Rights(rights as u8),
+            badge,
+        })
     }
 }
 

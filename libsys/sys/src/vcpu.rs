@@ -36,8 +36,12 @@ impl Vcpu {
     /// `Inactive` (not configured), `WrongCpu`, `InUse`. A state that cannot be entered is no error but the exit *InvalidState*.
     #[inline(always)]
     pub fn run(self, changed: u64, until: Deadline) -> Result<VcpuExit, Error> {
-        let [reason, groups, ..] = raw::simple(Method::VcpuRun, self.slot().0, &[changed, until.0])?;
-        Ok(VcpuExit { reason: Exit::from_code(reason).unwrap_or(Exit::Other), groups })
+        let [reason, groups, ..] =
+            raw::simple(Method::VcpuRun, self.slot().0, &[changed, until.0])?;
+        Ok(VcpuExit {
+            reason: Exit::from_code(reason).unwrap_or(Exit::Other),
+            groups,
+        })
     }
 
     /// Makes a running guest exit with *Kicked*, or the next `run` return at once, once. From any CPU.
@@ -62,7 +66,12 @@ impl Vcpu {
     /// `NoRight` (not one of the harmless ones); `WrongCpu`.
     pub fn allow_msr(self, number: u32, read: bool, write: bool) -> Result<(), Error> {
         let access = u64::from(read) | u64::from(write) << 1;
-        raw::simple(Method::VcpuAllowMsr, self.slot().0, &[u64::from(number), access]).map(|_| ())
+        raw::simple(
+            Method::VcpuAllowMsr,
+            self.slot().0,
+            &[u64::from(number), access],
+        )
+        .map(|_| ())
     }
 
     /// Lets the guest reach these ports without an exit.
@@ -70,6 +79,11 @@ impl Vcpu {
     /// # Errors
     /// `WrongCpu`.
     pub fn allow_ports(self, ports: IoPorts) -> Result<(), Error> {
-        raw::simple(Method::VcpuAllowPorts, self.slot().0, &[ports.slot().word()]).map(|_| ())
+        raw::simple(
+            Method::VcpuAllowPorts,
+            self.slot().0,
+            &[ports.slot().word()],
+        )
+        .map(|_| ())
     }
 }

@@ -75,8 +75,11 @@ pub fn decode(bytes: &[u8], mode: Mode, gprs: &Gprs) -> Option<MmioOp> {
         // A register operand.
         _ => return None,
     };
-    let (size, action, immediate) =
-        if escaped { extended(opcode, modrm, prefixes)? } else { plain(opcode, modrm, prefixes, long, gprs, all, end)? };
+    let (size, action, immediate) = if escaped {
+        extended(opcode, modrm, prefixes)?
+    } else {
+        plain(opcode, modrm, prefixes, long, gprs, all, end)?
+    };
     Some(MmioOp { len: end as u8 + immediate, size, mode, action, string: None })
 }
 

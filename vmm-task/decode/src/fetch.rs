@@ -34,11 +34,7 @@ fn absent(paging: &Paging) -> WalkError {
 
 /// Where `linear` lies, without looking at rights or reserved bits.
 #[inline]
-fn locate(
-    paging: &Paging,
-    linear: u64,
-    read: &mut impl FnMut(u64) -> Option<u64>,
-) -> Result<Translation, WalkError> {
+fn locate(paging: &Paging, linear: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Result<Translation, WalkError> {
     if paging.efer & EFER_LMA != 0 && paging.cr0 & CR0_PG != 0 {
         if paging.cr4 & CR4_LA57 != 0 {
             return Err(WalkError::Unsupported);
@@ -50,18 +46,18 @@ fn locate(
 
 /// Outside long mode.
 #[inline(never)]
-fn locate32(
-    paging: &Paging,
-    linear: u64,
-    read: &mut impl FnMut(u64) -> Option<u64>,
-) -> Result<Translation, WalkError> {
+fn locate32(paging: &Paging, linear: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Result<Translation, WalkError> {
     if paging.cr0 & CR0_PG == 0 {
         return Ok(Translation { gpa: linear, left: 4096 - linear % 4096 });
     }
     if paging.cr4 & CR4_PAE != 0 {
         let at = (paging.cr3 & 0xFFFF_FFE0) + (linear >> 30) * 8;
         let entry = read(at).ok_or(WalkError::NoMemory { gpa: at })?;
-        return if entry & PRESENT == 0 { Err(absent(paging)) } else { descend::<2>(paging, entry & ADDRESS, linear, read) };
+        return if entry & PRESENT == 0 {
+            Err(absent(paging))
+        } else {
+            descend::<2>(paging, entry & ADDRESS, linear, read)
+        };
     }
     let mut entry32 = |at: u64| {
         let word = read(at & !7).ok_or(WalkError::NoMemory { gpa: at })?;
@@ -112,11 +108,7 @@ fn descend<const TOP: u32>(
 /// # Errors
 /// [`WalkError`] for the first page: the tables have changed since; run the guest again.
 #[inline]
-pub fn fetch(
-    paging: &Paging,
-    rip: u64,
-    read: &mut impl FnMut(u64) -> Option<u64>,
-) -> Result<Fetched, WalkError> {
+pub fn fetch(paging: &Paging, rip: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Result<Fetched, WalkError> {
     let first = locate(paging, rip, read)?;
     let here = first.left.min(MAX_LEN);
     let bytes = window(first.gpa, here, read).ok_or(WalkError::NoMemory { gpa: first.gpa })?;
@@ -128,13 +120,7 @@ pub fn fetch(
 
 /// The bytes on the second page.
 #[inline(never)]
-fn fetch_rest(
-    paging: &Paging,
-    rip: u64,
-    bytes: u128,
-    here: u64,
-    read: &mut impl FnMut(u64) -> Option<u64>,
-) -> Fetched {
+fn fetch_rest(paging: &Paging, rip: u64, bytes: u128, here: u64, read: &mut impl FnMut(u64) -> Option<u64>) -> Fetched {
     let next = rip.wrapping_add(here);
     let rest = locate(paging, next, read).ok().and_then(|second| window(second.gpa, MAX_LEN - here, read));
     // Bytes that are not there end the instruction early, no more.

@@ -74,7 +74,9 @@ fn plain_action(i: &Instruction, gprs: &Gprs) -> Result<Action, DecodeError> {
         memory_second(i, target).ok_or(DecodeError::Unsupported)
     } else {
         // A memory operand elsewhere, or of another kind, is a vector or port instruction's; a stack can be a device too.
-        let named = |kind| !matches!(kind, OpKind::Register | OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64);
+        let named = |kind| {
+            !matches!(kind, OpKind::Register | OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64)
+        };
         let elsewhere = i.op_kinds().enumerate().any(|(n, kind)| named(kind) && i.try_immediate(n as u32).is_err());
         Err(if elsewhere || i.is_stack_instruction() { DecodeError::Unsupported } else { DecodeError::NotMemory })
     }
@@ -178,7 +180,8 @@ pub fn string_operands(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<Stri
     let address_size = string_address_size(i)?;
     let repeat = i.has_rep_prefix() || i.has_repne_prefix();
     let size = i.memory_size().size() as i8;
-    let step = StringStep { by: if rflags & DF != 0 { -size } else { size }, address_size, repeat, source, destination };
+    let step =
+        StringStep { by: if rflags & DF != 0 { -size } else { size }, address_size, repeat, source, destination };
     Some(StringOperands {
         source: Address { segment: segment(i.memory_segment()), offset: gprs.address(RSI, address_size) },
         destination: Address { segment: SegmentName::Es, offset: gprs.address(RDI, address_size) },

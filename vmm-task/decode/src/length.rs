@@ -98,12 +98,9 @@ impl Expected {
             Self::Pause => (0x90_F3, 2),
             Self::Monitor => (0xC8_01_0F, 3),
             Self::Mwait => (0xC9_01_0F, 3),
-            Self::Invlpg
-            | Self::Iret
-            | Self::In
-            | Self::Out
-            | Self::ControlRegister
-            | Self::SoftInterrupt => return None,
+            Self::Invlpg | Self::Iret | Self::In | Self::Out | Self::ControlRegister | Self::SoftInterrupt => {
+                return None;
+            }
         })
     }
 }

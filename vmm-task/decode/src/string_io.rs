@@ -1,8 +1,8 @@
 //! The memory side of INS and OUTS, whose exits name the port.
 
+use crate::Gprs;
 use crate::full;
 use crate::mmio::{Action, Address, DecodeError, MmioOp, Mode};
-use crate::Gprs;
 use iced_x86::Mnemonic;
 
 /// One element of INS or OUTS.

@@ -39,7 +39,10 @@ fn moves_to_registers() {
     assert_eq!(decode(&[0x48, 0x8B, 0x15, 1, 0, 0, 0], 8), load(2, 8, false)); // mov rdx,[rip+1]
     assert_eq!(decode(&[0x66, 0x8B, 0x9F, 1, 2, 3, 4], 2), load(3, 2, false)); // mov bx,[rdi+...]
     assert_eq!(decode(&[0x44, 0x8B, 0x24, 0x85, 0, 0, 0, 0], 4), load(12, 4, false)); // mov r12d,[rax*4]
-    assert_eq!(decode(&[0x8A, 0x27], 1), Action::Load { target: Target { index: 4 - 4, size: 1, high: true }, sign: false, swap: false }); // mov ah,[rdi]
+    assert_eq!(
+        decode(&[0x8A, 0x27], 1),
+        Action::Load { target: Target { index: 4 - 4, size: 1, high: true }, sign: false, swap: false }
+    ); // mov ah,[rdi]
     assert_eq!(decode(&[0x40, 0x8A, 0x27], 1), load(4, 1, false)); // mov spl,[rdi]
     assert_eq!(decode(&[0x0F, 0xB6, 0x07], 1), load(0, 4, false)); // movzx eax,byte [rdi]
     assert_eq!(decode(&[0x48, 0x0F, 0xBF, 0x07], 2), load(0, 8, true)); // movsx rax,word [rdi]
@@ -73,13 +76,26 @@ fn read_modify_write() {
     let g = gprs();
     let modify = |alu, operand| Action::Modify { alu, operand };
     let eax = g.get(0) & 0xFFFF_FFFF;
-    for (opcode, alu) in [(0x01, Alu::Add), (0x09, Alu::Or), (0x11, Alu::Adc), (0x19, Alu::Sbb), (0x21, Alu::And), (0x29, Alu::Sub), (0x31, Alu::Xor), (0x39, Alu::Cmp), (0x85, Alu::Test)] {
+    for (opcode, alu) in [
+        (0x01, Alu::Add),
+        (0x09, Alu::Or),
+        (0x11, Alu::Adc),
+        (0x19, Alu::Sbb),
+        (0x21, Alu::And),
+        (0x29, Alu::Sub),
+        (0x31, Alu::Xor),
+        (0x39, Alu::Cmp),
+        (0x85, Alu::Test),
+    ] {
         assert_eq!(decode(&[opcode, 0x07], 4), modify(alu, eax));
     }
-    assert_eq!(decode(&[0x83, 0x0F, 0xFF], 4), match decode(&[0x83, 0x0F, 0xFF], 4) {
-        Action::Modify { alu: Alu::Or, operand } if operand as u32 == u32::MAX => modify(Alu::Or, operand),
-        other => panic!("{other:?}"),
-    });
+    assert_eq!(
+        decode(&[0x83, 0x0F, 0xFF], 4),
+        match decode(&[0x83, 0x0F, 0xFF], 4) {
+            Action::Modify { alu: Alu::Or, operand } if operand as u32 == u32::MAX => modify(Alu::Or, operand),
+            other => panic!("{other:?}"),
+        }
+    );
     assert_eq!(decode(&[0xF0, 0x81, 0x27, 1, 0, 0, 0], 4), modify(Alu::And, 1)); // lock and
     assert_eq!(decode(&[0xF6, 0x07, 0x40], 1), modify(Alu::Test, 0x40));
     assert_eq!(decode(&[0xF7, 0x17], 4), modify(Alu::Not, 0));
@@ -92,7 +108,10 @@ fn read_modify_write() {
     assert_eq!(decode(&[0xF0, 0x0F, 0xC1, 0x0F], 4), Action::ExchangeAdd { target: target(1, 4) });
     assert_eq!(decode(&[0x0F, 0xB1, 0x0F], 4), Action::CompareExchange { replacement: g.get(1) & 0xFFFF_FFFF });
     assert_eq!(decode(&[0x03, 0x0F], 4), Action::Combine { alu: Alu::Add, target: target(1, 4) });
-    assert_eq!(decode(&[0x3A, 0x2F], 1), Action::Combine { alu: Alu::Cmp, target: Target { index: 1, size: 1, high: true } });
+    assert_eq!(
+        decode(&[0x3A, 0x2F], 1),
+        Action::Combine { alu: Alu::Cmp, target: Target { index: 1, size: 1, high: true } }
+    );
 }
 
 /// Decodes and completes against a device cell; returns (cell, gprs, rflags, rip).
@@ -268,10 +287,25 @@ fn lengths_only_of_what_the_exit_was_for() {
 #[test]
 fn every_plain_length_is_what_the_decoder_says() {
     use Expected::*;
-    for expected in [Cpuid, Hlt, Rdmsr, Wrmsr, Rdtsc, Rdtscp, Rdpmc, Hypercall, Xsetbv, Invd, Wbinvd, Pause, Monitor, Mwait] {
-        for bytes in [&[0x0Fu8, 0xA2][..], &[0xF4], &[0x0F, 0x32], &[0x0F, 0x30], &[0x0F, 0x31], &[0x0F, 0x01, 0xF9],
-            &[0x0F, 0x33], &[0x0F, 0x01, 0xD9], &[0x0F, 0x01, 0xD1], &[0x0F, 0x08], &[0x0F, 0x09], &[0xF3, 0x90],
-            &[0x0F, 0x01, 0xC8], &[0x0F, 0x01, 0xC9]] {
+    for expected in
+        [Cpuid, Hlt, Rdmsr, Wrmsr, Rdtsc, Rdtscp, Rdpmc, Hypercall, Xsetbv, Invd, Wbinvd, Pause, Monitor, Mwait]
+    {
+        for bytes in [
+            &[0x0Fu8, 0xA2][..],
+            &[0xF4],
+            &[0x0F, 0x32],
+            &[0x0F, 0x30],
+            &[0x0F, 0x31],
+            &[0x0F, 0x01, 0xF9],
+            &[0x0F, 0x33],
+            &[0x0F, 0x01, 0xD9],
+            &[0x0F, 0x01, 0xD1],
+            &[0x0F, 0x08],
+            &[0x0F, 0x09],
+            &[0xF3, 0x90],
+            &[0x0F, 0x01, 0xC8],
+            &[0x0F, 0x01, 0xC9],
+        ] {
             // An unneeded operand-size prefix forces the general path, which must accept the same instruction.
             let slow: Vec<u8> = [&[0x2Eu8][..], bytes].concat();
             let (plain, general) = (exit_length(bytes, M64, expected), exit_length(&slow, M64, expected));
@@ -303,7 +337,8 @@ fn fast_path_agrees_on_all_its_encodings() {
         for opcode in &opcodes {
             for modrm in (0..=255u8).step_by(3).chain([4, 5, 12, 13, 0x84, 0xC0]) {
                 for sib in [0x25, 0x84] {
-                    let tail = [modrm, sib, 0x81, 0x92, 0xA3, 0xB4, 0xC5, 0xD6, 0xE7, 0xF8, 0x19, 0x2A, 0x3B, 0x4C, 0x5D];
+                    let tail =
+                        [modrm, sib, 0x81, 0x92, 0xA3, 0xB4, 0xC5, 0xD6, 0xE7, 0xF8, 0x19, 0x2A, 0x3B, 0x4C, 0x5D];
                     let bytes = [&prefix[..], opcode, &tail].concat();
                     for mode in [Mode::Bits64, Mode::Bits32] {
                         taken += u32::from(assert_paths_agree(&bytes, mode));
@@ -316,7 +351,7 @@ fn fast_path_agrees_on_all_its_encodings() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(4000)))]
 
     /// Whatever the bytes: an operation that stays inside them or an error, and a completion that does not panic.
     #[test]

@@ -75,7 +75,10 @@ fn model(pages: &BTreeMap<u64, Page>, paging: &Paging, linear: u64, access: Acce
         linear & !(size - 1) == **base
     });
     let code = |protection: bool| {
-        u32::from(protection) | u32::from(access.write) << 1 | u32::from(access.user) << 2 | u32::from(access.fetch) << 4
+        u32::from(protection)
+            | u32::from(access.write) << 1
+            | u32::from(access.user) << 2
+            | u32::from(access.fetch) << 4
     };
     let Some((base, page)) = found else { return Err(code(false)) };
     let (write, user, nx) = (page.bits & 2 != 0, page.bits & 4 != 0, page.bits & NX != 0);
@@ -91,18 +94,20 @@ fn model(pages: &BTreeMap<u64, Page>, paging: &Paging, linear: u64, access: Acce
 }
 
 fn page() -> impl Strategy<Value = (u64, Page)> {
-    (0u64..16, 0u64..8, 0u64..8, 1u32..=3, any::<u16>(), any::<[bool; 3]>()).prop_map(|(a, b, c, level, frame, bits)| {
-        let linear = match level {
-            1 => a << 39 | b << 30 | c << 21 | u64::from(frame & 7) << 12,
-            2 => a << 39 | b << 30 | (c + 8) << 21,
-            _ => a << 39 | (b + 8) << 30,
-        };
-        let linear = if a >= 8 { linear | 0xFFFF_8000_0000_0000 | 0x7000_0000_0000 } else { linear };
-        let shift = 12 + 9 * (level - 1);
-        let frame = u64::from(frame) << shift & ((1 << 40) - 1);
-        let bits = u64::from(bits[0]) << 1 | u64::from(bits[1]) << 2 | if bits[2] { NX } else { 0 };
-        (linear, Page { level, frame, bits })
-    })
+    (0u64..16, 0u64..8, 0u64..8, 1u32..=3, any::<u16>(), any::<[bool; 3]>()).prop_map(
+        |(a, b, c, level, frame, bits)| {
+            let linear = match level {
+                1 => a << 39 | b << 30 | c << 21 | u64::from(frame & 7) << 12,
+                2 => a << 39 | b << 30 | (c + 8) << 21,
+                _ => a << 39 | (b + 8) << 30,
+            };
+            let linear = if a >= 8 { linear | 0xFFFF_8000_0000_0000 | 0x7000_0000_0000 } else { linear };
+            let shift = 12 + 9 * (level - 1);
+            let frame = u64::from(frame) << shift & ((1 << 40) - 1);
+            let bits = u64::from(bits[0]) << 1 | u64::from(bits[1]) << 2 | if bits[2] { NX } else { 0 };
+            (linear, Page { level, frame, bits })
+        },
+    )
 }
 
 proptest! {
@@ -178,9 +183,17 @@ fn what_no_guest_was_offered_is_refused() {
 
 #[test]
 fn reserved_bits_fault_with_their_own_code() {
-    let pages = BTreeMap::from([(0x1000, Page { level: 1, frame: 0x5000, bits: 6 }), (0x40_0000, Page { level: 2, frame: 0x60_0000, bits: 6 })]);
+    let pages = BTreeMap::from([
+        (0x1000, Page { level: 1, frame: 0x5000, bits: 6 }),
+        (0x40_0000, Page { level: 2, frame: 0x60_0000, bits: 6 }),
+    ]);
     let good = build(&pages);
-    let leaves: Vec<u64> = good.0.iter().filter(|(_, v)| **v & 0xFFFF_F000 == 0x5000 || **v & 0xFFF0_0000 == 0x60_0000).map(|(k, _)| *k).collect();
+    let leaves: Vec<u64> = good
+        .0
+        .iter()
+        .filter(|(_, v)| **v & 0xFFFF_F000 == 0x5000 || **v & 0xFFF0_0000 == 0x60_0000)
+        .map(|(k, _)| *k)
+        .collect();
     assert_eq!(leaves.len(), 2);
     let reserved = Err(WalkError::PageFault { code: 0b1001 });
     let with = |at: u64, bit: u64, paging: &Paging, linear| {
@@ -219,7 +232,12 @@ fn rights_of_all_levels_count() {
 #[test]
 fn pae_has_three_levels() {
     let mut memory = Memory::default();
-    memory.0.extend([(0x1020 + 3 * 8, 0x2001), (0x2000 + 8, 0x3000 | 7), (0x3000 + 16, 0x9_8765_4000 | 7), (0x2000, 0x80_0000 | 0x87)]);
+    memory.0.extend([
+        (0x1020 + 3 * 8, 0x2001),
+        (0x2000 + 8, 0x3000 | 7),
+        (0x3000 + 16, 0x9_8765_4000 | 7),
+        (0x2000, 0x80_0000 | 0x87),
+    ]);
     let paging = Paging { cr3: 0x1020, efer: NXE, ..long(0) };
     let found = memory.walk(&paging, 0xC020_2345, READ);
     assert_eq!(found, Ok(Translation { gpa: 0x9_8765_4345, left: 0xCBB }));
@@ -240,9 +258,16 @@ fn legacy_paging_has_32_bit_entries_and_4_mib_pages() {
     assert_eq!(memory.walk(&paging, 0x40_3123, write), Err(WalkError::PageFault { code: 3 }));
     assert!(memory.walk(&Paging { cr0: PG, ..paging }, 0x40_3123, write).is_ok(), "without WP the kernel may");
     assert_eq!(memory.walk(&paging, 0x80_0010, READ), Ok(Translation { gpa: 0x12_00C0_0010, left: 0x40_0000 - 0x10 }));
-    assert_eq!(memory.walk(&Paging { physical_bits: 36, ..paging }, 0x80_0010, READ), Err(WalkError::PageFault { code: 9 }));
+    assert_eq!(
+        memory.walk(&Paging { physical_bits: 36, ..paging }, 0x80_0010, READ),
+        Err(WalkError::PageFault { code: 9 })
+    );
     let fetch = Access { fetch: true, ..READ };
-    assert_eq!(memory.walk(&paging, 0, fetch), Err(WalkError::PageFault { code: 0 }), "no fetch bit where none can be forbidden");
+    assert_eq!(
+        memory.walk(&paging, 0, fetch),
+        Err(WalkError::PageFault { code: 0 }),
+        "no fetch bit where none can be forbidden"
+    );
 }
 
 #[test]
@@ -257,7 +282,10 @@ fn fetching_crosses_pages_where_it_can() {
         memory.0.insert(0x9000 + 8 * i, 0xF7F6_F5F4_F3F2_F1F0);
     }
     let get = |memory: &Memory, rip| fetch(&long(0x1000), rip, &mut |gpa| memory.read(gpa)).map(|f| f.bytes().to_vec());
-    assert_eq!(get(&memory, 0x1003).unwrap(), [3, 4, 5, 6, 7, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x20, 0x21]);
+    assert_eq!(
+        get(&memory, 0x1003).unwrap(),
+        [3, 4, 5, 6, 7, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x20, 0x21]
+    );
     let crossing = get(&memory, 0x1FFD).unwrap();
     assert_eq!((crossing.len(), &crossing[3..7]), (15, &[0xF0, 0xF1, 0xF2, 0xF3][..]));
     assert_eq!(get(&memory, 0x2FFD).unwrap().len(), 3, "nothing follows");
@@ -268,14 +296,21 @@ fn fetching_crosses_pages_where_it_can() {
 #[test]
 fn fetching_agrees_with_walking_in_every_mode() {
     let mut memory = Memory::default();
-    memory.0.extend([(0x1020 + 3 * 8, 0x2001), (0x2000 + 8, 0x3000 | 7), (0x3000 + 16, 0x9_8765_4000 | 7), (0x2000, 0x80_0000 | 0x87)]);
+    memory.0.extend([
+        (0x1020 + 3 * 8, 0x2001),
+        (0x2000 + 8, 0x3000 | 7),
+        (0x3000 + 16, 0x9_8765_4000 | 7),
+        (0x2000, 0x80_0000 | 0x87),
+    ]);
     memory.put32(0x5000 + 4, 0x6007);
     memory.put32(0x6000 + 12, 0xABCD_E005);
     memory.put32(0x5000 + 8, 0x00C0_0087 | 0x12 << 13);
     let pae = Paging { cr3: 0x1020, efer: NXE, ..long(0) };
     let legacy = Paging { cr3: 0x5000, cr4: PSE, efer: 0, ..long(0) };
     let off = Paging { cr0: 1, ..legacy };
-    for (paging, linear) in [(pae, 0xC020_2345), (pae, 0xC012_3456), (legacy, 0x40_3123), (legacy, 0x80_0010), (off, 0x1234)] {
+    for (paging, linear) in
+        [(pae, 0xC020_2345), (pae, 0xC012_3456), (legacy, 0x40_3123), (legacy, 0x80_0010), (off, 0x1234)]
+    {
         let place = memory.walk(&paging, linear, READ).unwrap();
         let mut marked = memory.clone();
         let word = 0x8877_6655_4433_2211u64;

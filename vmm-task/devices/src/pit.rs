@@ -230,7 +230,7 @@ pub struct Pit {
     next_edge: Option<u64>,
     /// The same in nanoseconds.
     deadline: Option<u64>,
-    /// Edges that passed without being seen by a poll.
+    /// Edges that nobody will see.
     missed: u64,
 }
 
@@ -323,8 +323,11 @@ impl Pit {
         self.deadline
     }
 
-    /// Whether channel 0's output has risen since the last poll: the caller then gives IRQ 0 an edge. Several edges
-    /// count as one; [`Self::missed`] tells how many were merged.
+    /// Whether channel 0's output has risen since the last poll: the caller then gives IRQ 0 an edge.
+    ///
+    /// A guest that did not run for a while is owed ticks, and old systems keep time by counting them: it gets them
+    /// one by one, at most four times as fast as it asked for. More than a second of them is dropped
+    /// ([`Self::missed`]).
     pub fn poll(&mut self, now: u64) -> bool {
         let Some(edge) = self.next_edge else { return false };
         if self.deadline.is_some_and(|d| now < d) {
@@ -334,13 +337,14 @@ impl Pit {
         let c = &self.channels[0];
         if matches!(c.mode, 2 | 3) {
             let reload = c.reload();
-            let passed = (tick - edge) / reload;
-            self.missed += passed;
-            let next = edge + (passed + 1) * reload;
+            let dropped = (tick - edge).saturating_sub(PIT_HZ) / reload;
+            self.missed += dropped;
+            let next = edge + (dropped + 1) * reload;
             self.next_edge = Some(next);
-            // A guest that asks for ticks faster than a VM can be entered only hurts itself, but must not stop the
-            // clock of `poll`: leave it some time to run.
-            self.deadline = Some(CLOCK.ns_at(next).max(now + 10_000));
+            // A guest that asks for ticks faster than a VM can be entered only hurts itself, but must be left some
+            // time to run.
+            let spacing = (CLOCK.ns(reload) / 4).max(10_000);
+            self.deadline = Some(CLOCK.ns_at(next).max(now + spacing));
         } else {
             self.next_edge = None;
             self.deadline = None;
@@ -348,7 +352,7 @@ impl Pit {
         true
     }
 
-    /// Timer ticks that were merged with a later one since the VM was made.
+    /// Timer ticks that were dropped since the VM was made.
     #[must_use]
     pub fn missed(&self) -> u64 {
         self.missed
@@ -405,6 +409,27 @@ mod tests {
         }
         assert_eq!(ticks, 3600 * PIT_HZ / 4773);
         assert_eq!(p.missed(), 0);
+    }
+
+    #[test]
+    fn ticks_that_are_owed_are_paid_but_not_for_ever() {
+        let mut p = Pit::new();
+        p.write(0x43, 0x34, 0);
+        p.write(0x40, 0xA9, 0);
+        p.write(0x40, 0x04, 0); // 1193 counts: a millisecond
+        let mut run = |from: u64, to: u64| {
+            let mut n = u64::from(p.poll(from));
+            while let Some(d) = p.next_deadline().filter(|&d| d <= to) {
+                n += u64::from(p.poll(d));
+            }
+            (n, p.missed())
+        };
+        assert_eq!(run(0, 99_990_000).0, 100);
+        // Not run for 50 ms: all of them come, within the next 50 ms.
+        assert_eq!(run(149_990_000, 199_990_000), (100, 0));
+        // Not run for 10 s: one second is paid.
+        let (n, missed) = run(10_199_990_000, 12_199_990_000);
+        assert!((2995..=3005).contains(&n) && (8995..=9005).contains(&missed), "{n} {missed}");
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Uart {
     msr_delta: u8,
     msr_seen: u8,
     thre_pending: bool,
+    /// The line has fallen and may have risen again since the last [`Uart::take_fall`].
+    fell: bool,
 }
 
 impl Uart {
@@ -72,6 +74,7 @@ impl Uart {
             msr_delta: 0,
             msr_seen: MSR_CONNECTED,
             thre_pending: false,
+            fell: false,
         }
     }
 
@@ -153,7 +156,10 @@ impl Uart {
     }
 
     fn transmit(&mut self, byte: u8, now: u64) {
+        // The byte takes the request back and, gone at once, makes a new one: an edge-triggered controller must see both.
+        let was = self.irq();
         self.thre_pending = false;
+        self.fell |= was && !self.irq();
         if self.mcr & MCR_LOOP != 0 {
             self.push_rx(byte);
             self.thre_pending = true;
@@ -184,6 +190,11 @@ impl Uart {
         } else {
             1
         }
+    }
+
+    /// Whether the line was low for a moment since the last call, although it may be high again.
+    pub fn take_fall(&mut self) -> bool {
+        core::mem::take(&mut self.fell)
     }
 
     /// The interrupt line's level; OUT2 gates it, as on every PC.
@@ -273,6 +284,9 @@ impl Uart {
                 let v = if (v ^ self.fcr) & 1 != 0 { v | 6 } else { v };
                 if v & 2 != 0 {
                     self.rx_len = 0;
+                }
+                if v & 4 != 0 && self.tx_ready() {
+                    self.thre_pending = true;
                 }
                 self.fcr = v & 0xC9;
             }

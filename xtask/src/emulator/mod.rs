@@ -28,6 +28,22 @@ pub enum Emulator {
 }
 
 impl Emulator {
+    /// `cmdline` with the way in which the kernel ends a run here, unless it names one already. On real hardware the
+    /// kernel touches none of these ports.
+    fn with_exit(self, cmdline: &str) -> String {
+        let exit = match self {
+            Emulator::Qemu => "exit=debug",
+            Emulator::Bochs => "exit=bochs",
+        };
+        if cmdline
+            .split_whitespace()
+            .any(|word| word.starts_with("exit="))
+        {
+            return cmdline.into();
+        }
+        format!("{exit} {cmdline}").trim_end().into()
+    }
+
     /// What the emulator that ran in `folder` said itself.
     fn complaint(self, folder: &Path) -> String {
         match self {
@@ -200,9 +216,10 @@ impl Machine {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no local port for the console")?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
+        let cmdline = self.emulator.with_exit(cmdline);
         let mut process = match self.emulator {
-            Emulator::Qemu => qemu::start(self, system, cmdline, folder, port)?,
-            Emulator::Bochs => bochs::start(self, system, cmdline, folder, port)?,
+            Emulator::Qemu => qemu::start(self, system, &cmdline, folder, port)?,
+            Emulator::Bochs => bochs::start(self, system, &cmdline, folder, port)?,
         };
         let serial = accept(&listener, &mut process, || self.emulator.complaint(folder))?;
         Ok(Running {
@@ -308,6 +325,16 @@ mod tests {
         machine.cpu = Some("ryzen".into());
         machine.cpus = 2;
         assert_eq!(machine.label(), "bochs-svm-ryzen-2cpu");
+    }
+
+    #[test]
+    fn the_kernel_is_told_how_to_end_a_run() {
+        assert_eq!(Emulator::Qemu.with_exit(""), "exit=debug");
+        assert_eq!(
+            Emulator::Bochs.with_exit("selftest=hang"),
+            "exit=bochs selftest=hang"
+        );
+        assert_eq!(Emulator::Bochs.with_exit("a exit=none"), "a exit=none");
     }
 
     #[test]

@@ -18,7 +18,12 @@ impl RoundRobin {
     #[must_use]
     pub fn new(contexts: usize, quantum: u64) -> RoundRobin {
         let line = VecDeque::with_capacity(contexts);
-        RoundRobin { line, awake: vec![false; contexts], quantum: quantum.max(1), end: 0 }
+        RoundRobin {
+            line,
+            awake: vec![false; contexts],
+            quantum: quantum.max(1),
+            end: 0,
+        }
     }
 }
 
@@ -58,7 +63,10 @@ impl Policy for RoundRobin {
         if self.end == 0 {
             self.end = now.saturating_add(self.quantum);
         }
-        Some(Choice { context, until: self.end })
+        Some(Choice {
+            context,
+            until: self.end,
+        })
     }
 }
 
@@ -73,13 +81,37 @@ mod tests {
         policy.wake(0, 0);
         policy.wake(2, 0);
         policy.wake(0, 0);
-        assert_eq!(policy.choose(10), Some(Choice { context: 0, until: 110 }));
+        assert_eq!(
+            policy.choose(10),
+            Some(Choice {
+                context: 0,
+                until: 110
+            })
+        );
         policy.ran(0, 10, 50); // news came
-        assert_eq!(policy.choose(50), Some(Choice { context: 0, until: 110 }));
+        assert_eq!(
+            policy.choose(50),
+            Some(Choice {
+                context: 0,
+                until: 110
+            })
+        );
         policy.ran(0, 50, 110);
-        assert_eq!(policy.choose(110), Some(Choice { context: 2, until: 210 }));
+        assert_eq!(
+            policy.choose(110),
+            Some(Choice {
+                context: 2,
+                until: 210
+            })
+        );
         policy.block(2, 120);
-        assert_eq!(policy.choose(120), Some(Choice { context: 0, until: 220 }));
+        assert_eq!(
+            policy.choose(120),
+            Some(Choice {
+                context: 0,
+                until: 220
+            })
+        );
         policy.wake(9, 0); // no such context
         policy.block(0, 130);
         assert_eq!(policy.choose(130), None);

@@ -42,14 +42,40 @@ entry_syscall:
     mov qword ptr [rsp], 0
     push r11
     push rcx
-    push_registers
-    lea rsi, [rsp - T_REGS]
+    # r11 and rcx themselves are lost to SYSCALL: their places are skipped.
+    push r15
+    push r14
+    push r13
+    push r12
+    sub rsp, 8
+    push r10
+    push r9
+    push r8
+    push rdi
+    push rsi
+    push rbp
+    push qword ptr gs:[CPU_SCRATCH]
+    push rbx
+    push rdx
+    mov [rsp - 16], rax
+    lea rsi, [rsp - 16 - T_REGS]
     mov rsp, gs:[CPU_STACK]
     mov rdi, gs:[CPU_SELF]
     lock inc qword ptr gs:[CPU_EPOCH]
-    call syscall
-    # fall through: rax is the thread to resume
+    mov rdx, rax
+    # Whoever handles it returns the thread to resume in rax.
+    push offset resume_thread
+    cmp al, 1
+    je syscall_call
+    cmp al, 2
+    je syscall_reply_receive
+    cmp al, 6
+    je syscall_signal
+    cmp al, 9
+    je syscall_run
+    jmp syscall
 
+.balign 64
 .global resume_thread
 resume_thread:
     inc qword ptr gs:[CPU_EPOCH]

@@ -1,13 +1,15 @@
 //! Starting processors.
 
 use super::{apic, paging, tables, tsc, virt, vm};
-use crate::{boot, memory::{DIRECT_MAP, KERNEL_BASE, Obj, Page}, percpu::{self, Cpu}, sched};
+use crate::{boot, memory::{DIRECT_MAP, Obj, Page}, percpu::{self, Cpu}, sched};
 use core::sync::atomic::Ordering::*;
 
 /// Physical address of the trampoline; the page is kept out of what tasks get.
 pub const TRAMPOLINE: u64 = 0x8000;
 /// Bytes of a kernel stack.
 const STACK: u64 = 16 * 1024;
+/// Stacks of their own, a page each: NMI, double fault, machine check, debug.
+const IST: u64 = 4;
 
 unsafe extern "C" {
     static ap_trampoline: u8;
@@ -18,7 +20,7 @@ unsafe extern "C" {
 /// Bytes of memory that each processor needs: its structure, tables, stacks and pages for the virtualization hardware.
 pub const fn bytes_per_cpu() -> u64 {
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    structure + 4096 + STACK + 3 * 4096 + virt::HOST_PAGES as u64 * 4096
+    structure + 4096 + STACK + IST * 4096 + virt::HOST_PAGES as u64 * 4096
 }
 
 /// Lays out a processor's memory (zeroed, at `physical`) and registers it.
@@ -29,11 +31,13 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
     unsafe { (&raw const cpu.index).cast_mut().write(index) };
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     cpu.me.set(DIRECT_MAP | physical);
+    cpu.loaded_space.store(crate::smp::NOTHING, Relaxed);
+    cpu.loaded_guest.store(crate::smp::NOTHING, Relaxed);
     cpu.stack.set(DIRECT_MAP | physical + structure + 4096 + STACK);
-    cpu.virt_pages.set(physical + structure + 4096 + STACK + 3 * 4096);
+    cpu.virt_pages.set(physical + structure + 4096 + STACK + IST * 4096);
     // In the kernel: odd.
     cpu.epoch.store(1, Relaxed);
-    for i in 0..3 {
+    for i in 0..IST {
         let page = physical + structure + 4096 + STACK + i * 4096;
         Page(page).write(4088, cpu.me.get());
     }
@@ -44,17 +48,10 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
 pub fn init_this(cpu: &'static Cpu) {
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     let base = cpu.me.get() + structure;
-    let ist = [0, 1, 2].map(|i| base + 4096 + STACK + (i + 1) * 4096 - 16);
+    let ist = [0, 1, 2, 3].map(|i| base + 4096 + STACK + (i + 1) * 4096 - 16);
     // SAFETY: the page behind the structure is this processor's own; called once on it.
     unsafe { tables::init(cpu, &*(base as *const tables::Tables), ist) };
     cpu.apic_id.set(apic::init());
-}
-
-/// The processor's GDT, TSS and stack, for the virtualization hardware.
-pub fn host_tables(cpu: &Cpu) -> (u64, u64) {
-    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    // SAFETY: laid out by `prepare`.
-    tables::bases(unsafe { &*((cpu.me.get() + structure) as *const tables::Tables) })
 }
 
 /// Starts the processor with an APIC id, in the next free structure. `None`: all are in use. It sets `online` when it runs.
@@ -82,7 +79,6 @@ pub fn start(apic_id: u32) -> Option<&'static Cpu> {
         core::hint::spin_loop();
     }
     paging::identity(false, TRAMPOLINE + 4096);
-    let _ = KERNEL_BASE;
     Some(cpu)
 }
 

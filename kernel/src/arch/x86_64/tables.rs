@@ -73,32 +73,24 @@ pub fn init_idt() {
         let dpl = if vector == 3 || vector == 4 { 3 } else { 0 };
         *slot = gate(entry_stubs as *const () as u64 + vector as u64 * 16, 0, dpl);
     }
+    // A MOV SS before SYSCALL can put a debug exception on the kernel's first instruction, on the user's stack and GS.
+    idt.0[1] = gate(entry_stubs as *const () as u64 + 16, 4, 0);
     idt.0[2] = gate(entry_paranoid_nmi as *const () as u64, 1, 0);
     idt.0[8] = gate(entry_paranoid_df as *const () as u64, 2, 0);
     idt.0[18] = gate(entry_paranoid_mc as *const () as u64, 3, 0);
 }
 
-/// Base of the IDT.
-pub fn idt_base() -> u64 {
-    IDT.0.get() as u64
-}
-
-/// Base of a processor's GDT and TSS.
-pub fn bases(tables: &Tables) -> (u64, u64) {
-    (tables.gdt.get() as u64, tables.tss.get() as u64)
-}
-
-/// Loads a processor's tables and points GS at its structure. `ist` are the tops of the NMI, double-fault and machine-check stacks.
+/// Loads a processor's tables and points GS at its structure. `ist` are the tops of the NMI, double-fault, machine-check and debug stacks.
 ///
 /// # Safety
 /// Once per processor, on that processor, before it enters any task.
-pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 3]) {
+pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 4]) {
     // SAFETY: the tables are this processor's own; values as SDM 3.4.5, 8.2.3, 2.5 require.
     unsafe {
         let tss_address = tables.tss.get() as u64;
         let tss = &mut *tables.tss.get();
         tss.rsp = [cpu.stack.get(), 0, 0];
-        tss.ist = [ist[0], ist[1], ist[2], 0, 0, 0, 0];
+        tss.ist = [ist[0], ist[1], ist[2], ist[3], 0, 0, 0];
         tss.io_map = size_of::<Tss>() as u16;
         let limit = size_of::<Tss>() as u64 - 1;
         let gdt = &mut *tables.gdt.get();

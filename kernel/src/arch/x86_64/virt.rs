@@ -204,11 +204,17 @@ pub(super) enum Nmi {
 /// Bits of [`Shadow::slow`].
 pub(super) mod slow {
     /// `nmi` is not `Open`.
-    pub(in super::super) const NMI: u32 = 1;
+    pub(in super::super) const NMI: u32 = 1 << 0;
     /// RIP was advanced for a software event.
-    pub(in super::super) const SOFT: u32 = 2;
+    pub(in super::super) const SOFT: u32 = 1 << 1;
     /// The VMM wants to know when an NMI can be injected.
-    pub(in super::super) const NMI_WINDOW: u32 = 4;
+    pub(in super::super) const NMI_WINDOW: u32 = 1 << 2;
+    /// SPEC_CTRL is not zero.
+    pub(in super::super) const SPEC_CTRL: u32 = 1 << 3;
+    /// VT-x: STAR, LSTAR or SFMASK differs from the host's.
+    pub(in super::super) const STAR: u32 = 1 << 4;
+    pub(in super::super) const LSTAR: u32 = 1 << 5;
+    pub(in super::super) const SFMASK: u32 = 1 << 6;
 }
 
 /// What the kernel keeps of a vCPU outside the hardware's page.
@@ -235,7 +241,7 @@ pub(super) struct Shadow {
     pub(super) xcr0: u64,
     pub(super) spec_ctrl: u64,
     pub(super) nmi: Nmi,
-    /// SVM: [`slow`] bits: what entry and exit have to look at besides the usual.
+    /// [`slow`] bits: what entry and exit have to look at besides the usual.
     pub(super) slow: u32,
     /// SVM: bytes that RIP was advanced for an injected software event.
     pub(super) soft_length: u32,
@@ -792,7 +798,13 @@ pub(super) fn read_tsc_xcr(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) -> Result
     }
     shadow.tsc_offset = get!(page, tsc_offset);
     (shadow.tsc_aux, shadow.xcr0, shadow.spec_ctrl) = (tsc_aux, xcr0, spec_ctrl);
+    set_slow(shadow, slow::SPEC_CTRL, spec_ctrl != 0);
     Ok(())
+}
+
+/// Sets or clears a bit of [`Shadow::slow`].
+pub(super) fn set_slow(shadow: &mut Shadow, bit: u32, value: bool) {
+    shadow.slow = if value { shadow.slow | bit } else { shadow.slow & !bit };
 }
 
 /// Group INJECT: the event, checked, and the request bits. The page's event is taken out of it.
@@ -830,7 +842,6 @@ pub(super) fn report(page: StatePage, exit: Exit, qualification: u64, length: u6
 pub(super) const IA32_SPEC_CTRL: u32 = 0x48;
 
 /// SPEC_CTRL around the guest, where it exists and the guest uses it.
-#[inline]
 pub(super) fn write_spec_ctrl(value: u64) {
     // SAFETY: only called where the MSR exists, with bits that exist.
     unsafe { msr::wrmsr(IA32_SPEC_CTRL, value) };

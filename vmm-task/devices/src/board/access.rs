@@ -130,6 +130,9 @@ impl Board {
             }
             port::UART => {
                 self.uart.write(number - p::COM1_PORT, v, now);
+                if self.uart.take_fall() {
+                    self.fabric.set_isa(p::COM1_IRQ, false);
+                }
                 self.fabric.set_isa(p::COM1_IRQ, self.uart.irq());
                 self.deadline_stale = true;
             }

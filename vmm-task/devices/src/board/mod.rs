@@ -318,8 +318,7 @@ impl Board {
 /// The memory sizes and processor count that firmware looks for in CMOS.
 fn fill_cmos(rtc: &mut Rtc, c: &BoardConfig<'_>) {
     const MIB: u64 = 1 << 20;
-    let kib = |from: u64, to: u64| ((c.memory_below_4g.min(to).saturating_sub(from)) / 1024) as u16;
-    let (low, ext) = (640u16, kib(MIB, 64 * MIB));
+    let (low, ext) = (640u16, (c.memory_below_4g.saturating_sub(MIB) / 1024).min(0xFFFF) as u16);
     let above_16m = (c.memory_below_4g.saturating_sub(16 * MIB) / 0x1_0000).min(0xFFFF) as u16;
     let above_4g = (c.memory_above_4g / 0x1_0000) as u32;
     let (l, e, a, h) = (low.to_le_bytes(), ext.to_le_bytes(), above_16m.to_le_bytes(), above_4g.to_le_bytes());

@@ -267,6 +267,20 @@ fn console_types_both_ways() {
 }
 
 #[test]
+fn each_byte_sent_is_an_edge_even_if_nobody_read_the_cause() {
+    let mut m = Machine::new(1, true);
+    m.write(0, LAPIC + 0xF0, 0x1FF);
+    m.route(4, 0x24, 0);
+    m.out(&[(0x3FC, 0x0B), (0x3F9, 2)]);
+    for b in b"abc" {
+        assert_eq!(m.board.accept(0), Some(0x24));
+        m.write(0, LAPIC + 0xB0, 0);
+        assert_eq!(m.board.accept(0), None);
+        m.out(&[(0x3F8, *b)]);
+    }
+}
+
+#[test]
 fn enough_ranges_for_an_honest_lookup_and_a_small_board() {
     let m = Machine::new(1, true);
     let (ports, memory) = m.board.ranges();

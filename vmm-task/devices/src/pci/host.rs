@@ -19,11 +19,14 @@ impl HostBridge {
     /// `preset`: as firmware leaves it, with the ECAM on at its platform address; else as after power-on.
     #[must_use]
     pub fn new(preset: bool) -> Self {
-        let id = Identity { vendor: 0x8086, device: 0x29C0, class: 0x06_0000, revision: 2, subsystem_vendor: 0x1AF4, subsystem: 0x1100 };
+        let id = Identity { vendor: 0x8086, device: 0x29C0, class: 0x06_0000, revision: 0, subsystem_vendor: 0x1AF4, subsystem: 0x1100 };
         let mut config = ConfigSpace::new(id);
         // Enable, length, and bits 28 to 35 of the base.
         config.allow(PCIEXBAR, &[0x07, 0, 0, 0xFC, 0x0F]);
         config.allow(0x90, &[0x30, 0x33, 0x33, 0x33, 0x33, 0x33, 0x33]);
+        // System management RAM: closed, and its caching controls as after power-on.
+        config.set_u8(0x9D, 0x02);
+        config.set_u8(0x9E, 0x38);
         let mut bridge = Self { config, preset };
         bridge.reset();
         bridge

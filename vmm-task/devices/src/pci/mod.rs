@@ -209,8 +209,6 @@ impl PciBus {
     fn config_read(&mut self, slot: u8, register: u16, size: u8, context: &mut Context<'_>) -> u32 {
         match (self.get_mut(slot), u8::try_from(register)) {
             (Some(f), Ok(register)) if aligned(register, size) => f.config_read(register, size, context),
-            // Extended configuration space is empty.
-            (Some(_), Err(_)) => 0,
             _ => ones(size),
         }
     }

@@ -92,7 +92,10 @@ fn wrong_configurations_are_refused() {
     assert_eq!(with(AcpiConfig::new(0)), AcpiError::CpuCount { count: 0 });
     assert_eq!(with(AcpiConfig::new(129)), AcpiError::CpuCount { count: 129 });
     let window = Some((0x1000, 0x1000));
-    assert_eq!(with(AcpiConfig { pci64_window: window, ..AcpiConfig::new(1) }), AcpiError::BadWindow { base: 0x1000, size: 0x1000 });
+    assert_eq!(
+        with(AcpiConfig { pci64_window: window, ..AcpiConfig::new(1) }),
+        AcpiError::BadWindow { base: 0x1000, size: 0x1000 }
+    );
     assert!(matches!(Tables::build(&AcpiConfig::new(1), 0xE0000, 0xE0100), Err(AcpiError::NoRoom { .. })));
     assert!(matches!(Tables::build(&AcpiConfig::new(1), 0xE0010, 0x10_0000), Err(AcpiError::BadBase { .. })));
     assert!(Tables::build_in_bios_area(&AcpiConfig::new(128)).is_ok(), "the largest machine fits");

@@ -83,7 +83,16 @@ fn flat_guest_is_entered_in_64_bit_mode() {
 #[test]
 fn multiboot_kernel_with_addresses_and_modules() {
     let mut kernel = vec![0x90u8; 0x400];
-    let words = [0x1BAD_B002, 0x1_0003, 0u32.wrapping_sub(0x1BAD_B002 + 0x1_0003), 0x10_0010, 0x10_0000, 0, 0x10_2000, 0x10_0040];
+    let words = [
+        0x1BAD_B002,
+        0x1_0003,
+        0u32.wrapping_sub(0x1BAD_B002 + 0x1_0003),
+        0x10_0010,
+        0x10_0000,
+        0,
+        0x10_2000,
+        0x10_0040,
+    ];
     for (i, word) in words.iter().enumerate() {
         kernel[0x10 + 4 * i..0x14 + 4 * i].copy_from_slice(&u32::to_le_bytes(*word));
     }

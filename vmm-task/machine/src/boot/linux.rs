@@ -298,16 +298,10 @@ fn check_cmdline(header: &Header, cmdline: &[u8]) -> Result<(), LinuxError> {
 fn place_initrd(header: &Header, map: &MemoryMap, kernel: &Range, bytes: &[u8]) -> Result<u64, LinuxError> {
     let size = bytes.len() as u64;
     let limit = header.initrd_addr_max + 1;
-    place_high(map, size, limit, kernel)
-        .ok_or(LinuxError::InitrdDoesNotFit { size, limit: limit.min(map.low_end()) })
+    place_high(map, size, limit, kernel).ok_or(LinuxError::InitrdDoesNotFit { size, limit: limit.min(map.low_end()) })
 }
 
-fn boot_params(
-    header: &Header,
-    map: &MemoryMap,
-    guest: &LinuxGuest,
-    initrd: Option<(u64, u64)>,
-) -> vec::Vec<u8> {
+fn boot_params(header: &Header, map: &MemoryMap, guest: &LinuxGuest, initrd: Option<(u64, u64)>) -> vec::Vec<u8> {
     let mut page = vec![0u8; BOOT_PARAMS_SIZE];
     let params = page.as_mut_slice();
     // The protocol wants everything outside the header zero.

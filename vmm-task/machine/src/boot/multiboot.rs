@@ -199,9 +199,16 @@ fn information(map: &MemoryMap, modules: &[(u64, u64, &[u8])]) -> Option<Vec<u8>
     }
     for entry in map.e820() {
         // The size field does not count itself.
-        [20, entry.base as u32, (entry.base >> 32) as u32, entry.size as u32, (entry.size >> 32) as u32, entry.kind as u32]
-            .iter()
-            .for_each(|&w| put(w));
+        [
+            20,
+            entry.base as u32,
+            (entry.base >> 32) as u32,
+            entry.size as u32,
+            (entry.size >> 32) as u32,
+            entry.kind as u32,
+        ]
+        .iter()
+        .for_each(|&w| put(w));
     }
     for (_, _, cmdline) in modules {
         out.extend_from_slice(cmdline);

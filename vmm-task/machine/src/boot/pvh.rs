@@ -59,7 +59,8 @@ pub fn load(ram: &mut dyn GuestRam, map: &MemoryMap, guest: &PvhGuest) -> Result
 fn start_info(map: &MemoryMap, rsdp: u64, module: Option<(u64, u64)>) -> Vec<u8> {
     let modules = layout::BOOT_INFO + START_INFO_SIZE;
     let memmap = modules + MODULE_ENTRY_SIZE;
-    let mut out = Vec::with_capacity((memmap - layout::BOOT_INFO + MEMMAP_ENTRY_SIZE * map.e820().len() as u64) as usize);
+    let mut out =
+        Vec::with_capacity((memmap - layout::BOOT_INFO + MEMMAP_ENTRY_SIZE * map.e820().len() as u64) as usize);
     for word in [START_MAGIC, START_VERSION, 0, u32::from(module.is_some())] {
         out.extend_from_slice(&word.to_le_bytes());
     }

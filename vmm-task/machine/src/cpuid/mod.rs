@@ -193,7 +193,8 @@ impl CpuidTable {
 
     /// Whether `leaf` lies above the highest of its range (and not merely unused below it).
     fn beyond(&self, leaf: u32) -> bool {
-        let highest = |first: u32| self.slot(first).and_then(|s| self.leaves.get(usize::from(s.first))).map_or(0, |l| l.eax);
+        let highest =
+            |first: u32| self.slot(first).and_then(|s| self.leaves.get(usize::from(s.first))).map_or(0, |l| l.eax);
         match leaf {
             BASIC..HYPERVISOR => leaf > highest(BASIC),
             // No processor has opinions here.

@@ -178,7 +178,8 @@ impl Builder<'_> {
     }
 
     fn hypervisor(&mut self) {
-        let word = |i: usize| SIGNATURE.get(i..).and_then(|s| s.first_chunk::<4>()).map_or(0, |b| u32::from_le_bytes(*b));
+        let word =
+            |i: usize| SIGNATURE.get(i..).and_then(|s| s.first_chunk::<4>()).map_or(0, |b| u32::from_le_bytes(*b));
         self.put(HYPERVISOR, Leaf::new(HYPERVISOR, word(0), word(4), word(8)));
     }
 

@@ -26,7 +26,10 @@ pub struct Areas {
 impl Areas {
     /// What of `xcr0` is usable: nothing at all without x87, which XCR0 cannot lack, and sensible combinations only.
     pub fn new(xcr0: u64, host: &dyn Fn(u32, u32) -> Leaf) -> Self {
-        let host_xcr0 = { let l = host(0xD, 0); u64::from(l.eax) | u64::from(l.edx) << 32 };
+        let host_xcr0 = {
+            let l = host(0xD, 0);
+            u64::from(l.eax) | u64::from(l.edx) << 32
+        };
         let mut allowed = xcr0 & host_xcr0 & SUPPORTED;
         if allowed & LEGACY != LEGACY {
             allowed &= 1;
@@ -73,7 +76,8 @@ impl Areas {
         if self.allowed == 0 {
             return out;
         }
-        out[0] = Leaf::new(self.allowed as u32, HEADER_END, self.standard_size(self.allowed), (self.allowed >> 32) as u32);
+        out[0] =
+            Leaf::new(self.allowed as u32, HEADER_END, self.standard_size(self.allowed), (self.allowed >> 32) as u32);
         out[1] = Leaf::new(host(0xD, 1).eax & features, 0, 0, 0);
         for (leaf, &(size, offset, aligned)) in out.iter_mut().zip(&self.components).skip(2) {
             *leaf = Leaf::new(size, offset, if size > 0 && aligned { 0b10 } else { 0 }, 0);

@@ -57,7 +57,10 @@ impl Mtrr {
         self.fixed = [all(WRITE_BACK); FIXED.len()];
         // The second 16 KiB register covers A0000h to BFFFFh.
         self.fixed[2] = all(UNCACHEABLE);
-        let ranges = [(layout::ECAM_BASE, layout::ECAM_SIZE), (layout::PCI_WINDOW_BASE, layout::HIGH_RAM_BASE - layout::PCI_WINDOW_BASE)];
+        let ranges = [
+            (layout::ECAM_BASE, layout::ECAM_SIZE),
+            (layout::PCI_WINDOW_BASE, layout::HIGH_RAM_BASE - layout::PCI_WINDOW_BASE),
+        ];
         self.variable = [0; 2 * VARIABLE_RANGES];
         for (pair, (base, size)) in self.variable.as_chunks_mut::<2>().0.iter_mut().zip(ranges) {
             let mask = !(size - 1) & ((1 << self.physical_bits) - 1) & !0xFFF;

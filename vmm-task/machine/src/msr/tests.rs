@@ -18,7 +18,8 @@ const LONG: CpuState = CpuState { cr0: 0x8000_0011, efer: EFER_LME | EFER_LMA | 
 
 #[test]
 fn every_listed_register_reads() {
-    let mut common: std::vec::Vec<u32> = std::vec![0x10, 0x1B, 0x3B, 0x48, 0x8B, 0xFE, 0x277, 0x2FF, 0x174, 0x175, 0x176, 0x179, 0x17A, 0x1D9, 0x6E0];
+    let mut common: std::vec::Vec<u32> =
+        std::vec![0x10, 0x1B, 0x3B, 0x48, 0x8B, 0xFE, 0x277, 0x2FF, 0x174, 0x175, 0x176, 0x179, 0x17A, 0x1D9, 0x6E0];
     common.extend(0x200..=0x20F);
     common.extend([0x250, 0x258, 0x259]);
     common.extend(0x268..=0x26F);
@@ -38,7 +39,22 @@ fn every_listed_register_reads() {
             }
         }
         // Performance counters, thermal, machine-check banks, XSS, VM_CR, VMX capabilities.
-        for msr in [0xC1, 0xC2, 0xE7, 0xE8, 0x186, 0x38D, 0x19C, 0x400, 0x480, 0xDA0, 0xC001_0000, 0xC001_0114, 0xC001_0117, 0x49] {
+        for msr in [
+            0xC1,
+            0xC2,
+            0xE7,
+            0xE8,
+            0x186,
+            0x38D,
+            0x19C,
+            0x400,
+            0x480,
+            0xDA0,
+            0xC001_0000,
+            0xC001_0114,
+            0xC001_0117,
+            0x49,
+        ] {
             assert_eq!(p.read(msr), Read::Fault, "{msr:#x}");
         }
     }
@@ -130,8 +146,21 @@ fn mtrrs_behave_as_registers() {
     assert_eq!(m.read(0x201), Some(0xFF_F000_0800));
     m.set_like_firmware();
     assert_eq!(m.read(0x2FF), Some(0xC06));
-    let types = [(0, 6), (0x9_FFFF, 6), (0xA_0000, 0), (0xB_FFFF, 0), (0xC_0000, 6), (0xF_FFFF, 6), (0x10_0000, 6),
-        (0xAFFF_FFFF, 6), (0xB000_0000, 0), (0xBFFF_FFFF, 0), (0xC000_0000, 0), (0xFFFF_FFFF, 0), (0x1_0000_0000, 6)];
+    let types = [
+        (0, 6),
+        (0x9_FFFF, 6),
+        (0xA_0000, 0),
+        (0xB_FFFF, 0),
+        (0xC_0000, 6),
+        (0xF_FFFF, 6),
+        (0x10_0000, 6),
+        (0xAFFF_FFFF, 6),
+        (0xB000_0000, 0),
+        (0xBFFF_FFFF, 0),
+        (0xC000_0000, 0),
+        (0xFFFF_FFFF, 0),
+        (0x1_0000_0000, 6),
+    ];
     for (address, kind) in types {
         assert_eq!(m.memory_type(address), kind, "{address:#x}");
     }

@@ -2,7 +2,7 @@
 use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
 use moira_kernel_core::vcpu_check::{self as check, Event, default_groups};
 
-use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow};
+use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl};
 use super::state::{self, store_state};
 use super::vmcb::Vmcb;
 use super::{TF, vmcb};
@@ -52,12 +52,15 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
     dispatch(cpu, hw, page, out)
 }
 
-/// Exits during the delivery of an event, or while an NMI handler runs.
+/// Exits during the delivery of an event, while an NMI handler runs, and the like.
 #[cold]
 #[inline(never)]
 fn classify_slowly(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let block = vmcb(hw);
     let shadow = hw.shadow();
+    if shadow.slow & slow::SPEC_CTRL != 0 {
+        write_spec_ctrl(0);
+    }
     let mut pending = Event::from_svm(block.exit_int_info);
     if shadow.slow & slow::SOFT != 0 {
         if pending.info as u64 & event::VALID != 0 {

@@ -150,15 +150,12 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
         if shadow.nmi == Nmi::Stepping {
             block.rflags |= TF;
         }
-    }
-    if shadow.spec_ctrl != 0 {
-        write_spec_ctrl(shadow.spec_ctrl);
+        if shadow.slow & slow::SPEC_CTRL != 0 {
+            write_spec_ctrl(shadow.spec_ctrl);
+        }
     }
     // SAFETY: the caller's contract; the VMCB's controls are this module's, and its state was checked as it was loaded.
     unsafe { enter(page.pointer(), hw.control_phys(), cpu.pages_phys + 4096) };
-    if shadow.spec_ctrl != 0 {
-        write_spec_ctrl(0);
-    }
     let block = vmcb(hw);
     put!(page, gpr[0], block.rax);
     put!(page, gpr[4], block.rsp);

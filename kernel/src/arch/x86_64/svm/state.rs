@@ -98,7 +98,7 @@ pub(super) fn set_nmi(hw: VcpuHw, nmi: Nmi) {
     let shadow = hw.shadow();
     let vmcb = vmcb(hw);
     shadow.nmi = nmi;
-    shadow.slow = if nmi == Nmi::Open { shadow.slow & !slow::NMI } else { shadow.slow | slow::NMI };
+    virt::set_slow(shadow, slow::NMI, nmi != Nmi::Open);
     vmcb.intercept1.set(Intercept1::IRET, nmi == Nmi::Blocked);
     vmcb.clean.remove(Clean::INTERCEPTS);
 }
@@ -135,8 +135,7 @@ pub(super) fn load_request(hw: VcpuHw, bits: u32) {
     vmcb.virtual_interrupt = vintr::MASKING | if interrupt { vintr::IRQ | vintr::IGNORE_TPR } else { 0 };
     vmcb.intercept1.set(Intercept1::VINTR, interrupt);
     vmcb.clean.remove(Clean::VINTR | Clean::INTERCEPTS);
-    let nmi = u64::from(bits) & request::NMI_WINDOW != 0;
-    shadow.slow = if nmi { shadow.slow | slow::NMI_WINDOW } else { shadow.slow & !slow::NMI_WINDOW };
+    virt::set_slow(shadow, slow::NMI_WINDOW, u64::from(bits) & request::NMI_WINDOW != 0);
 }
 
 fn load_segments(vmcb: &mut Vmcb, segments: &[Segment; 8]) {

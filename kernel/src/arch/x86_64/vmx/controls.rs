@@ -255,5 +255,4 @@ pub(super) fn write_host(cpu: &CpuVirt) {
     vmcs::HOST_TR_BASE.write(host.tr_base);
     vmcs::HOST_GDTR_BASE.write(host.gdt.base);
     vmcs::HOST_IDTR_BASE.write(host.idt.base);
-    vmcs::HOST_RIP.write(switch::exit_address());
 }

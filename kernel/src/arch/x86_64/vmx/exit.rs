@@ -4,7 +4,7 @@ use moira_kernel_core::vcpu_check::{self as check, cr0, cr4, default_groups, efe
 
 use super::super::virt::{CpuVirt, Outcome, StatePage, VcpuHw, get, put, report};
 use super::controls::{cr0_real, cr4_real};
-use super::state::{self, store_state};
+use super::state::{self, store_current};
 use super::{flush_linear, switch, vmcs};
 
 /// Basic exit reasons (SDM appendix C) that are looked at here.
@@ -73,7 +73,7 @@ fn classify_other(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, numb
         if let Outcome::Guest { groups, .. } = outcome {
             put!(page, delivering, pending.packed());
             if groups & group::INTERRUPTIBILITY != 0 && pending.is_nmi() {
-                store_state(cpu, hw, page, group::INTERRUPTIBILITY);
+                store_current(cpu, hw, page, group::INTERRUPTIBILITY);
             }
         } else {
             state::arm(pending);
@@ -92,7 +92,7 @@ fn length() -> u64 {
 fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -> Outcome {
     put!(page, delivering, 0);
     let groups = default_groups(exit) | out & group::ALL;
-    store_state(cpu, hw, page, groups);
+    store_current(cpu, hw, page, groups);
     Outcome::Guest { exit, groups }
 }
 

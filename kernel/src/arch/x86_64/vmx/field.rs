@@ -179,7 +179,6 @@ fields! {
     HOST_TR_BASE: u64 = host::TR_BASE;
     HOST_GDTR_BASE: u64 = host::GDTR_BASE;
     HOST_IDTR_BASE: u64 = host::IDTR_BASE;
-    HOST_RIP: u64 = host::RIP;
 }
 
 exit_fields! {

@@ -8,7 +8,7 @@ mod switch;
 use x86::msr;
 
 use super::virt::{
-    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, write_spec_ctrl,
+    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, slow, write_spec_ctrl,
 };
 pub(super) use controls::{Caps, enable, usable};
 use field as vmcs;
@@ -45,6 +45,7 @@ fn make_current(cpu: &mut CpuVirt, hw: VcpuHw) {
 #[cold]
 #[inline(never)]
 fn load_vmcs(cpu: &mut CpuVirt, hw: VcpuHw) {
+    virt::settle(cpu);
     let fresh = !hw.shadow().vmx.ready;
     let phys = hw.control_phys();
     if fresh {
@@ -67,6 +68,7 @@ fn load_vmcs(cpu: &mut CpuVirt, hw: VcpuHw) {
         shadow.generation = 0;
         controls::write_host(cpu);
         (shadow.vmx.host_rsp, shadow.vmx.host_cr3) = (0, 0);
+        note_differences(cpu, shadow);
     }
 }
 
@@ -94,6 +96,7 @@ pub(super) fn detach(cpu: &mut CpuVirt, hw: VcpuHw) {
         extra.launched = false;
     }
     if cpu.current == hw.address() {
+        virt::settle(cpu);
         cpu.current = 0;
     }
 }
@@ -111,13 +114,13 @@ pub(super) fn settle(cpu: &mut CpuVirt, shadow: &mut Shadow) {
 #[cold]
 #[inline(never)]
 fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
+    make_current(cpu, hw);
     let shadow = hw.shadow();
     if cpu.resident != hw.address() {
         become_resident(cpu, hw);
         // SAFETY: the value is canonical: it was checked, or the guest's own.
         unsafe { msr::wrmsr(msr::IA32_KERNEL_GSBASE, shadow.kernel_gs_base) };
     }
-    make_current(cpu, hw);
     if shadow.generation != cpu.tags.generation {
         let (tag, flush) = cpu.tags.take();
         (shadow.tag, shadow.generation) = (tag, cpu.tags.generation);
@@ -145,7 +148,8 @@ fn tags(vpid: bool) -> Tags {
 #[inline]
 pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let shadow = hw.shadow();
-    if cpu.current != hw.address() || cpu.resident != hw.address() || shadow.generation != cpu.tags.generation {
+    // Resident implies current: `load_vmcs` settles.
+    if cpu.resident != hw.address() || shadow.generation != cpu.tags.generation {
         prepare(cpu, hw);
     }
     let cr3 = switch::read_cr3();
@@ -157,37 +161,53 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     if switch::read_cr2() != shadow.cr2 {
         switch::write_cr2(shadow.cr2);
     }
-    // The VMM makes system calls between two exits, so that these cannot wait for `settle`.
-    let [star, lstar, sfmask] = differing(cpu, shadow);
-    switch::write_if(star, msr::IA32_STAR, shadow.star);
-    switch::write_if(lstar, msr::IA32_LSTAR, shadow.lstar);
-    switch::write_if(sfmask, msr::IA32_FMASK, shadow.sfmask);
-    if shadow.spec_ctrl != 0 {
-        write_spec_ctrl(shadow.spec_ctrl);
+    let differs = shadow.slow;
+    if differs != 0 {
+        swap_in(shadow, differs);
     }
     // SAFETY: the caller's contract; the VMCS is current, its controls and host fields are this module's.
-    let failed = unsafe { switch::enter(page.pointer(), shadow.vmx.launched, &mut shadow.vmx.host_rsp) };
-    if shadow.spec_ctrl != 0 {
-        write_spec_ctrl(0);
-    }
+    let failed = unsafe { switch::enter(page.pointer(), &mut shadow.vmx.launched, &mut shadow.vmx.host_rsp) };
     shadow.cr2 = switch::read_cr2();
-    switch::write_if(star, msr::IA32_STAR, cpu.host.star);
-    switch::write_if(lstar, msr::IA32_LSTAR, cpu.host.lstar);
-    switch::write_if(sfmask, msr::IA32_FMASK, cpu.host.sfmask);
+    if differs != 0 {
+        swap_out(cpu, differs);
+    }
     if failed {
         return exit::refused(cpu, hw, page);
     }
     // An exit leaves the GDT's limit at 64 KiB (SDM 27.5.2): what lies behind it must not be read as descriptors.
     switch::lgdt(&cpu.host.gdt);
-    shadow.vmx.launched = true;
     put!(page, gpr[4], vmcs::GUEST_RSP.read());
     exit::classify(cpu, hw, page, out)
 }
 
+/// The guest's SYSCALL MSRs and SPEC_CTRL, as far as they differ from the host's. The VMM makes system calls between two
+/// exits, so that they cannot wait for `settle`.
 #[inline(always)]
-fn differing(cpu: &CpuVirt, shadow: &Shadow) -> [bool; 3] {
+fn swap_in(shadow: &Shadow, differs: u32) {
+    switch::write_if(differs & slow::STAR != 0, msr::IA32_STAR, shadow.star);
+    switch::write_if(differs & slow::LSTAR != 0, msr::IA32_LSTAR, shadow.lstar);
+    switch::write_if(differs & slow::SFMASK != 0, msr::IA32_FMASK, shadow.sfmask);
+    if differs & slow::SPEC_CTRL != 0 {
+        write_spec_ctrl(shadow.spec_ctrl);
+    }
+}
+
+#[inline(always)]
+fn swap_out(cpu: &CpuVirt, differs: u32) {
+    if differs & slow::SPEC_CTRL != 0 {
+        write_spec_ctrl(0);
+    }
+    switch::write_if(differs & slow::STAR != 0, msr::IA32_STAR, cpu.host.star);
+    switch::write_if(differs & slow::LSTAR != 0, msr::IA32_LSTAR, cpu.host.lstar);
+    switch::write_if(differs & slow::SFMASK != 0, msr::IA32_FMASK, cpu.host.sfmask);
+}
+
+/// Notes which SYSCALL MSRs [`run`] has to swap.
+fn note_differences(cpu: &CpuVirt, shadow: &mut Shadow) {
     let host = &cpu.host;
-    [shadow.star != host.star, shadow.lstar != host.lstar, shadow.sfmask != host.sfmask]
+    virt::set_slow(shadow, slow::STAR, shadow.star != host.star);
+    virt::set_slow(shadow, slow::LSTAR, shadow.lstar != host.lstar);
+    virt::set_slow(shadow, slow::SFMASK, shadow.sfmask != host.sfmask);
 }
 
 /// The value group MSRS has for KERNEL_GS_BASE: in the register while the vCPU is resident.

@@ -5,7 +5,7 @@ use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 
 use super::super::virt::{self, CpuVirt, StatePage, VcpuHw, get, put};
 use super::controls::{cr0_mask, cr0_real, cr4_mask, cr4_real};
-use super::{kernel_gs_base, make_current, set_kernel_gs_base, vmcs};
+use super::{kernel_gs_base, make_current, note_differences, set_kernel_gs_base, vmcs};
 
 const SHADOWS: u32 = (interruptibility::STI | interruptibility::MOV_SS) as u32;
 const NMI_BLOCKED: u32 = interruptibility::NMI_BLOCKED as u32;
@@ -101,6 +101,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
         let msrs = virt::read_msrs(page)?;
         let shadow = hw.shadow();
         (shadow.star, shadow.lstar, shadow.cstar, shadow.sfmask) = (msrs.star, msrs.lstar, msrs.cstar, msrs.sfmask);
+        note_differences(cpu, shadow);
         set_kernel_gs_base(cpu, hw, msrs.kernel_gs_base);
         vmcs::GUEST_SYSENTER_CS.write(msrs.sysenter[0] as u32);
         vmcs::GUEST_SYSENTER_ESP.write(msrs.sysenter[1]);
@@ -185,9 +186,14 @@ fn load_segment(index: usize, segment: &Segment) {
 }
 
 /// Writes the groups of `mask` to the state page.
-#[inline]
 pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     make_current(cpu, hw);
+    store_current(cpu, hw, page, mask);
+}
+
+/// The same where the VMCS is known to be current.
+#[inline(always)]
+pub(super) fn store_current(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     if mask & group::RIP != 0 {
         put!(page, rip, vmcs::GUEST_RIP.read());
         put!(page, rflags, vmcs::GUEST_RFLAGS.read());
@@ -198,7 +204,7 @@ pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePa
 }
 
 #[inline(never)]
-fn store_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
+fn store_more(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     if mask & group::INTERRUPTIBILITY != 0 {
         put!(page, interruptibility, u64::from(vmcs::GUEST_INTERRUPTIBILITY.read() & (SHADOWS | NMI_BLOCKED)));
     }

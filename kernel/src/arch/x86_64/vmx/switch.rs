@@ -1,5 +1,5 @@
 //! The world switch and the few instructions that have no wrapper elsewhere.
-use core::arch::{asm, global_asm};
+use core::arch::asm;
 use core::mem::offset_of;
 
 use moira_abi::vcpu::VcpuState;
@@ -8,69 +8,66 @@ use x86::vmx::vmcs::host;
 
 use super::super::virt::TableRegister;
 
-unsafe extern "C" {
-    fn moira_vmx_enter(page: *mut VcpuState, launched: u64, host_rsp: *mut u64) -> u64;
-    fn moira_vmx_exit();
-}
-
-// rdi: state page, rsi: launched, rdx: where the VMCS's host RSP is remembered. Answers 0 after an exit, 1 if the
-// instruction failed (the general registers in the page are then as they were).
-global_asm!(
-    ".global moira_vmx_enter",
-    ".global moira_vmx_exit",
-    "moira_vmx_enter:",
-    "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15", "push rdi",
-    "cmp rsp, [rdx]",
-    "je 2f",
-    "mov [rdx], rsp",
-    "mov eax, {host_rsp}",
-    "vmwrite rax, rsp",
-    "2:",
-    "test esi, esi",
-    "mov rax, [rdi + {gpr}]", "mov rcx, [rdi + {gpr} + 8]", "mov rdx, [rdi + {gpr} + 16]", "mov rbx, [rdi + {gpr} + 24]",
-    "mov rbp, [rdi + {gpr} + 40]", "mov rsi, [rdi + {gpr} + 48]", "mov r8, [rdi + {gpr} + 64]",
-    "mov r9, [rdi + {gpr} + 72]", "mov r10, [rdi + {gpr} + 80]", "mov r11, [rdi + {gpr} + 88]",
-    "mov r12, [rdi + {gpr} + 96]", "mov r13, [rdi + {gpr} + 104]", "mov r14, [rdi + {gpr} + 112]",
-    "mov r15, [rdi + {gpr} + 120]", "mov rdi, [rdi + {gpr} + 56]",
-    "jz 3f",
-    "vmresume",
-    "jmp 4f",
-    "3:",
-    "vmlaunch",
-    "4:",
-    "mov eax, 1",
-    "jmp 5f",
-    "moira_vmx_exit:",
-    "push rdi",
-    "mov rdi, [rsp + 8]",
-    "mov [rdi + {gpr}], rax", "mov [rdi + {gpr} + 8], rcx", "mov [rdi + {gpr} + 16], rdx", "mov [rdi + {gpr} + 24], rbx",
-    "mov [rdi + {gpr} + 40], rbp", "mov [rdi + {gpr} + 48], rsi", "mov [rdi + {gpr} + 64], r8",
-    "mov [rdi + {gpr} + 72], r9", "mov [rdi + {gpr} + 80], r10", "mov [rdi + {gpr} + 88], r11",
-    "mov [rdi + {gpr} + 96], r12", "mov [rdi + {gpr} + 104], r13", "mov [rdi + {gpr} + 112], r14",
-    "mov [rdi + {gpr} + 120], r15",
-    "pop rax",
-    "mov [rdi + {gpr} + 56], rax",
-    "xor eax, eax",
-    "5:",
-    "pop rdi", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
-    "ret",
-    gpr = const offset_of!(VcpuState, gpr),
-    host_rsp = const host::RSP,
-);
-
-/// Enters the guest of the current VMCS. True: the instruction failed and there was no entry.
+/// Enters the guest of the current VMCS. True: the instruction failed and there was no entry; the general registers in the
+/// page are then as they were.
+///
+/// Host RSP and RIP are written only when the stack pointer is another than last time (`host_rsp`). That is right because
+/// this function is one piece of code: it must not be inlined.
 ///
 /// # Safety
-/// The current VMCS's controls and host fields are right, and its host RIP is [`exit_address`].
-#[inline(always)]
-pub(super) unsafe fn enter(page: *mut VcpuState, launched: bool, host_rsp: &mut u64) -> bool {
-    // SAFETY: the caller's contract.
-    unsafe { moira_vmx_enter(page, launched.into(), host_rsp) != 0 }
-}
-
-/// Where exits arrive.
-pub(super) fn exit_address() -> u64 {
-    moira_vmx_exit as *const () as u64
+/// The current VMCS's controls and other host fields are right.
+#[inline(never)]
+pub(super) unsafe fn enter(page: *mut VcpuState, launched: &mut bool, host_rsp: &mut u64) -> bool {
+    let failed: u64;
+    // SAFETY: every general register is saved by hand or declared; an exit restores RSP from the VMCS; the memory clobber is
+    // the default.
+    unsafe {
+        asm!(
+            "push rbx", "push rbp", "push rsi", "push rdi",
+            "cmp rsp, [rdx]",
+            "je 2f",
+            "mov [rdx], rsp",
+            "mov eax, {host_rsp}",
+            "vmwrite rax, rsp",
+            "lea rcx, [rip + 5f]",
+            "mov eax, {host_rip}",
+            "vmwrite rax, rcx",
+            "2:",
+            "cmp byte ptr [rsi], 0",
+            "mov rax, [rdi + {gpr}]", "mov rcx, [rdi + {gpr} + 8]", "mov rdx, [rdi + {gpr} + 16]",
+            "mov rbx, [rdi + {gpr} + 24]", "mov rbp, [rdi + {gpr} + 40]", "mov rsi, [rdi + {gpr} + 48]",
+            "mov r8, [rdi + {gpr} + 64]", "mov r9, [rdi + {gpr} + 72]", "mov r10, [rdi + {gpr} + 80]",
+            "mov r11, [rdi + {gpr} + 88]", "mov r12, [rdi + {gpr} + 96]", "mov r13, [rdi + {gpr} + 104]",
+            "mov r14, [rdi + {gpr} + 112]", "mov r15, [rdi + {gpr} + 120]", "mov rdi, [rdi + {gpr} + 56]",
+            "je 3f",
+            "vmresume",
+            "jmp 4f",
+            "3:",
+            "vmlaunch",
+            "4:",
+            "pop rdi", "pop rsi", "mov eax, 1", "jmp 6f",
+            "5:",
+            "push rdi",
+            "mov rdi, [rsp + 8]",
+            "mov [rdi + {gpr}], rax", "mov [rdi + {gpr} + 8], rcx", "mov [rdi + {gpr} + 16], rdx",
+            "mov [rdi + {gpr} + 24], rbx", "mov [rdi + {gpr} + 40], rbp", "mov [rdi + {gpr} + 48], rsi",
+            "mov [rdi + {gpr} + 64], r8", "mov [rdi + {gpr} + 72], r9", "mov [rdi + {gpr} + 80], r10",
+            "mov [rdi + {gpr} + 88], r11", "mov [rdi + {gpr} + 96], r12", "mov [rdi + {gpr} + 104], r13",
+            "mov [rdi + {gpr} + 112], r14", "mov [rdi + {gpr} + 120], r15",
+            "pop rax", "mov [rdi + {gpr} + 56], rax",
+            "pop rdi", "pop rsi", "mov byte ptr [rsi], 1", "xor eax, eax",
+            "6:",
+            "pop rbp", "pop rbx",
+            gpr = const offset_of!(VcpuState, gpr),
+            host_rsp = const host::RSP,
+            host_rip = const host::RIP,
+            out("rax") failed, inout("rdi") page => _, inout("rsi") core::ptr::from_mut(launched) => _,
+            inout("rdx") core::ptr::from_mut(host_rsp) => _,
+            out("rcx") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+        );
+    }
+    failed != 0
 }
 
 /// Writes an MSR that the guest and the host see differently.

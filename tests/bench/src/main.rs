@@ -1,0 +1,77 @@
+//! Measures the kernel's paths, in TSC ticks: executed instructions under the deterministic machine of `cargo xtask bench`.
+//!
+//! One image, two tasks: `role=client` measures and prints a line `bench: {…}` for each figure; `role=server` answers. What a
+//! figure means stands in `docs/performance.md`.
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod ipc;
+mod memory;
+mod server;
+
+use alloc::{format, vec::Vec};
+use moira_rt::Env;
+
+moira_rt::entry!(main);
+
+/// Samples of one figure.
+const SAMPLES: usize = 1000;
+
+fn main(env: Env) {
+    match env.argument("role") {
+        Some("server") => server::run(env),
+        _ => client(env),
+    }
+}
+
+fn client(mut env: Env) {
+    let overhead = overhead();
+    let mut report = Report { overhead };
+    ipc::measure(&mut env, &mut report);
+    memory::measure(&mut env, &mut report);
+    log::info!("bench: done");
+}
+
+/// Prints figures.
+struct Report {
+    /// What taking the time costs.
+    overhead: u64,
+}
+
+impl Report {
+    /// Runs `once` a thousand times; it answers the ticks of one run, measured with [`time`].
+    fn figure(&mut self, name: &str, mut once: impl FnMut() -> u64) {
+        let mut samples: Vec<u64> = Vec::with_capacity(SAMPLES);
+        // The first rounds fill caches and tables that are made on demand.
+        for _ in 0..8 {
+            once();
+        }
+        for _ in 0..SAMPLES {
+            samples.push(once().saturating_sub(self.overhead));
+        }
+        samples.sort_unstable();
+        let at = |index: usize| samples.get(index).copied().unwrap_or(0);
+        let line = format!(
+            "bench: {{\"name\":\"{name}\",\"unit\":\"instructions\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{SAMPLES}}}",
+            at(0),
+            at(SAMPLES / 2),
+            at(SAMPLES - 1)
+        );
+        log::info!("{line}");
+    }
+}
+
+/// Ticks that `work` takes, the measuring included.
+#[inline(always)]
+fn time(work: impl FnOnce()) -> u64 {
+    let begin = moira_sys::now();
+    work();
+    moira_sys::now() - begin
+}
+
+fn overhead() -> u64 {
+    (0..64).map(|_| time(|| {})).min().unwrap_or(0)
+}
