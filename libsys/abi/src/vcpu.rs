@@ -278,7 +278,8 @@ pub struct VcpuState {
     pub address: u64,
     /// Exit: guest-linear address of a memory exit where the hardware tells it (VT-x), else 0.
     pub linear: u64,
-    /// Exit: length of the instruction in bytes; 0 if the hardware does not tell (QEMU's SVM): decode it.
+    /// Exit: length of the instruction in bytes; 0 if the hardware does not tell (QEMU's SVM): decode it. For
+    /// an exit caused by such an instruction, group CONTROL and the code segment are written, too.
     pub length: u64,
     /// Exit: bytes at RIP that the hardware fetched (SVM decode assists), number in `fetched_count`.
     pub fetched: [u8; 16],

@@ -166,8 +166,9 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         }
         code::MSR => {
             let exit = if block.exit_info1 & 1 != 0 { Exit::MsrWrite } else { Exit::MsrRead };
-            report(page, exit, 0, length(block));
-            exit
+            let length = length(block);
+            report(page, exit, 0, length);
+            return instruction(cpu, hw, page, exit, out, length);
         }
         code::VINTR => {
             let left = hw.shadow().request & !(request::INTERRUPT_WINDOW as u32);
@@ -189,8 +190,9 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         }
         number => {
             let exit = check::plain_exit_svm(number);
-            report(page, exit, if exit == Exit::Other { number } else { 0 }, length(block));
-            exit
+            let length = length(block);
+            report(page, exit, if exit == Exit::Other { number } else { 0 }, length);
+            return instruction(cpu, hw, page, exit, out, length);
         }
     };
     guest(cpu, hw, page, exit, out)
@@ -203,6 +205,16 @@ fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -
     let groups = default_groups(exit) | out & group::ALL;
     store_state(cpu, hw, page, groups);
     Outcome::Guest { exit, groups }
+}
+
+/// The same for an instruction of this length; if it is 0, with what the VMM needs to find and decode it.
+#[inline]
+fn instruction(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64, length: u64) -> Outcome {
+    if length != 0 {
+        return guest(cpu, hw, page, exit, out);
+    }
+    state::store_code_segment(vmcb(hw), page);
+    guest(cpu, hw, page, exit, out | group::CONTROL)
 }
 
 /// MOV to or from CR8 or a debug register; decode assists name the general register.

@@ -216,11 +216,18 @@ fn armed(hw: VcpuHw) -> Event {
     Event::from_svm(vmcb(hw).event_inject)
 }
 
+fn convert(from: &SvmSegment) -> Segment {
+    let rights = check::rights_from_svm(from.attributes);
+    Segment { selector: from.selector, rights, limit: from.limit, base: from.base, ..Segment::default() }
+}
+
+/// CS alone: what decoding an instruction takes of group SEGMENTS.
+#[inline]
+pub(super) fn store_code_segment(vmcb: &Vmcb, page: StatePage) {
+    put!(page, segment[seg::CS], convert(&vmcb.cs));
+}
+
 fn store_segments(vmcb: &Vmcb, page: StatePage) {
-    let convert = |from: &SvmSegment| {
-        let rights = check::rights_from_svm(from.attributes);
-        Segment { selector: from.selector, rights, limit: from.limit, base: from.base, ..Segment::default() }
-    };
     put!(page, segment[seg::ES], convert(&vmcb.es));
     put!(page, segment[seg::CS], convert(&vmcb.cs));
     put!(page, segment[seg::SS], convert(&vmcb.ss));
