@@ -5,7 +5,7 @@ use crate::{
     arch::{self, trap, virt::{self, Outcome, StatePage, VcpuHw}, vm},
     cap::{self, Slot},
     memory::{Obj, Object, Page},
-    percpu::Cpu,
+    percpu::{Cpu, attention},
     sched, smp, trace,
 };
 use core::{
@@ -301,7 +301,7 @@ fn own_vectors(cpu: &Cpu, vcpu: Obj<Vcpu>) {
     // SAFETY: nobody's state is in the registers.
     unsafe { virt::vector_restore(virt, vcpu.hw()) };
     cpu.vector_owner.set(Some(vcpu));
-    cpu.guest_state.set(true);
+    cpu.attention.fetch_or(attention::GUEST, Relaxed);
 }
 
 /// Another space is about to be loaded: nothing of a guest stays in registers that its tasks could see.
@@ -313,7 +313,7 @@ pub fn space_changes(cpu: &Cpu, _space: u64) {
         // SAFETY: the registers hold this vCPU's state on this CPU.
         unsafe { virt::vector_save(virt, owner.hw()) };
     }
-    cpu.guest_state.set(false);
+    cpu.attention.fetch_and(!attention::GUEST, Relaxed);
 }
 
 /// Walk's question about a thread in a guest: if its run is due to end, it is made ready with that exit.
