@@ -52,8 +52,9 @@ impl Cap {
         if self.word.is(ObjectType::Frame, rights) { Ok(self.word.address()) } else { Err(self.why_not(ObjectType::Frame)) }
     }
 
+    /// Why a capability is not one to this type with the rights that were asked for.
     #[cold]
-    fn why_not(self, kind: ObjectType) -> Error {
+    pub fn why_not(self, kind: ObjectType) -> Error {
         if self.word.is_empty() {
             Error::Empty
         } else if self.word.kind_code() != kind as u8 {
