@@ -102,7 +102,7 @@ impl Obj<Notification> {
 pub fn retire(cpu: &Cpu, notification: Obj<Notification>) {
     notification.header.life.store(life::RETIRING, Release);
     let Some(thread) = notification.waiter() else { return };
-    if thread.header.life() == life::ACTIVE && thread.header.home() != cpu.index {
+    if matches!(thread.header.life(), life::ACTIVE | life::RETIRING) && thread.header.home() != cpu.index {
         smp::post_thread(thread, smp::mail::PEER_GONE);
         return;
     }
