@@ -112,6 +112,9 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
         return Err(Error::Revoking);
     }
     allowed(untyped, kind)?;
+    if kind == ObjectType::AddressSpace {
+        address_space::numbers_left(count)?;
+    }
     let table = caller.table()?;
     for i in 0..count {
         table.empty_slot(first_slot.wrapping_add(i))?;
@@ -287,7 +290,13 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         // SAFETY: the lower part of an untyped holds objects with headers, and zeroes between them.
         let header = unsafe { Obj::<Header>::at(at) };
         match ObjectType::from_code(header.kind.load(Relaxed)) {
-            None => untyped.cursor.set(at + 64),
+            None => {
+                // A gap before an aligned object; long ones must not make one hold of the lock long.
+                untyped.cursor.set(at + 64);
+                if at & 0x7c0 == 0 {
+                    *budget -= 1;
+                }
+            }
             Some(ObjectType::Untyped) => {
                 *budget -= 1;
                 // SAFETY: the header says so.
