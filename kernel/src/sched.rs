@@ -301,6 +301,20 @@ pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     }
 }
 
+/// A chain of calls is cut above `first`, or the account it works for dies: whoever served that account works for its own
+/// from now on. No thread may name an account that can die unseen.
+pub fn disown(first: Obj<Thread>, account: Option<Obj<SchedContext>>) {
+    let mut at = Some(first);
+    // Levels rise along a chain.
+    for _ in 0..8 {
+        let Some(thread) = at else { return };
+        if thread.beneficiary.get() == account {
+            thread.beneficiary.set(thread.context.get());
+        }
+        at = thread.server.get();
+    }
+}
+
 /// Stops a thread wherever it is. What it waits for is let go of; what it serves stays.
 pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
     match thread.state.get() {
@@ -315,6 +329,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
             if let Some(server) = thread.server.take() {
                 server.caller.set(None);
                 server.caller_gone.set(true);
+                disown(server, thread.beneficiary.get());
             }
             if !thread.fault_call.replace(false) {
                 thread.set_status(Err(Error::PeerGone));

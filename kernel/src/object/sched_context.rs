@@ -119,9 +119,7 @@ pub fn retire(context: Obj<SchedContext>, home: &crate::percpu::Cpu) {
     home.cut_context(context);
     if let Some(thread) = context.thread.get() {
         thread.context.set(None);
-        if thread.beneficiary.get() == Some(context) {
-            thread.beneficiary.set(None);
-        }
+        crate::sched::disown(thread, Some(context));
     }
     context.thread.set(None);
 }
