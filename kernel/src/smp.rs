@@ -127,6 +127,11 @@ pub fn post_cpu(cpu: &Cpu, message: u32) {
     arch::apic::interrupt_cpu(cpu.apic_id.get());
 }
 
+/// Has a CPU act on its messages.
+pub fn collect(index: u32) {
+    arch::apic::interrupt_cpu(percpu::by_index(index).apic_id.get());
+}
+
 /// Whether anything waits for this CPU.
 pub fn has_mail(cpu: &Cpu) -> bool {
     cpu.mailbox.load(SeqCst) != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
@@ -154,11 +159,15 @@ fn drain_all(cpu: &'static Cpu) {
     let mut at = cpu.mailbox.swap(0, SeqCst);
     // One pass: what arrives meanwhile interrupts again.
     while at != 0 {
-        // SAFETY: objects with messages stay until these are acted upon (revoke waits for RETIRE to be acknowledged).
+        // SAFETY: objects with messages stay until these are taken (revoke looks for both, RETIRE acknowledged and no mail left).
         let header = unsafe { Obj::<Header>::at(at) };
         at = header.mail_next.load(Relaxed);
+        // Once its mail is taken a dead object may become something else at any moment.
+        let dead = header.life() == life::DEAD;
         let messages = header.mail.swap(0, SeqCst);
-        receive(cpu, header, messages);
+        if !dead {
+            receive(cpu, header, messages);
+        }
     }
 }
 

@@ -69,7 +69,10 @@ impl Obj<Notification> {
             None => false,
             Some(thread) if thread.header.home() == cpu.index => sched::wake(cpu, thread),
             Some(thread) => {
-                smp::post_thread(thread, smp::mail::WAKE);
+                // An inactive one has no CPU yet; it looks at the bits when it comes to wait.
+                if thread.header.life() == life::ACTIVE {
+                    smp::post_thread(thread, smp::mail::WAKE);
+                }
                 false
             }
         }

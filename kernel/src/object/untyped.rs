@@ -30,7 +30,8 @@ mod phase {
     pub const RETIRE: u8 = 3;
     pub const AWAIT: u8 = 4;
     pub const GRACE: u8 = 5;
-    pub const ZERO: u8 = 6;
+    pub const MAIL: u8 = 6;
+    pub const ZERO: u8 = 7;
 }
 
 /// The control block.
@@ -233,8 +234,15 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         }
         phase::GRACE => {
             grace(untyped)?;
-            untyped.cursor.set(untyped.base.get());
-            untyped.phase.set(phase::ZERO);
+            begin_walk(untyped);
+            untyped.phase.set(phase::MAIL);
+        }
+        phase::MAIL => {
+            // Whoever read a link to a thread before it died may have left a message in its CPU's mailbox. Nobody sends more.
+            if walk(cpu, untyped, &mut { 16 }, without_mail)? {
+                untyped.cursor.set(untyped.base.get());
+                untyped.phase.set(phase::ZERO);
+            }
         }
         _ => return zero(untyped),
     }
@@ -320,6 +328,14 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         }
     }
     Ok(true)
+}
+
+fn without_mail(_: &Cpu, header: Obj<Header>, _: &mut u32) -> Result<bool, Error> {
+    if header.mail.load(Acquire) == 0 {
+        return Ok(true);
+    }
+    smp::collect(header.home());
+    Err(Error::Retiring)
 }
 
 fn is_dead(header: Obj<Header>) -> bool {
