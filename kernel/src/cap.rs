@@ -2,7 +2,7 @@
 
 use crate::{
     memory::{Obj, Object},
-    object::{address_space, cap_table::CapTable},
+    object::{address_space, cap_table::CapTable, vcpu},
 };
 use core::{
     cell::Cell,
@@ -13,6 +13,9 @@ use moira_kernel_core::{
     capword::CapWord,
     derivation::{self, Links},
 };
+
+/// Mark of a vCPU's slot for its state page.
+pub const STATE_PAGE: u16 = 2;
 
 const LINK: u64 = (1 << 48) - 1;
 
@@ -230,6 +233,9 @@ pub fn remove(at: Obj<Slot>) {
     }
     at.clear();
     derivation::unlink(&SlotLinks, at.physical());
+    if at.mark() == STATE_PAGE {
+        vcpu::state_page_gone(at);
+    }
     at.set_mark(0);
 }
 

@@ -249,6 +249,11 @@ pub fn flush_space(space: Obj<AddressSpace>) {
     flush_where(|cpu| cpu.has_loaded(space));
 }
 
+/// One CPU drops what it has loaded, a guest that runs included.
+pub fn flush_cpu(index: u32) {
+    flush_where(|cpu| cpu.index == index);
+}
+
 fn flush_where(loaded: impl Fn(&Cpu) -> bool) {
     if percpu::count() == 1 {
         return;
