@@ -176,6 +176,15 @@ impl Cpu {
         }
     }
 
+    /// The context that a window names, if it still lives here.
+    #[inline(always)]
+    pub fn window_owner(&self, owner: u64) -> Option<Obj<SchedContext>> {
+        let (address, index) = (owner & !511, owner as usize & 511);
+        let living = address != 0 && self.contexts.get(index)?.load(Acquire) == address;
+        // SAFETY: contexts are taken out of the list on this CPU before they die.
+        living.then(|| unsafe { Obj::at(address) })
+    }
+
     /// The plan that replaces the current one.
     pub fn next_plan(&self) -> Option<Obj<Plan>> {
         let next = self.next_plan.load(Acquire);
@@ -197,12 +206,6 @@ impl Cpu {
             }
         }
         let _ = self.next_scheduler.compare_exchange(context.physical(), 0, AcqRel, Relaxed);
-        for plan in [self.plan.get(), self.next_plan()].into_iter().flatten() {
-            let mut at = Some(0);
-            while let Some(from) = at {
-                at = plan.cut(context.physical(), from, 64);
-            }
-        }
         if let Some(scheduler) = self.scheduler.get()
             && let Some(thread) = scheduler.thread.get()
         {

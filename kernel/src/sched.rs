@@ -258,9 +258,7 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     let mut position = cpu.position.get();
     let stretch = plan::advance(&mut position, plan.length.get(), plan.count.get() as usize, now, |i| plan.window(i));
     cpu.position.set(position);
-    let owner = stretch.owner.filter(|owner| *owner != 0);
-    // SAFETY: windows name live contexts: a context that dies is cut out of the plans of its CPU.
-    (owner.map(|owner| unsafe { Obj::at(owner) }), stretch.until)
+    (stretch.owner.and_then(|owner| cpu.window_owner(owner)), stretch.until)
 }
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
