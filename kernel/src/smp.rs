@@ -209,6 +209,11 @@ pub fn enter_kernel(cpu: &Cpu) {
     cpu.epoch.fetch_add(1, SeqCst);
 }
 
+/// Whether a CPU counts as outside of the kernel.
+pub fn is_outside(cpu: &Cpu) -> bool {
+    cpu.epoch.load(Relaxed) & 1 == 0
+}
+
 /// Kernel exit of such paths: nothing read from a slot is used after this.
 #[inline(always)]
 pub fn leave_kernel(cpu: &Cpu) {

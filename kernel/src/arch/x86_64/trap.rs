@@ -1,7 +1,7 @@
 //! Exceptions and interrupts, from user mode and from the few places in the kernel where interrupts are let in.
 
 use super::{apic, paging};
-use crate::{ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, trace};
+use crate::{ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, smp, trace};
 
 /// From user mode (`entry.s`): answers the thread to resume.
 #[unsafe(no_mangle)]
@@ -46,7 +46,16 @@ pub fn interrupt(cpu: &Cpu, vector: u8) {
 #[unsafe(no_mangle)]
 extern "C" fn kernel_trap(vector: u64, frame: *const u64, saved: *const u64) {
     if vector >= 32 {
-        interrupt(super::cpu(), vector as u8);
+        let cpu = super::cpu();
+        // A halted CPU counts as outside of the kernel; what the handler touches must not be reused under it.
+        let halted = smp::is_outside(cpu);
+        if halted {
+            smp::enter_kernel(cpu);
+        }
+        interrupt(cpu, vector as u8);
+        if halted {
+            smp::leave_kernel(cpu);
+        }
         return;
     }
     if vector == 1 {
