@@ -31,6 +31,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 const ADDRESS: u64 = (1 << 48) - 1;
 /// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation.
 const UNMAPPING: u16 = 1;
+/// Mark of a slot whose entry was narrowed likewise; the rights and the cache mode that were asked for stand above it.
+const PROTECTING: u16 = 4;
 
 /// An address space: 256 bytes.
 #[repr(C)]
@@ -273,10 +275,19 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
     if cap.badge == 0 || cap.badge >> 36 != space.id.get() || slot.mark() == UNMAPPING {
         return Err(Error::NotMapped);
     }
-    if !change(space, cap, Some((rights, cache))) {
-        return Err(Error::NotMapped);
+    let asked = PROTECTING | (rights.0 as u16) << 8 | (cache as u16) << 4;
+    if slot.mark() != asked {
+        if !change(space, cap, Some((rights, cache))) {
+            return Err(Error::NotMapped);
+        }
+        slot.set_mark(asked);
     }
-    if smp::flushes_pending() { Err(Error::Retiring) } else { Ok(()) }
+    // Coming back for the flushes must not begin them anew.
+    if smp::flushes_pending() {
+        return Err(Error::Retiring);
+    }
+    slot.set_mark(0);
+    Ok(())
 }
 
 /// Replaces or removes the entry of a mapped frame and starts the flushes. Answers whether there was an entry.
