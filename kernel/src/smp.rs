@@ -54,8 +54,8 @@ static HOLDER: AtomicU32 = AtomicU32::new(FREE);
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
 /// Tries to take the structural lock. On failure the system call is run again from user mode: interrupts, and a window that
-/// begins meanwhile, come first. A CPU that wants it is served in turn: a holder hands over to the next one that wants it and
-/// is still polling.
+/// begins meanwhile, come first. Nothing is handed over and nobody is served in turn
+/// (`docs/decisions/0005-structural-lock-by-trying.md`).
 pub fn try_lock(cpu: &Cpu) -> bool {
     for _ in 0..64 {
         match HOLDER.compare_exchange(FREE, cpu.index, Acquire, Relaxed) {
