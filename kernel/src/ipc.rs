@@ -443,10 +443,17 @@ pub fn signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match notification(thread, Rights::SIGNAL) {
         Ok((target, bits)) => {
             thread.set_status(Ok(()));
-            if target.signal(cpu, bits) { sched::run_next(cpu) } else { thread }
+            target.set(bits);
+            if target.waiter().is_some() { tell(cpu, thread, target) } else { thread }
         }
         Err(error) => done(thread, Err(error)),
     }
+}
+
+/// Wakes the waiter of a notification; answers who runs next.
+#[inline(never)]
+fn tell(cpu: &'static Cpu, thread: Obj<Thread>, target: Obj<Notification>) -> Obj<Thread> {
+    if target.wake(cpu) { sched::run_next(cpu) } else { thread }
 }
 
 /// `wait`.

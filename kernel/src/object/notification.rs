@@ -61,10 +61,15 @@ impl Notification {
 }
 
 impl Obj<Notification> {
-    /// Sets bits and wakes the waiter. Answers whether this CPU has to choose again.
+    /// Sets bits. The waiter has to be looked at after this ([`Obj::wake`]).
     #[inline(always)]
-    pub fn signal(self, cpu: &Cpu, bits: u64) -> bool {
+    pub fn set(self, bits: u64) {
         self.bits.fetch_or(bits, SeqCst);
+    }
+
+    /// Wakes the waiter. Answers whether this CPU has to choose again.
+    #[inline(always)]
+    pub fn wake(self, cpu: &Cpu) -> bool {
         match self.waiter() {
             None => false,
             Some(thread) if thread.header.home() == cpu.index => sched::wake(cpu, thread),
@@ -76,6 +81,13 @@ impl Obj<Notification> {
                 false
             }
         }
+    }
+
+    /// Sets bits and wakes the waiter. Answers whether this CPU has to choose again.
+    #[inline(always)]
+    pub fn signal(self, cpu: &Cpu, bits: u64) -> bool {
+        self.set(bits);
+        self.wake(cpu)
     }
 
     /// Makes a thread the waiter. Fails if another one is.

@@ -69,6 +69,10 @@ entry_syscall:
     je syscall_call
     cmp al, 2
     je syscall_reply_receive
+    cmp al, 6
+    je syscall_signal
+    cmp al, 9
+    je syscall_run
     jmp syscall
 
 .balign 64
