@@ -58,7 +58,9 @@ fn load(cpu: &Cpu, address: u64) -> bool {
     if cpu.attention.load(Relaxed) & attention::GUEST != 0 {
         crate::object::vcpu::space_changes(cpu, address);
     }
-    cpu.loaded_space.store(address, Relaxed);
+    // Exchanged, not stored: seen by others before the root is read, so that whoever retires the space finds it loaded here
+    // or has this CPU find the kernel's tables in its place.
+    cpu.loaded_space.swap(address, SeqCst);
     arch::paging::load(space.load.get());
     true
 }

@@ -97,9 +97,20 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
         cap::remove(Obj::from_ref(&vcpu.state));
         return Err(error);
     }
+    Obj::from_ref(&vcpu.state).set_mark(cap::STATE_PAGE);
     vcpu.header.home.store(home.index, Relaxed);
     vcpu.header.life.store(life::ACTIVE, Release);
     Ok(())
+}
+
+/// The capability in a vCPU's slot for its state page was removed. A guest that runs now will leave its registers there when
+/// it exits, and no grace period waits for guests: it is made to exit, and the flush that this counts as keeps the memory.
+pub fn state_page_gone(slot: Obj<Slot>) {
+    // SAFETY: the slot lies in the first page of a vCPU, which is aligned to its size.
+    let vcpu: Obj<Vcpu> = unsafe { Obj::at(slot.physical() & !4095) };
+    if vcpu.header.life() != life::INACTIVE {
+        smp::flush_cpu(vcpu.header.home());
+    }
 }
 
 /// `set_space`: W0 guest space.
