@@ -76,7 +76,7 @@ fn guest_space(caller: Obj<Thread>, index: u64) -> Result<Obj<AddressSpace>, Err
     if space.root.get() == 0 { Err(Error::NoMemory) } else { Ok(space) }
 }
 
-/// `configure`: W0 state-page frame, W1 guest space, W2 CPU.
+/// `configure`: W0 state-page frame, W1 guest space, W2 CPU (0: the caller's).
 pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
     if vcpu.header.life() != life::INACTIVE {
         return Err(Error::Active);
@@ -88,7 +88,8 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
         return Err(Error::BadArgument);
     }
     guest_space(caller, caller.word(1))?;
-    let home = cpu::named(caller, caller.word(2), Rights(0))?;
+    // Where its only user lives needs no capability.
+    let home = if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
     if home.virt.get().is_null() {
         return Err(Error::NoHardware);
     }
