@@ -324,7 +324,7 @@ pub const fn port_from_vmx(qualification: u64) -> PortIo {
 #[must_use]
 pub const fn access_from_svm(info: u64) -> u64 {
     use vcpu::access::{FETCH, PRESENT, WALK, WRITE};
-    (info >> 1 & 1) * WRITE | (info >> 4 & 1) * FETCH | (info & 1) * PRESENT | (info >> 33 & 1) * WALK
+    (info >> 1 & 1) * WRITE | (info >> 4 & 1) * FETCH | (info & 1) * PRESENT | ((info >> 33 & 1) * WALK)
 }
 
 /// [`vcpu::access`] from VT-x's EPT-violation qualification (SDM table 27-7).
