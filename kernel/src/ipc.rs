@@ -14,7 +14,7 @@ use crate::{
         thread::{Dispatch, State, Thread, reg},
     },
     percpu::Cpu,
-    sched, smp, switch, trace,
+    panic, sched, smp, switch, trace,
 };
 use moira_abi::{Error, FrameSize, MESSAGE_CAPS, ObjectType, Rights, Tag, fault, time};
 
@@ -260,6 +260,10 @@ fn unhandled(thread: Obj<Thread>) {
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
+    // Nobody could ever mend or restart the root task: its fault is the end.
+    if crate::boot::is_root(thread) {
+        panic::root_fault(thread);
+    }
 }
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.

@@ -1,6 +1,6 @@
 //! The crash record: registers, CPU, current objects, the last trace events, a call stack; then the end.
 
-use crate::{arch, log::emergency, percpu, trace};
+use crate::{arch, log::emergency, memory::Obj, object::thread::Thread, trace};
 use core::panic::PanicInfo;
 
 #[panic_handler]
@@ -34,6 +34,16 @@ pub fn exception(vector: u64, frame: *const u64, saved: *const u64) -> ! {
     record(word(5))
 }
 
+/// The root task faulted.
+pub fn root_fault(thread: Obj<Thread>) -> ! {
+    emergency(format_args!("moira: the root task cannot go on"));
+    for (i, name) in ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"].iter().enumerate() {
+        emergency(format_args!("  {name} {:#x}", thread.regs[i].get()));
+    }
+    crate::log!("moira: system ended: failed: the root task faulted");
+    arch::end(1)
+}
+
 fn record(stack: u64) -> ! {
     let at = if stack == 0 { &raw const stack as u64 } else { stack };
     if crate::boot::is_up() {
@@ -47,7 +57,6 @@ fn record(stack: u64) -> ! {
             let event = cpu.trace.events[number as usize % trace::EVENTS].get();
             emergency(format_args!("  trace {} {} {:#x} {:#x}", event.time, event.kind & 0xffff_ffff, event.a, event.b));
         }
-        let _ = percpu::count();
     }
     let mut number = 1;
     for offset in 0..256 {

@@ -150,11 +150,11 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
             State::InDispatch => {
                 let d = thread.dispatch.get();
                 if d.token != cpu.sequence.get() {
-                    end_dispatch(thread, dispatch::NEWS, 0, 0);
+                    end_dispatch(thread, dispatch::NEWS, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 if d.until != 0 && d.until <= now {
-                    end_dispatch(thread, dispatch::UNTIL, 0, 0);
+                    end_dispatch(thread, dispatch::UNTIL, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 return Walked::Blocked(thread, d.until);
@@ -165,8 +165,8 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     Walked::Gone
 }
 
-fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64) {
-    thread.answer3(code, w1, w2);
+fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
+    thread.answer4(code, w1, w2, w3);
     thread.finish(Ok(()));
 }
 
@@ -231,16 +231,16 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
                 return None;
             }
             let context = thread.dispatch.get().context?;
-            let (w1, w2) = match walk(cpu, context, now) {
+            let (w1, w2, w3) = match walk(cpu, context, now) {
                 Walked::Run(runner) => return Some((context, runner)),
                 Walked::Blocked(at, until) => {
                     watch(cpu, context, at, until);
                     let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
-                    (kind as u64, until)
+                    (kind as u64, until, number(at) as u64)
                 }
-                Walked::Gone => (blocked::GONE as u64, 0),
+                Walked::Gone => (blocked::GONE as u64, 0, 0),
             };
-            end_dispatch(thread, dispatch::BLOCKED, w1, w2);
+            end_dispatch(thread, dispatch::BLOCKED, w1, w2, w3);
             return Some((scheduler, thread));
         }
         Walked::Gone => {}
@@ -323,7 +323,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
         }
         State::Calling => thread.restart_call(),
         State::InGuest => crate::object::vcpu::leave(thread, moira_abi::vcpu::Exit::Kicked),
-        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0),
+        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0, 0),
         _ => {}
     }
     thread.state.set(State::Stopped);

@@ -30,7 +30,7 @@ pub fn main(global: &Global) -> Result<ExitCode> {
 
     check(
         "format",
-        toolchain::rustup_cargo().args(["fmt", "--all", "--check"]),
+        toolchain::rustup_cargo().args(["fmt", "--all", "--check", "--", "-l"]),
     )?;
     check(
         "lints of host crates",

@@ -2,8 +2,10 @@
 //!
 //! | capability | what for |
 //! | --- | --- |
-//! | `ports` | the UART's eight ports |
-//! | `interrupt` | optional: its interrupt, bound to this task's notification; without it input is looked for at each request and every 20 ms |
+//! | `ports` or `uart` | the UART's eight ports |
+//! | `interrupt` or `uart-irq` | optional: its interrupt, bound to this task's notification; without it input is looked for every 20 ms |
+//!
+//! Input is also looked for at each request, so that the task may be passive: it then runs on its clients' time only.
 //!
 //! Arguments: `port=0x3f8` (the first port), `name.N=NAME` (name of the client with number N), `raw=N` (client N's lines carry no
 //! name). Ctrl-] gives the input to the next client.
@@ -74,8 +76,11 @@ fn main(env: Env) {
     // Without a line there is nobody to tell; the panic text reaches the supervisor.
     let ports = env
         .capability::<IoPorts>("ports")
+        .or_else(|| env.capability("uart"))
         .expect("the manifest grants `ports`");
-    let interrupt = env.capability::<Interrupt>("interrupt");
+    let interrupt = env
+        .capability::<Interrupt>("interrupt")
+        .or_else(|| env.capability("uart-irq"));
     let mut uart = Uart(Ports {
         ports,
         first: first_port(&env),
@@ -140,9 +145,7 @@ impl Server {
             Event::Call(call) => {
                 let reply = self.answer(&call);
                 self.drop_capabilities(&call);
-                if self.interrupt.is_none() {
-                    self.read_line();
-                }
+                self.read_line();
                 self.flush();
                 // Last, because the bytes of the answer lie in the message buffer.
                 let reply = self.fill(reply);

@@ -27,10 +27,9 @@ impl MessageBuffer {
     /// the buffer of the thread that uses this value, and no other value or reference covers it.
     #[must_use]
     pub const unsafe fn new(address: u64) -> MessageBuffer {
-        MessageBuffer {
-            // SAFETY: not null by this function's contract.
-            base: unsafe { NonNull::new_unchecked(address as *mut u8) },
-        }
+        // SAFETY: not null by this function's contract.
+        let base = unsafe { NonNull::new_unchecked(address as *mut u8) };
+        MessageBuffer { base }
     }
 
     /// Copies `bytes` to the start of the buffer, at most [`Self::BYTES`]; answers how many. That number goes into
