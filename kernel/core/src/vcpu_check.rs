@@ -84,6 +84,11 @@ pub const fn canonical(address: u64) -> bool {
     (address as i64) << 16 >> 16 == address as i64
 }
 
+/// `flag` if the bit is set.
+const fn flag(value: u64, bit: u32, flag: u64) -> u64 {
+    (value >> bit & 1) * flag
+}
+
 const fn reserved(ok: bool) -> Result<(), u64> {
     if ok { Ok(()) } else { Err(invalid::RESERVED) }
 }
@@ -291,7 +296,7 @@ pub const fn rights_to_svm(rights: u32) -> u16 {
 #[must_use]
 pub const fn rights_from_svm(attributes: u16) -> u32 {
     let attributes = attributes as u32;
-    let unusable = if attributes & 0x80 == 0 { UNUSABLE } else { 0 };
+    let unusable = (!attributes & 0x80) << 9;
     attributes & 0xff | (attributes & 0xf00) << 4 | unusable
 }
 
@@ -324,16 +329,16 @@ pub const fn port_from_vmx(qualification: u64) -> PortIo {
 #[must_use]
 pub const fn access_from_svm(info: u64) -> u64 {
     use vcpu::access::{FETCH, PRESENT, WALK, WRITE};
-    (info >> 1 & 1) * WRITE | (info >> 4 & 1) * FETCH | (info & 1) * PRESENT | ((info >> 33 & 1) * WALK)
+    flag(info, 1, WRITE) | flag(info, 4, FETCH) | flag(info, 0, PRESENT) | flag(info, 33, WALK)
 }
 
 /// [`vcpu::access`] from VT-x's EPT-violation qualification (SDM table 27-7).
 #[must_use]
 pub const fn access_from_vmx(qualification: u64) -> u64 {
     use vcpu::access::{FETCH, PRESENT, WALK, WRITE};
-    let present = (qualification & 0x38 != 0) as u64;
-    let walk = (qualification & 0x180 == 0x80) as u64;
-    (qualification >> 1 & 1) * WRITE | (qualification >> 2 & 1) * FETCH | present * PRESENT | walk * WALK
+    let present = if qualification & 0x38 != 0 { PRESENT } else { 0 };
+    let walk = if qualification & 0x180 == 0x80 { WALK } else { 0 };
+    flag(qualification, 1, WRITE) | flag(qualification, 2, FETCH) | present | walk
 }
 
 /// Task-switch qualification in VT-x's format (selector; bits 30–31: CALL, IRET, JMP, gate) from SVM's EXITINFO

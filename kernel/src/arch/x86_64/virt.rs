@@ -34,7 +34,7 @@ pub use cpu::CpuVirt;
 pub(super) use cpu::{TableRegister, Tags, cpuid, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl};
 pub use page::StatePage;
 pub(super) use page::{
-    get, put, read_control, read_debug, read_inject, read_msrs, read_rip, read_segments, read_tables, read_tsc_xcr, report,
+    get, put, put_segment, read_control, read_debug, read_inject, read_msrs, read_rip, read_segments, read_tables, read_tsc_xcr, report,
     set_slow, store_shadow,
 };
 pub use vector::{guest_xcr0, vector_restore, vector_save};
@@ -183,6 +183,15 @@ pub fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
         Vendor::Svm => svm::store_state(cpu, hw, page, mask),
         Vendor::Vmx => vmx::store_state(cpu, hw, page, mask),
     }
+}
+
+/// Turns a run that nothing in the guest ended into an exit (`Until`, `Kicked`): writes what every exit writes, and its groups.
+pub fn end_run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -> u64 {
+    page::report(page, exit, 0, 0);
+    put!(page, delivering, 0);
+    let groups = check::default_groups(exit) | out & moira_abi::vcpu::group::ALL;
+    store_state(cpu, hw, page, groups);
+    groups
 }
 
 /// Enters the guest, comes back and classifies. `out`: groups that the VMM wants beyond the default of the exit.

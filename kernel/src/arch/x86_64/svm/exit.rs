@@ -4,7 +4,7 @@ use moira_kernel_core::vcpu_check::{self as check, Event, default_groups};
 
 use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl};
 use super::state::{self, store_state};
-use super::vmcb::Vmcb;
+use super::vmcb::{Clean, Vmcb};
 use super::{TF, vmcb};
 
 /// Exit codes (APM 2 appendix C) that are looked at here.
@@ -119,6 +119,7 @@ fn finish_step(hw: VcpuHw) -> bool {
     let only_step = block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS == DR6_BS && shadow.stepped_flag == 0;
     if only_step {
         block.dr6 &= !DR6_BS;
+        block.clean.remove(Clean::DEBUG);
     }
     only_step
 }
@@ -145,6 +146,12 @@ fn length(block: &Vmcb) -> u64 {
     if block.next_rip == 0 { 0 } else { block.next_rip.wrapping_sub(block.rip) & 15 }
 }
 
+/// What the VMM needs to find the length, if [`length`] is 0.
+#[inline]
+fn unknown_length(block: &Vmcb) -> u64 {
+    if block.next_rip == 0 { group::CONTROL } else { 0 }
+}
+
 #[inline]
 fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let block = vmcb(hw);
@@ -167,7 +174,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         code::MSR => {
             let exit = if block.exit_info1 & 1 != 0 { Exit::MsrWrite } else { Exit::MsrRead };
             report(page, exit, 0, length(block));
-            exit
+            return guest(cpu, hw, page, exit, out | unknown_length(block));
         }
         code::VINTR => {
             let left = hw.shadow().request & !(request::INTERRUPT_WINDOW as u32);
@@ -190,7 +197,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         number => {
             let exit = check::plain_exit_svm(number);
             report(page, exit, if exit == Exit::Other { number } else { 0 }, length(block));
-            exit
+            return guest(cpu, hw, page, exit, out | unknown_length(block));
         }
     };
     guest(cpu, hw, page, exit, out)

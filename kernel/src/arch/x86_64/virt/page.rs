@@ -157,6 +157,18 @@ pub(in super::super) fn read_inject(page: StatePage) -> Result<(Event, u32), u64
     Ok((event, get!(page, request) as u32 & 3))
 }
 
+/// Writes a segment register: three words, rather than six fields.
+#[inline(always)]
+pub(in super::super) fn put_segment(page: StatePage, index: usize, selector: u16, rights: u32, limit: u32, base: u64) {
+    const _: () = assert!(size_of::<Segment>() == 24 && core::mem::offset_of!(Segment, rights) == 4);
+    let words = [u64::from(selector) | u64::from(rights) << 32, u64::from(limit), base];
+    // SAFETY: `StatePage::new`'s contract; the index is below eight, and a `Segment` is these three words.
+    unsafe {
+        let first = core::ptr::addr_of_mut!((*page.pointer()).segment).cast::<[u64; 3]>().add(index & 7).cast::<u64>();
+        (0..3).for_each(|word| first.add(word).write_volatile(words[word]));
+    }
+}
+
 /// What of groups DEBUG and TSC_XCR is the same on both vendors.
 pub(in super::super) fn store_shadow(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     let shadow = hw.shadow();
