@@ -116,7 +116,8 @@ fn finish_step(hw: VcpuHw) -> bool {
         return false;
     }
     state::set_nmi(hw, Nmi::Open);
-    let only_step = block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS == DR6_BS && shadow.stepped_flag == 0;
+    // Bochs exits before it sets DR6.
+    let only_step = block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS & !DR6_BS == 0 && shadow.stepped_flag == 0;
     if only_step {
         block.dr6 &= !DR6_BS;
         block.clean.remove(Clean::DEBUG);
@@ -191,7 +192,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         number @ code::EXCEPTION..=code::EXCEPTION_LAST => {
             report(page, Exit::Exception, number - code::EXCEPTION, 0);
             put!(page, error_code, block.exit_info1 & 0xffff_ffff);
-            put!(page, address, if number == code::DB { block.dr6 & DR6_CONDITIONS } else { block.exit_info2 });
+            put!(page, address, if number == code::DB { debug_conditions(block) } else { block.exit_info2 });
             Exit::Exception
         }
         number => {
@@ -227,6 +228,12 @@ fn register_move(cpu: &CpuVirt, block: &Vmcb, page: StatePage) -> Exit {
     };
     report(page, exit, register | read | gpr, length(block));
     exit
+}
+
+/// What a debug exception sets in DR6. Bochs exits before it does so: then a set TF is the likely cause.
+fn debug_conditions(block: &Vmcb) -> u64 {
+    let conditions = block.dr6 & DR6_CONDITIONS;
+    if conditions == 0 && block.rflags & TF != 0 { DR6_BS } else { conditions }
 }
 
 fn store_fetched(cpu: &CpuVirt, block: &Vmcb, page: StatePage) {
