@@ -10,7 +10,7 @@ use crate::{
         endpoint::Endpoint,
         life,
         notification::Notification,
-        thread::{Dispatch, State, Thread, reg},
+        thread::{self, Dispatch, State, Thread, reg},
     },
     percpu::Cpu,
     sched, smp, switch, trace,
@@ -253,6 +253,10 @@ fn unhandled(thread: Obj<Thread>) {
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
+    if thread::is_root(thread) {
+        crate::log!("moira: system ended: failed: the root task died");
+        crate::arch::end(1);
+    }
 }
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.
