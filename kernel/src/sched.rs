@@ -222,15 +222,16 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
                 return None;
             }
             let context = thread.dispatch.get().context?;
-            let (w1, w2) = match walk(cpu, context, now) {
+            let (w1, w2, w3) = match walk(cpu, context, now) {
                 Walked::Run(runner) => return Some((context, runner)),
                 Walked::Blocked(at, until) => {
                     watch(cpu, context, at, until);
                     let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
-                    (kind as u64, until)
+                    (kind as u64, until, number(at) as u64)
                 }
-                Walked::Gone => (blocked::GONE as u64, 0),
+                Walked::Gone => (blocked::GONE as u64, 0, 0),
             };
+            thread.set_word(3, w3);
             end_dispatch(thread, dispatch::BLOCKED, w1, w2);
             return Some((scheduler, thread));
         }

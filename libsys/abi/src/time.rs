@@ -8,7 +8,8 @@ pub mod dispatch {
     pub const NEWS: u64 = 1;
     /// `until` passed.
     pub const UNTIL: u64 = 2;
-    /// The dispatched context is blocked. W1: [`blocked`](super::blocked) kind, W2: its deadline or 0.
+    /// The dispatched context is blocked. W1: [`blocked`](super::blocked) kind, W2: its deadline or 0, W3: number of
+    /// the thread at which it is blocked, as the news log will carry it.
     pub const BLOCKED: u64 = 3;
 }
 
