@@ -8,10 +8,18 @@ use crate::{
 };
 use core::{
     cell::Cell,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
 use moira_abi::{ObjectType, time::{STATUS_CONTEXTS, StatusPage}};
 use moira_kernel_core::plan::Position;
+
+/// Bits of `Cpu::attention`.
+pub mod attention {
+    /// The trace is on.
+    pub const TRACE: u8 = 1;
+    /// A guest's state is still in registers that only its own VMM may run with.
+    pub const GUEST: u8 = 2;
+}
 
 /// Value of `Cpu::next_plan`: follow no plan.
 pub const NO_PLAN: u64 = 1;
@@ -113,8 +121,8 @@ pub struct Cpu {
 
     /// Trace.
     pub trace: Ring,
-    /// Whether a guest's state is still in registers that only its own VMM may run with.
-    pub guest_state: Cell<bool>,
+    /// What the short paths must not be taken for: [`attention`] bits.
+    pub attention: AtomicU8,
     /// The virtualization hardware's part; null: none.
     pub virt: Cell<*mut crate::arch::virt::CpuVirt>,
     /// Physical address of pages for the virtualization hardware.
