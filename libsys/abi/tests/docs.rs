@@ -102,14 +102,28 @@ fn the_code_that_pages_name_exists() {
     assert!(checked > 50, "only {checked} places found: is the pattern still right?");
 }
 
-/// Links from page to page lead somewhere.
+/// Every page of the book, and the front pages.
+fn book(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            book(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
 #[test]
 fn links_lead_to_files() {
-    for (page, text) in pages() {
+    let mut found = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    book(&root().join("docs"), &mut found);
+    for page in found {
+        let text = fs::read_to_string(&page).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let file = link.split('#').next().unwrap();
             if !file.is_empty() && !file.contains("://") {
-                assert!(root().join("docs/abi").join(file).exists(), "{page}: {link} leads nowhere");
+                assert!(page.parent().unwrap().join(file).exists(), "{}: {link} leads nowhere", page.display());
             }
         }
     }
