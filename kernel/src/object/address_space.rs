@@ -324,6 +324,8 @@ pub fn retire(space: Obj<AddressSpace>) {
     if id != 0 {
         space.id.set(0);
         space.load.set(arch::paging::root());
+        // vCPUs look at the root anew.
+        space.generation.fetch_add(1, SeqCst);
         SPACES[(id & 0xfff) as usize].store(((id >> 12) + 1 & 0xffff) << 48, Release);
         smp::unload_space(space);
     }
