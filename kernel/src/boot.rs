@@ -75,7 +75,9 @@ pub fn is_text(address: u64) -> bool {
 pub fn is_memory(start: u64, bytes: u64) -> bool {
     // SAFETY: only read after boot.
     let (ranges, count) = unsafe { &*MEMORY.0.get() };
-    ranges[..*count].iter().any(|range| start < range.end && range.start < start.saturating_add(bytes))
+    let trampoline = Range { start: start::TRAMPOLINE, end: start::TRAMPOLINE + 3 * 4096 };
+    let overlaps = |range: &Range| start < range.end && range.start < start.saturating_add(bytes);
+    overlaps(&trampoline) || ranges[..*count].iter().any(overlaps)
 }
 
 /// Whether this is the root task's first thread.

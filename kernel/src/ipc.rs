@@ -110,6 +110,11 @@ fn words(from: Obj<Thread>, to: Obj<Thread>) {
 /// Runs a thread that is ready, on the time of whoever is charged now.
 #[inline(always)]
 fn go(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    if switch::quickly(cpu, thread) { thread } else { go_slowly(cpu, thread) }
+}
+
+#[inline(never)]
+fn go_slowly(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     trace::event(cpu, trace::SWITCH, thread.physical(), 0);
     if switch::to(cpu, thread) { thread } else { sched::run_next(cpu) }
 }
@@ -189,15 +194,12 @@ fn transfer_caps(from: Obj<Thread>, to: Obj<Thread>, caps: usize) -> Result<(), 
         return Err(Error::PeerSlots);
     }
     for i in 0..caps {
-        let slot = cap::slot_of(source, from.word(4 + i))?;
-        if slot.is_empty() {
-            return Err(Error::Empty);
-        }
-        target.empty_slot(first + i as u64).map_err(|_| Error::PeerSlots)?;
-    }
-    for i in 0..caps {
-        let (slot, to) = (cap::slot_of(source, from.word(4 + i))?, cap::slot_of(target, first + i as u64)?);
-        if let Err(error) = cap::derive(slot, to, Rights::ALL, None) {
+        let given = cap::slot_of(source, from.word(4 + i)).and_then(|slot| {
+            let to = cap::slot_of(target, first + i as u64).map_err(|_| Error::PeerSlots)?;
+            cap::derive(slot, to, Rights::ALL, None).map_err(|error| if error == Error::SlotInUse { Error::PeerSlots } else { error })
+        });
+        if let Err(error) = given {
+            // All or nothing: what was given already is taken back.
             for back in 0..i {
                 cap::remove(cap::slot_of(target, first + back as u64)?);
             }
@@ -443,10 +445,17 @@ pub fn signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match notification(thread, Rights::SIGNAL) {
         Ok((target, bits)) => {
             thread.set_status(Ok(()));
-            if target.signal(cpu, bits) { sched::run_next(cpu) } else { thread }
+            target.set(bits);
+            if target.waiter().is_some() { tell(cpu, thread, target) } else { thread }
         }
         Err(error) => done(thread, Err(error)),
     }
+}
+
+/// Wakes the waiter of a notification; answers who runs next.
+#[inline(never)]
+fn tell(cpu: &'static Cpu, thread: Obj<Thread>, target: Obj<Notification>) -> Obj<Thread> {
+    if target.wake(cpu) { sched::run_next(cpu) } else { thread }
 }
 
 /// `wait`.

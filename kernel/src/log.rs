@@ -1,6 +1,6 @@
 //! The kernel's own log: COM1, for boot, the crash record, and tasks that have no console yet.
 
-use crate::arch::serial;
+use crate::arch::{serial, tsc};
 use core::fmt::{self, Write};
 use spin::mutex::TicketMutex;
 
@@ -20,9 +20,14 @@ impl Write for Serial {
     }
 }
 
-/// Writes one line.
+/// Writes one line, with the seconds since this processor's reset before it once the TSC's frequency is known.
 pub fn line(arguments: fmt::Arguments) {
     let mut serial = SERIAL.lock();
+    let hz = tsc::hz();
+    if hz != 0 {
+        let now = crate::arch::now();
+        let _ = write!(serial, "[{:5}.{:06}] ", now / hz, now % hz * 1_000_000 / hz);
+    }
     let _ = serial.write_fmt(arguments);
     let _ = serial.write_str("\n");
 }

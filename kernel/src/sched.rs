@@ -91,11 +91,10 @@ fn publish(cpu: &Cpu, thread: Obj<Thread>) {
 
 /// Registers the scheduler that was named for this CPU. It knows nothing yet: everything is news.
 pub fn register(cpu: &Cpu) {
-    let context = cpu.next_scheduler[0].swap(0, AcqRel);
+    let context = cpu.next_scheduler.swap(0, AcqRel);
     if context == 0 {
         return;
     }
-    cpu.status.set(cpu.next_scheduler[1].load(Relaxed));
     // SAFETY: a context that dies is taken out of `next_scheduler` first.
     cpu.scheduler.set(Some(unsafe { Obj::at(context) }));
     cpu.must_choose.set(true);
@@ -267,9 +266,7 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     let mut position = cpu.position.get();
     let stretch = plan::advance(&mut position, plan.length.get(), plan.count.get() as usize, now, |i| plan.window(i));
     cpu.position.set(position);
-    let owner = stretch.owner.filter(|owner| *owner != 0);
-    // SAFETY: windows name live contexts: a context that dies is cut out of the plans of its CPU.
-    (owner.map(|owner| unsafe { Obj::at(owner) }), stretch.until)
+    (stretch.owner.and_then(|owner| cpu.window_owner(owner)), stretch.until)
 }
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
@@ -310,6 +307,20 @@ pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     }
 }
 
+/// A chain of calls is cut above `first`, or the account it works for dies: whoever served that account works for its own
+/// from now on. No thread may name an account that can die unseen.
+pub fn disown(first: Obj<Thread>, account: Option<Obj<SchedContext>>) {
+    let mut at = Some(first);
+    // Levels rise along a chain.
+    for _ in 0..8 {
+        let Some(thread) = at else { return };
+        if thread.beneficiary.get() == account {
+            thread.beneficiary.set(thread.context.get());
+        }
+        at = thread.server.get();
+    }
+}
+
 /// Stops a thread wherever it is. What it waits for is let go of; what it serves stays.
 pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
     match thread.state.get() {
@@ -324,6 +335,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
             if let Some(server) = thread.server.take() {
                 server.caller.set(None);
                 server.caller_gone.set(true);
+                disown(server, thread.beneficiary.get());
             }
             if !thread.fault_call.replace(false) {
                 thread.set_status(Err(Error::PeerGone));

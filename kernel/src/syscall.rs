@@ -1,6 +1,7 @@
 //! The one system call: which method of which object. Hot methods first; structural ones under the structural lock.
 
 use crate::{
+    arch,
     cap::{self, Cap, Slot},
     ipc,
     memory::Obj,
@@ -22,22 +23,25 @@ extern "C" fn syscall_reply_receive(cpu: &'static Cpu, thread: Obj<Thread>, tag:
     ipc::reply_receive(cpu, thread, tag)
 }
 
-/// Everything else, from `entry.s`.
+/// `run`, from `entry.s`.
 #[unsafe(no_mangle)]
-extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
-    match tag.low() {
-        6 => ipc::signal(cpu, thread),
-        9 => vcpu::run(cpu, thread),
-        _ => other(cpu, thread, tag),
-    }
+extern "C" fn syscall_run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    vcpu::run(cpu, thread)
+}
+
+/// `signal`, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    ipc::signal(cpu, thread)
 }
 
 const _: () = {
     assert!(Method::Call as u8 == 1 && Method::ReplyReceive as u8 == 2 && Method::Signal as u8 == 6 && Method::VcpuRun as u8 == 9);
 };
 
-#[inline(never)]
-fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+/// Everything else, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
     match Method::from_code(tag.low()) {
         Some(Method::Receive) => ipc::receive(cpu, thread),
@@ -100,13 +104,12 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     if !smp::try_lock(cpu) {
         return Err(Busy::Lock);
     }
-    let begun = sched::charge(cpu);
+    let begun = arch::now();
     trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
     let result = structural(cpu, thread, method, slot, cap);
     smp::unlock();
-    let ended = sched::charge(cpu);
     if let Some(context) = cpu.chosen.get() {
-        context.structural.set(context.structural.get() + (ended - begun));
+        context.structural.set(context.structural.get() + (arch::now() - begun));
     }
     Ok(result?)
 }

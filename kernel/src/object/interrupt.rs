@@ -93,7 +93,7 @@ pub fn retire(interrupt: Obj<Interrupt>) {
         arch::ioapic::mask(interrupt.gsi.get(), true);
     }
     let home = crate::percpu::by_index(interrupt.header.home());
-    home.vectors[interrupt.vector.get() as usize].store(0, Release);
+    home.vectors[interrupt.vector.replace(0) as usize].store(0, Release);
     let target = Obj::from_ref(&interrupt.target);
     if !target.is_empty() {
         cap::remove(target);

@@ -41,6 +41,13 @@ impl Object for SchedContext {
 }
 
 impl Obj<SchedContext> {
+    /// How a plan's window names it: its address with its index in the low bits. A window proves nothing: contexts die without
+    /// a search for the plans that name them. `None`: it has no index.
+    pub fn in_window(self) -> Option<u64> {
+        let index = self.index.get() as u64;
+        (index < 512).then_some(self.physical() | index)
+    }
+
     /// Charges time to this account. `beneficiary` is whose request ran.
     #[inline(always)]
     pub fn charge(self, ticks: u64, beneficiary: Option<Obj<SchedContext>>) {
@@ -119,9 +126,7 @@ pub fn retire(context: Obj<SchedContext>, home: &crate::percpu::Cpu) {
     home.cut_context(context);
     if let Some(thread) = context.thread.get() {
         thread.context.set(None);
-        if thread.beneficiary.get() == Some(context) {
-            thread.beneficiary.set(None);
-        }
+        crate::sched::disown(thread, Some(context));
     }
     context.thread.set(None);
 }

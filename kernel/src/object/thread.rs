@@ -418,11 +418,6 @@ pub fn retire(cpu: &Cpu, thread: Obj<Thread>) {
         client.finish(Err(Error::PeerGone));
         sched::news(cpu, client);
     }
-    if let Some(server) = thread.server.take() {
-        server.caller.set(None);
-        server.caller_gone.set(true);
-        server.beneficiary.set(server.context.get());
-    }
     if let Some(bound) = thread.bound.take() {
         bound.bound.store(0, Relaxed);
         bound.waiter.store(0, Release);

@@ -118,7 +118,7 @@ methods! {
     /// `IoPorts`: W0 port, W1 size, W2 value.
     PortOut = 59,
 
-    /// `Vcpu`: W0 state-page frame slot, W1 guest space slot, W2 `Cpu` slot (its home).
+    /// `Vcpu`: W0 state-page frame slot, W1 guest space slot, W2 `Cpu` slot (its home; 0: the caller's).
     VcpuConfigure = 64,
     /// `Vcpu`: a running guest exits with *Kicked*; a later `run` returns at once, once.
     VcpuKick = 65,

@@ -175,8 +175,8 @@ impl Mapping {
     #[must_use]
     #[allow(unsafe_code)]
     pub fn shared(&self) -> Shared<'_> {
-        // SAFETY: `Memory::make` mapped these bytes readable and writable, page-aligned, at addresses that were free, and only
-        // `Memory::unmake`, which consumes the mapping, ends that.
+        // SAFETY: `Memory::make` or `view` mapped these bytes readable and writable, page-aligned, at addresses that were free,
+        // and only `Memory::unmake` or `release`, which consume the mapping, end that.
         unsafe { Shared::new(self.address, self.bytes() as usize, true) }
     }
 }
@@ -304,6 +304,31 @@ impl Memory {
             self.slots.give(slot, 1);
         }
         Ok(donated?)
+    }
+
+    /// Maps a frame that exists already, for a while: [`Memory::release`] ends that.
+    ///
+    /// # Errors
+    /// Those of [`Space::map`], `InUse` among them: this capability is mapped, copy it; `NoAddresses`.
+    pub fn view(&mut self, frame: Frame, size: FrameSize) -> Result<Mapping, MemoryError> {
+        let address = self.addresses.take(size.bytes(), size.bytes()).ok_or(MemoryError::NoAddresses)?;
+        if let Err(error) = self.map(frame, address, MapFlags::READ_WRITE) {
+            self.addresses.give(address, size.bytes());
+            return Err(error);
+        }
+        Ok(Mapping { address, size, frames: alloc::vec![Caps::new(frame.slot(), 1)], mapped: 1 })
+    }
+
+    /// Unmaps the frames, which live on; addresses are free again.
+    ///
+    /// # Errors
+    /// Those of `unmap`; the addresses are then not used again.
+    pub fn release(&mut self, mapping: Mapping) -> Result<(), MemoryError> {
+        for frame in mapping.frames() {
+            self.space.unmap_fully(frame)?;
+        }
+        self.addresses.give(mapping.address, mapping.bytes());
+        Ok(())
     }
 
     /// Unmaps and deletes the frames; slots and addresses are free again.

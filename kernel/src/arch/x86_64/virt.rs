@@ -584,8 +584,18 @@ pub fn allow_ports(cpu: &mut CpuVirt, hw: VcpuHw, first: u16, last: u16) {
         hw.io_map().fill(0xff);
         shadow.io_open = true;
     }
-    for port in first..=last {
-        set_bit(hw.io_map(), port as usize, false);
+    // Whole bytes at once: a range may be all of the 65,536 ports.
+    let (mut at, end) = (first as usize, last as usize + 1);
+    while at < end {
+        if at % 8 == 0 && end - at >= 8 {
+            if let Some(bytes) = hw.io_map().get_mut(at / 8..end / 8) {
+                bytes.fill(0);
+            }
+            at = end / 8 * 8;
+        } else {
+            set_bit(hw.io_map(), at, false);
+            at += 1;
+        }
     }
     match cpu.vendor {
         Vendor::Svm => svm::maps_changed(hw),
