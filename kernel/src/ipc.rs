@@ -494,11 +494,13 @@ pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match decode_dispatch(cpu, thread) {
         Err(error) => done(thread, Err(error)),
         Ok(d) if d.token != cpu.sequence.get() => {
-            thread.answer1(time::dispatch::STALE);
+            thread.answer4(time::dispatch::STALE, 0, 0, 0);
+            thread.set_word(4, 0);
             done(thread, Ok(()))
         }
         Ok(d) => {
             thread.dispatch.set(d);
+            cpu.dispatched.set(0);
             thread.state.set(State::InDispatch);
             sched::run_next(cpu)
         }

@@ -58,6 +58,10 @@ pub struct Cpu {
     pub chosen: Cell<Option<Obj<SchedContext>>>,
     /// Whether the chosen context owns the current window.
     pub in_window: Cell<bool>,
+    /// Whether the chosen context runs on slack, by the scheduler's dispatch.
+    pub in_dispatch: Cell<bool>,
+    /// Ticks that the dispatched context was charged so far.
+    pub dispatched: Cell<u64>,
     /// Whether the kernel has to choose before it returns.
     pub must_choose: Cell<bool>,
     /// Physical address of the loaded task space; other CPUs read it to know whom to flush.

@@ -45,6 +45,9 @@ fn charge_until(cpu: &Cpu, now: u64) {
     match cpu.chosen.get() {
         Some(context) => {
             cpu.charged.set(cpu.charged.get() + ticks);
+            if cpu.in_dispatch.get() {
+                cpu.dispatched.set(cpu.dispatched.get() + ticks);
+            }
             context.charge(ticks, cpu.current.get().and_then(|thread| thread.beneficiary.get()));
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
@@ -149,11 +152,11 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
             State::InDispatch => {
                 let d = thread.dispatch.get();
                 if d.token != cpu.sequence.get() {
-                    end_dispatch(thread, dispatch::NEWS, 0, 0, 0);
+                    end_dispatch(cpu, thread, dispatch::NEWS, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 if d.until != 0 && d.until <= now {
-                    end_dispatch(thread, dispatch::UNTIL, 0, 0, 0);
+                    end_dispatch(cpu, thread, dispatch::UNTIL, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 return Walked::Blocked(thread, d.until);
@@ -164,8 +167,9 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     Walked::Gone
 }
 
-fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
+fn end_dispatch(cpu: &Cpu, thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
     thread.answer4(code, w1, w2, w3);
+    thread.set_word(4, cpu.dispatched.take());
     thread.finish(Ok(()));
 }
 
@@ -183,6 +187,7 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     };
     let mut choice = None;
     cpu.in_window.set(false);
+    cpu.in_dispatch.set(false);
     if let Some(context) = stretch.0 {
         match walk(cpu, context, now) {
             Walked::Run(thread) => {
@@ -231,7 +236,10 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
             }
             let context = thread.dispatch.get().context?;
             let (w1, w2, w3) = match walk(cpu, context, now) {
-                Walked::Run(runner) => return Some((context, runner)),
+                Walked::Run(runner) => {
+                    cpu.in_dispatch.set(true);
+                    return Some((context, runner));
+                }
                 Walked::Blocked(at, until) => {
                     watch(cpu, context, at, until);
                     let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
@@ -239,7 +247,7 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
                 }
                 Walked::Gone => (blocked::GONE as u64, 0, 0),
             };
-            end_dispatch(thread, dispatch::BLOCKED, w1, w2, w3);
+            end_dispatch(cpu, thread, dispatch::BLOCKED, w1, w2, w3);
             return Some((scheduler, thread));
         }
         Walked::Gone => {}
@@ -335,7 +343,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
         }
         State::Calling => thread.restart_call(),
         State::InGuest => crate::object::vcpu::leave(thread, moira_abi::vcpu::Exit::Kicked),
-        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0, 0),
+        State::InDispatch => end_dispatch(cpu, thread, dispatch::STALE, 0, 0, 0),
         _ => {}
     }
     thread.state.set(State::Stopped);
