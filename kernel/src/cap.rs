@@ -2,7 +2,7 @@
 
 use crate::{
     memory::{Obj, Object},
-    object::{address_space, cap_table::CapTable},
+    object::{address_space, cap_table::CapTable, vcpu},
 };
 use core::{
     cell::Cell,
@@ -13,6 +13,9 @@ use moira_kernel_core::{
     capword::CapWord,
     derivation::{self, Links},
 };
+
+/// Mark of a vCPU's slot for its state page.
+pub const STATE_PAGE: u16 = 2;
 
 const LINK: u64 = (1 << 48) - 1;
 
@@ -52,8 +55,9 @@ impl Cap {
         if self.word.is(ObjectType::Frame, rights) { Ok(self.word.address()) } else { Err(self.why_not(ObjectType::Frame)) }
     }
 
+    /// Why a capability is not one to this type with the rights that were asked for.
     #[cold]
-    fn why_not(self, kind: ObjectType) -> Error {
+    pub fn why_not(self, kind: ObjectType) -> Error {
         if self.word.is_empty() {
             Error::Empty
         } else if self.word.kind_code() != kind as u8 {
@@ -229,6 +233,9 @@ pub fn remove(at: Obj<Slot>) {
     }
     at.clear();
     derivation::unlink(&SlotLinks, at.physical());
+    if at.mark() == STATE_PAGE {
+        vcpu::state_page_gone(at);
+    }
     at.set_mark(0);
 }
 

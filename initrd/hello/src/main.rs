@@ -2,7 +2,7 @@
 //!
 //! | role | capabilities | what it does |
 //! | --- | --- | --- |
-//! | `ping` | `pong`, `console` | calls `pong` `rounds=` times (100), checks each answer, prints the mean time, finishes |
+//! | `ping` | `pong`, `console` | calls `pong` (or `server=`) `rounds=` times (100), checks each answer, prints the mean time, finishes |
 //! | `pong` | `console`; serves | answers each call with its words plus one |
 //! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again, it says so and runs on |
 //! | `panicker` | `console` | panics; started again, it says so and finishes |
@@ -40,8 +40,9 @@ fn number(env: &Env, key: &str, otherwise: u64) -> u64 {
 const PING: u32 = 1;
 
 fn ping(env: &Env) {
-    let Some(pong) = env.capability::<Endpoint>("pong") else {
-        error!("there is no pong to call");
+    let server = env.argument("server").unwrap_or("pong");
+    let Some(pong) = env.capability::<Endpoint>(server) else {
+        error!("there is no {server} to call");
         return;
     };
     let rounds = number(env, "rounds", 100);

@@ -30,7 +30,8 @@ mod phase {
     pub const RETIRE: u8 = 3;
     pub const AWAIT: u8 = 4;
     pub const GRACE: u8 = 5;
-    pub const ZERO: u8 = 6;
+    pub const MAIL: u8 = 6;
+    pub const ZERO: u8 = 7;
 }
 
 /// The control block.
@@ -112,6 +113,9 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
         return Err(Error::Revoking);
     }
     allowed(untyped, kind)?;
+    if kind == ObjectType::AddressSpace {
+        address_space::numbers_left(count)?;
+    }
     let table = caller.table()?;
     for i in 0..count {
         table.empty_slot(first_slot.wrapping_add(i))?;
@@ -230,8 +234,15 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         }
         phase::GRACE => {
             grace(untyped)?;
-            untyped.cursor.set(untyped.base.get());
-            untyped.phase.set(phase::ZERO);
+            begin_walk(untyped);
+            untyped.phase.set(phase::MAIL);
+        }
+        phase::MAIL => {
+            // Whoever read a link to a thread before it died may have left a message in its CPU's mailbox. Nobody sends more.
+            if walk(cpu, untyped, &mut { 16 }, without_mail)? {
+                untyped.cursor.set(untyped.base.get());
+                untyped.phase.set(phase::ZERO);
+            }
         }
         _ => return zero(untyped),
     }
@@ -287,7 +298,13 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         // SAFETY: the lower part of an untyped holds objects with headers, and zeroes between them.
         let header = unsafe { Obj::<Header>::at(at) };
         match ObjectType::from_code(header.kind.load(Relaxed)) {
-            None => untyped.cursor.set(at + 64),
+            None => {
+                // A gap before an aligned object; long ones must not make one hold of the lock long.
+                untyped.cursor.set(at + 64);
+                if at & 0x7c0 == 0 {
+                    *budget -= 1;
+                }
+            }
             Some(ObjectType::Untyped) => {
                 *budget -= 1;
                 // SAFETY: the header says so.
@@ -311,6 +328,14 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         }
     }
     Ok(true)
+}
+
+fn without_mail(_: &Cpu, header: Obj<Header>, _: &mut u32) -> Result<bool, Error> {
+    if header.mail.load(Acquire) == 0 {
+        return Ok(true);
+    }
+    smp::collect(header.home());
+    Err(Error::Retiring)
 }
 
 fn is_dead(header: Obj<Header>) -> bool {
