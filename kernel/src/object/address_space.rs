@@ -130,8 +130,11 @@ pub fn by_id(id: u64) -> Option<Obj<AddressSpace>> {
 
 /// `add_memory`: W0 slot of an untouched untyped. The first page becomes the top-level table.
 pub fn add_memory(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), Error> {
-    let cap = caller.table()?.read(caller.word(0))?;
-    let (base, end) = untyped::consume(cap, space.id.get())?;
+    let slot = cap::slot_of(caller.table()?, caller.word(0))?;
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
+    let (base, end) = untyped::consume(slot.read(), space.id.get())?;
     donate(space, base, end);
     Ok(())
 }
