@@ -153,8 +153,11 @@ pub fn add_memory(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), E
     if space.id.get() == 0 {
         return Err(Error::Inactive);
     }
-    let cap = caller.table()?.read(caller.word(0))?;
-    let (base, end) = untyped::consume(cap, space.id.get())?;
+    let slot = cap::slot_of(caller.table()?, caller.word(0))?;
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
+    let (base, end) = untyped::consume(slot.read(), space.id.get())?;
     donate(space, base, end);
     Ok(())
 }
