@@ -270,6 +270,11 @@ pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
     true
 }
 
+/// Whether anything is derived from a slot.
+pub fn has_descendants(of: Obj<Slot>) -> bool {
+    derivation::first_descendant(&SlotLinks, of.physical()).is_some()
+}
+
 /// Whether a slot's untyped memory is lent: the first capability derived from it names the same memory.
 pub fn is_lent(of: Obj<Slot>) -> bool {
     derivation::first_descendant(&SlotLinks, of.physical()).is_some_and(|copy| {
