@@ -2,7 +2,7 @@
 
 use crate::{
     memory::{Obj, Object},
-    object::{address_space, cap_table::CapTable, vcpu},
+    object::{address_space, cap_table::CapTable, untyped, vcpu},
 };
 use core::{
     cell::Cell,
@@ -208,11 +208,12 @@ pub fn relocate(from: Obj<Slot>, to: Obj<Slot>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Copies a capability with fewer rights (and a badge, if the source has none). Frames come without their mapping.
+/// Copies a capability with fewer rights (and a badge, if the source has none). Frames come without their mapping. A copy of an
+/// untyped memory lends it: see `object/untyped.rs`.
 pub fn derive(from: Obj<Slot>, to: Obj<Slot>, rights: Rights, badge: Option<u64>) -> Result<(), Error> {
     let cap = from.read();
     let kind = cap.word.kind().ok_or(Error::Empty)?;
-    if kind == ObjectType::Untyped {
+    if kind == ObjectType::Untyped && (untyped::in_use(cap) || has_descendants(from)) {
         return Err(Error::NotCopyable);
     }
     let badge = match (kind, badge) {
@@ -267,6 +268,19 @@ pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
     *budget -= 1;
     remove(at);
     true
+}
+
+/// Whether anything is derived from a slot.
+pub fn has_descendants(of: Obj<Slot>) -> bool {
+    derivation::first_descendant(&SlotLinks, of.physical()).is_some()
+}
+
+/// Whether a slot's untyped memory is lent: the first capability derived from it names the same memory.
+pub fn is_lent(of: Obj<Slot>) -> bool {
+    derivation::first_descendant(&SlotLinks, of.physical()).is_some_and(|copy| {
+        let (copy, word) = (slot(copy).word(), of.word());
+        copy.kind_code() == ObjectType::Untyped as u8 && copy.address() == word.address()
+    })
 }
 
 /// The slot with this index.

@@ -11,7 +11,7 @@ use crate::{
         endpoint::Endpoint,
         life,
         notification::Notification,
-        thread::{Dispatch, State, Thread, reg},
+        thread::{self, Dispatch, State, Thread, reg},
     },
     percpu::Cpu,
     panic, sched, smp, switch, trace,
@@ -263,7 +263,7 @@ fn unhandled(thread: Obj<Thread>) {
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
     // Nobody could ever mend or restart the root task: its fault is the end.
-    if crate::boot::is_root(thread) {
+    if thread::is_root(thread) {
         panic::root_fault(thread);
     }
 }

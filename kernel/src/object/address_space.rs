@@ -153,8 +153,11 @@ pub fn add_memory(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), E
     if space.id.get() == 0 {
         return Err(Error::Inactive);
     }
-    let cap = caller.table()?.read(caller.word(0))?;
-    let (base, end) = untyped::consume(cap, space.id.get())?;
+    let slot = cap::slot_of(caller.table()?, caller.word(0))?;
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
+    let (base, end) = untyped::consume(slot.read(), space.id.get())?;
     donate(space, base, end);
     Ok(())
 }
@@ -324,6 +327,8 @@ pub fn retire(space: Obj<AddressSpace>) {
     if id != 0 {
         space.id.set(0);
         space.load.set(arch::paging::root());
+        // vCPUs look at the root anew.
+        space.generation.fetch_add(1, SeqCst);
         SPACES[(id & 0xfff) as usize].store(((id >> 12) + 1 & 0xffff) << 48, Release);
         smp::unload_space(space);
     }

@@ -72,7 +72,8 @@ impl Obj<SchedContext> {
     }
 }
 
-/// `bind`: W0 thread slot, W1 CPU slot. Both objects must be inactive (a new home may be given with `set_home`).
+/// `bind`: W0 thread slot, W1 CPU slot. Neither may be bound. A context that was bound before stays on its CPU (`set_home` gives a
+/// new one).
 pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
     let table = caller.table()?;
     let thread: Obj<Thread> = table.read(caller.word(0))?.object(Rights::USE)?;
@@ -85,7 +86,12 @@ pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error
     if thread.header.life() == life::ACTIVE && (thread.header.home() != home.index || thread.header.home() != here) {
         return Err(Error::WrongCpu);
     }
-    let index = home.take_index(context);
+    // A context whose thread died keeps its home and its index for the next one.
+    let kept = context.header.life() == life::ACTIVE;
+    if kept && context.header.home() != home.index {
+        return Err(Error::WrongCpu);
+    }
+    let index = if kept { context.index.get() } else { home.take_index(context) };
     context.index.set(index);
     context.thread.set(Some(thread));
     thread.context.set(Some(context));

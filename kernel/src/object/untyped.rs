@@ -1,7 +1,11 @@
 //! `Untyped`: a power-of-two block of physical memory. ABI: `docs/abi/untyped.md`.
 //!
-//! The block's state lies in a control block of 256 bytes outside of it (in the parent, or in boot memory). An untyped has one
-//! capability only. `revoke` is phased; the phase stands here, and any holder may continue it.
+//! The block's state lies in a control block of 256 bytes outside of it (in the parent, or in boot memory). `revoke` is phased; the
+//! phase stands here, and any holder may continue it.
+//!
+//! An untyped that nothing was made of can be lent: its capability is copied, once, and the copy makes the objects. As long as
+//! there is a copy, the original makes nothing, so all objects derive from one slot; `revoke` on the original takes the copy
+//! back first, wherever it went, whatever its holder is doing.
 
 use super::{Header, address_space, cap_table::{self, CapTable}, endpoint::Endpoint, interrupt, life, notification, plan::Plan, sched_context, thread, vcpu};
 use crate::{
@@ -112,6 +116,9 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     if untyped.phase.get() != phase::IDLE {
         return Err(Error::Revoking);
     }
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
     allowed(untyped, kind)?;
     if kind == ObjectType::AddressSpace {
         address_space::numbers_left(count)?;
@@ -201,6 +208,11 @@ pub fn info(untyped: Obj<Untyped>, caller: Obj<thread::Thread>) -> Result<(), Er
 
 /// `revoke`: one bounded step of ending everything that was made from this memory.
 pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), Error> {
+    if untyped.phase.get() > phase::CAPS && cap::has_descendants(slot) {
+        // The holder of a copy began this; nothing is derived from the copy any more, and now it goes too.
+        cap::revoke_some(slot, &mut { cap_table::REMOVE_BATCH });
+        return Err(Error::Again);
+    }
     match untyped.phase.get() {
         phase::IDLE => untyped.phase.set(phase::CAPS),
         phase::CAPS => {

@@ -13,7 +13,6 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
 };
 use moira_abi::{Error, FrameSize, ObjectType, Rights, object::space_kind, vcpu::{Exit, VcpuState}};
-use moira_kernel_core::vcpu_check;
 
 /// A vCPU: 32 KiB; the first page is this, the rest belongs to `arch::virt`.
 #[repr(C, align(4096))]
@@ -342,12 +341,11 @@ pub fn check(thread: Obj<Thread>, now: u64) {
 
 /// Ends a run from outside of the guest.
 pub fn leave(thread: Obj<Thread>, exit: Exit) {
-    let groups = vcpu_check::default_groups(exit);
+    let mut groups = 0;
     if let Some(vcpu) = thread.vcpu.get()
         && let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(arch::cpu()))
     {
-        virt::store_state(virt, vcpu.hw(), page, groups | vcpu.wanted.get());
-        Page(vcpu.state.word().address()).write(core::mem::offset_of!(VcpuState, reason) as u64, exit as u64);
+        groups = virt::end_run(virt, vcpu.hw(), page, exit, vcpu.wanted.get());
     }
     complete(thread, exit, groups);
 }
