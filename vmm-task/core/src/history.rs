@@ -22,7 +22,7 @@ pub struct Record {
 /// The last [`KEPT`] exits and how many of each reason there were.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// RIP, and qualification with the reason in its upper byte.
+    /// RIP, and qualification with the reason in its upper byte (no qualification of an exit that a machine survives reaches so far).
     records: [(u64, u64); KEPT],
     total: u64,
     counts: [u64; 32],
@@ -44,7 +44,7 @@ impl History {
     /// Adds an exit.
     #[inline(always)]
     pub fn add(&mut self, exit: Exit, rip: u64, qualification: u64) {
-        self.records[self.total as usize % KEPT] = (rip, qualification & DETAIL | (exit as u64) << REASON_SHIFT);
+        self.records[self.total as usize % KEPT] = (rip, qualification ^ (exit as u64) << REASON_SHIFT);
         self.total = self.total.wrapping_add(1);
         self.counts[exit as usize % 32] += 1;
     }

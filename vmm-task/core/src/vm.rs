@@ -3,7 +3,7 @@
 use crate::boot::{self, BootError, Guest};
 use crate::clock::TscClock;
 use crate::event::{Both, Event, combine};
-use crate::exits::{self, decode::CodePage};
+use crate::exits::{self, Answers, decode::CodePage};
 use crate::history::History;
 use crate::ram::Ram;
 use crate::state::{StatePage, field};
@@ -121,13 +121,14 @@ pub struct Vm<'a> {
     pub(crate) attention: bool,
     /// The kernel holds an event of its own since the last exit.
     shadow: Shadow,
-    /// The board's next deadline (nanoseconds) and the same in TSC ticks, 0 for none.
-    deadline: Option<u64>,
+    /// The board's next deadline in nanoseconds, all ones for none, and the same in TSC ticks, 0 for none.
+    deadline: u64,
     until: u64,
     /// Added to the TSC for the guest.
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
     pub(crate) code_page: CodePage,
+    pub(crate) answers: Answers,
     /// How the machine ended, once it has.
     ending: Ending,
     pub(crate) history: History,
@@ -145,6 +146,7 @@ pub(crate) enum Shadow {
 }
 
 const IF: u64 = 1 << 9;
+const NEVER: u64 = u64::MAX;
 
 impl<'a> Vm<'a> {
     /// A machine that has not been booted.
@@ -167,11 +169,12 @@ impl<'a> Vm<'a> {
             requested: 0,
             attention: true,
             shadow: Shadow::None,
-            deadline: None,
+            deadline: NEVER,
             until: 0,
             tsc_offset: 0,
             xcr0: parts.xcr0,
             code_page: CodePage::default(),
+            answers: Answers::default(),
             ending: Ending::Killed,
             history: History::new(),
         }
@@ -236,7 +239,8 @@ impl<'a> Vm<'a> {
                 Err(error) => return Ending::Kernel(error),
             };
             self.changed = 0;
-            self.history.add(exit, self.page.get(field::RIP), self.page.get(field::QUALIFICATION));
+            let page = self.page;
+            self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
             let next = match exit {
                 Exit::Port => exits::port(self, cpu.now()),
                 _ => self.other_exit(cpu, exit),
@@ -341,7 +345,7 @@ impl<'a> Vm<'a> {
     /// Makes everything ready for the next entry: due work of devices, events, the deadline.
     #[inline(always)]
     fn prepare(&mut self, cpu: &impl Processor) {
-        let deadline = self.board.next_deadline();
+        let deadline = self.board.next_deadline().unwrap_or(NEVER);
         if deadline != self.deadline {
             self.set_deadline(deadline);
         }
@@ -351,9 +355,9 @@ impl<'a> Vm<'a> {
     }
 
     #[inline(never)]
-    fn set_deadline(&mut self, deadline: Option<u64>) {
+    fn set_deadline(&mut self, deadline: u64) {
         self.deadline = deadline;
-        self.until = deadline.map_or(0, |at| self.clock.tsc_at(at));
+        self.until = if deadline == NEVER { 0 } else { self.clock.tsc_at(deadline).max(1) };
     }
 
     /// Lets devices work and finds out what to inject.
@@ -367,7 +371,7 @@ impl<'a> Vm<'a> {
             }
             let now = self.ns(now);
             self.board.tick(now, &self.ram);
-            let deadline = self.board.next_deadline();
+            let deadline = self.board.next_deadline().unwrap_or(NEVER);
             self.set_deadline(deadline);
         }
         let _ = self.board.take_kicks();
@@ -461,9 +465,10 @@ impl<'a> Vm<'a> {
     pub(crate) fn set_rip(&mut self, rip: u64) {
         const RF: u64 = 1 << 16;
         const TF: u64 = 1 << 8;
-        let flags = self.page.get(field::RFLAGS);
-        self.page.set(field::RIP, rip);
-        self.page.set(field::RFLAGS, flags & !RF);
+        let page = self.page;
+        let flags = page.get(field::RFLAGS);
+        page.set(field::RIP, rip);
+        page.set(field::RFLAGS, flags & !RF);
         self.changed |= group::RIP;
         self.wanted = 0;
         self.shadow = Shadow::None;

@@ -40,7 +40,7 @@ pub(super) fn reset(vmcb: &mut Vmcb) {
 }
 
 /// Loads the groups of `mask` after checking them.
-#[inline]
+#[inline(always)]
 pub(in super::super) fn load_state(
     cpu: &mut CpuVirt,
     hw: VcpuHw,
