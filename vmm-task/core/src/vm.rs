@@ -127,7 +127,7 @@ pub struct Vm<'a> {
     /// Added to the TSC for the guest.
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
-    pub(crate) code_page: CodePage,
+    pub(crate) code_page: CodePage<'a>,
     pub(crate) answers: Answers,
     /// How the machine ended, once it has.
     ending: Ending,
@@ -173,7 +173,7 @@ impl<'a> Vm<'a> {
             until: 0,
             tsc_offset: 0,
             xcr0: parts.xcr0,
-            code_page: CodePage::default(),
+            code_page: CodePage::NONE,
             answers: Answers::default(),
             ending: Ending::Killed,
             history: History::new(),
@@ -242,7 +242,10 @@ impl<'a> Vm<'a> {
             let page = self.page;
             self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
             let next = match exit {
+                // These cannot exit during the delivery of an event, and completing them ends an interrupt shadow.
                 Exit::Port => exits::port(self, cpu.now()),
+                Exit::Hypercall => exits::hypercall(self),
+                Exit::Cpuid => exits::cpuid(self),
                 _ => self.other_exit(cpu, exit),
             };
             match next {
@@ -274,7 +277,7 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// All exits but ports. Handlers that complete the instruction end its interrupt shadow; else nothing is known of it.
+    /// All exits but the hottest. Handlers that complete the instruction end its interrupt shadow; else nothing is known of it.
     #[inline(always)]
     fn other_exit(&mut self, cpu: &mut impl Processor, exit: Exit) -> Next {
         self.shadow = Shadow::Unknown;
@@ -484,6 +487,7 @@ impl<'a> Vm<'a> {
         let there = self.groups & groups == groups;
         if !there {
             self.wanted |= groups;
+            self.shadow = Shadow::Unknown;
         }
         there
     }

@@ -85,12 +85,10 @@ fn ask(vm: &mut Vm<'_>, leaf: u64, subleaf: u64, place: usize) -> Option<Leaf> {
     Some(answer)
 }
 
-/// All exits but ports.
+/// All exits but the hottest.
 #[inline(always)]
 pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, cpu: &impl Processor) -> Next {
     match exit {
-        Exit::Cpuid => cpuid(vm),
-        Exit::Hypercall => hypercall(vm),
         Exit::Memory => memory::memory(vm, cpu.now()),
         Exit::MsrRead => msr::read(vm, cpu.now()),
         Exit::MsrWrite => msr::write(vm, cpu.now()),
@@ -145,7 +143,7 @@ fn cache_flush(vm: &mut Vm<'_>) -> Next {
 
 /// There are no hypercalls: the answer is -1, which no caller takes for success.
 #[inline(always)]
-fn hypercall(vm: &mut Vm<'_>) -> Next {
+pub(crate) fn hypercall(vm: &mut Vm<'_>) -> Next {
     let Some(length) = decode::length(vm, Expected::Hypercall) else { return Next::Enter };
     vm.page.set_gpr(gpr::RAX, u64::MAX);
     vm.advance(length);
