@@ -17,11 +17,11 @@ use vmm_machine::msr::{MsrConfig, MsrPolicy};
 /// The kernel as the run loop sees it.
 pub trait Processor {
     /// Enters the guest: groups changed (bits 0–31) and wanted (bits 32–63) of the state page, and when to come back at the
-    /// latest (TSC; 0: whenever). Answers why it came back and which groups are current.
+    /// latest (TSC; 0: whenever). Answers why it came back ([`Exit`] as a number) and which groups are current.
     ///
     /// # Errors
     /// Those of the kernel's `run`: the vCPU is gone or was never set up.
-    fn run(&mut self, masks: u64, until: u64) -> Result<(Exit, u64), moira_abi::Error>;
+    fn run(&mut self, masks: u64, until: u64) -> Result<(u64, u64), moira_abi::Error>;
     /// The TSC.
     fn now(&self) -> u64;
     /// Waits for bits of the monitor's own notification, at most until then (TSC; 0: however long). Answers the bits.
@@ -241,12 +241,15 @@ impl<'a> Vm<'a> {
             self.changed = 0;
             let page = self.page;
             self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
+            const PORT: u64 = Exit::Port as u64;
+            const HYPERCALL: u64 = Exit::Hypercall as u64;
+            const CPUID: u64 = Exit::Cpuid as u64;
             let next = match exit {
                 // These cannot exit during the delivery of an event, and completing them ends an interrupt shadow.
-                Exit::Port => exits::port(self, cpu.now()),
-                Exit::Hypercall => exits::hypercall(self),
-                Exit::Cpuid => exits::cpuid(self),
-                _ => self.other_exit(cpu, exit),
+                PORT => exits::port(self, cpu.now()),
+                HYPERCALL => exits::hypercall(self),
+                CPUID => exits::cpuid(self),
+                _ => self.other_exit(cpu, Exit::from_code(exit).unwrap_or(Exit::Other)),
             };
             match next {
                 Next::Enter => {}

@@ -68,9 +68,10 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
 /// An exit for an instruction that says all by itself.
 #[inline(always)]
 fn plain(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, exit: Exit) -> Outcome {
-    let block = vmcb(hw);
-    report(page, exit, 0, length(block));
-    guest(cpu, hw, page, exit, out | unknown_length(block))
+    let length = length(vmcb(hw));
+    report(page, exit, 0, length);
+    let needed = if length == 0 { group::CONTROL } else { 0 };
+    guest(cpu, hw, page, exit, out | needed)
 }
 
 /// Exits during the delivery of an event, while an NMI handler runs, and the like.
