@@ -15,6 +15,9 @@ pub fn range(cap: Cap) -> Result<(u16, u16), Error> {
     if cap.word.kind_code() != ObjectType::IoPorts as u8 {
         return Err(if cap.word.is_empty() { Error::Empty } else { Error::WrongType });
     }
+    if !cap.word.rights().contains(Rights::USE) {
+        return Err(Error::NoRight);
+    }
     Ok(((cap.word.address() >> 6) as u16, (cap.word.address() >> 22) as u16))
 }
 
@@ -22,7 +25,8 @@ pub fn range(cap: Cap) -> Result<(u16, u16), Error> {
 pub fn access(cap: Cap, caller: Obj<Thread>, write: bool) -> Result<(), Error> {
     let (first, last) = range(cap)?;
     let (port, size) = (caller.word(0), caller.word(1));
-    if !matches!(size, 1 | 2 | 4) || port < first as u64 || port + size - 1 > last as u64 {
+    // The first test keeps the sum from wrapping around.
+    if port > last as u64 || !matches!(size, 1 | 2 | 4) || port < first as u64 || port + size - 1 > last as u64 {
         return Err(Error::BadArgument);
     }
     if write {
