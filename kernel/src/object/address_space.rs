@@ -101,16 +101,33 @@ macro_rules! with_format {
     };
 }
 
+/// Numbers that one search looks at.
+const SEARCH: u64 = 64;
+
+/// Whether the next search finds so many free numbers; if not, the one after it looks further on.
+pub fn numbers_left(count: u64) -> bool {
+    let start = NEXT_ID.load(Relaxed);
+    let free = |step: &u64| {
+        let id = (start + step) % IDS as u64;
+        id != 0 && SPACES[id as usize].load(Relaxed) & ADDRESS == 0
+    };
+    let enough = (0..SEARCH).filter(free).count() as u64 >= count;
+    if !enough {
+        NEXT_ID.store(start + SEARCH, Relaxed);
+    }
+    enough
+}
+
 /// Gives a new space its number.
 pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
     if kind > space_kind::GUEST {
         return Err(Error::BadArgument);
     }
     let start = NEXT_ID.load(Relaxed);
-    for step in 0..64 {
-        let id = ((start + step) % IDS as u64).max(1);
+    for step in 0..SEARCH {
+        let id = (start + step) % IDS as u64;
         let entry = SPACES[id as usize].load(Relaxed);
-        if entry & ADDRESS == 0 {
+        if id != 0 && entry & ADDRESS == 0 {
             SPACES[id as usize].store(entry & !ADDRESS | space.physical(), Release);
             NEXT_ID.store(id + 1, Relaxed);
             space.id.set(id | entry >> 48 << 12);
@@ -119,7 +136,7 @@ pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
             return Ok(());
         }
     }
-    NEXT_ID.store(start + 64, Relaxed);
+    NEXT_ID.store(start + SEARCH, Relaxed);
     Err(Error::Again)
 }
 
@@ -134,6 +151,11 @@ pub fn by_id(id: u64) -> Option<Obj<AddressSpace>> {
 /// `add_memory`: W0 slot of an untouched untyped. The first page becomes the top-level table.
 pub fn add_memory(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), Error> {
     let cap = caller.table()?.read(caller.word(0))?;
+    // A space whose memory was taken back is dead, though capabilities to it may be left: tables that nothing could find
+    // again when their memory is revoked must not come to it.
+    if space.id.get() == 0 {
+        return Err(Error::Inactive);
+    }
     let (base, end) = untyped::consume(cap, space.id.get())?;
     donate(space, base, end);
     Ok(())
@@ -202,7 +224,7 @@ pub fn map_slot(space: Obj<AddressSpace>, slot: Obj<Slot>, address: u64, flags: 
         return Err(Error::BadArgument);
     }
     if space.root.get() == 0 {
-        return Err(Error::NoMemory);
+        return Err(if space.id.get() == 0 { Error::Inactive } else { Error::NoMemory });
     }
     let root = space.root.get();
     let done = with_format!(space, format => radix::map(&space, format, root, address, physical, size, rights, cache));

@@ -125,6 +125,10 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
         _ => free.take_low(bits, count).map(|(at, free)| (0, at, free)),
     }
     .ok_or(Error::NoMemory)?;
+    // The last thing that can fail: from here on every object is made, or its memory would be given out twice.
+    if kind == ObjectType::AddressSpace && !address_space::numbers_left(count) {
+        return Err(Error::Again);
+    }
     for i in 0..count {
         let at = first + (i << bits);
         let to = cap::slot_of(table, first_slot + i)?;
@@ -289,10 +293,11 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         match ObjectType::from_code(header.kind.load(Relaxed)) {
             None => untyped.cursor.set(at + 64),
             Some(ObjectType::Untyped) => {
-                *budget -= 1;
                 // SAFETY: the header says so.
                 let inner = unsafe { Obj::<Untyped>::at(at) };
+                // Only the first visit costs: coming back into nested ones must leave something for the objects inside.
                 if untyped.inner.get() != at {
+                    *budget -= 1;
                     begin_walk(inner);
                     untyped.inner.set(at);
                 }
