@@ -20,5 +20,5 @@ mod lab;
 pub use check::Check;
 pub use lab::{ARENA_BITS, Lab};
 pub use puppet::{Outcome, Puppet, With, taken};
-pub use raw::{Answer, code_of, invoke, stored};
+pub use raw::{Answer, code_of, invoke, store, stored};
 pub use stubs::Stub;

@@ -66,3 +66,9 @@ pub fn stored(address: u64) -> u64 {
     // SAFETY: callers name addresses that the laboratory mapped; a wrong one faults and ends the run as failed.
     unsafe { (address as *const u64).read_volatile() }
 }
+
+/// Writes a word of memory that the laboratory mapped for experiments.
+pub fn store(address: u64, value: u64) {
+    // SAFETY: as for `stored`; the laboratory keeps no Rust object there.
+    unsafe { (address as *mut u64).write_volatile(value) }
+}
