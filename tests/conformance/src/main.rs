@@ -8,6 +8,8 @@
 
 extern crate alloc;
 
+mod space;
+mod table;
 mod untyped;
 
 use moira_lab::Lab;
@@ -17,5 +19,7 @@ moira_rt::root_entry!(main, 1 << 20);
 fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuffer) {
     let mut lab = Lab::new(info, buffer);
     untyped::all(&mut lab);
+    table::all(&mut lab);
+    space::all(&mut lab);
     lab.finish("conformance")
 }
