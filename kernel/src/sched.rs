@@ -302,6 +302,19 @@ pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     }
 }
 
+/// From now on a server, and whoever it called in turn, works for this account. Needed whenever the one they worked for may
+/// vanish: nothing may name a dead account.
+pub fn work_for(server: Obj<Thread>, account: Option<Obj<SchedContext>>) {
+    let mut at = server;
+    for _ in 0..16 {
+        at.beneficiary.set(account);
+        match at.server.get() {
+            Some(next) if at.state.get() == State::AwaitReply => at = next,
+            _ => return,
+        }
+    }
+}
+
 /// Stops a thread wherever it is. What it waits for is let go of; what it serves stays.
 pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
     match thread.state.get() {
@@ -316,6 +329,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
             if let Some(server) = thread.server.take() {
                 server.caller.set(None);
                 server.caller_gone.set(true);
+                work_for(server, server.context.get());
             }
             if !thread.fault_call.replace(false) {
                 thread.set_status(Err(Error::PeerGone));

@@ -119,8 +119,9 @@ pub fn retire(context: Obj<SchedContext>, home: &crate::percpu::Cpu) {
     home.cut_context(context);
     if let Some(thread) = context.thread.get() {
         thread.context.set(None);
+        // A thread that serves somebody works for that one; its own requests were for this account.
         if thread.beneficiary.get() == Some(context) {
-            thread.beneficiary.set(None);
+            crate::sched::work_for(thread, None);
         }
     }
     context.thread.set(None);
