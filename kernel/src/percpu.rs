@@ -64,6 +64,8 @@ pub struct Cpu {
     pub position: Cell<Position>,
     /// What replaces it at the next cycle: 0 nothing, [`NO_PLAN`], or the plan's physical address. Set by any CPU.
     pub next_plan: AtomicU64,
+    /// Contexts that died here or moved away: plans that were begun before that may name them.
+    pub left: AtomicU64,
     /// Root's window of the boot plan: kept while no plan was ever installed.
     pub boot_context: Cell<Option<Obj<SchedContext>>>,
     /// A scheduler's context and status page that are to be registered: physical addresses. Set by any CPU.
@@ -184,12 +186,18 @@ impl Cpu {
 
     /// A context dies: nothing on this CPU refers to it afterwards.
     pub fn cut_context(&self, context: Obj<SchedContext>) {
+        self.forget_context(context);
+        self.gone.set(self.gone.get() + context.own.get() + context.lost.get());
+    }
+
+    /// A context leaves this CPU: nothing here refers to it afterwards. Plans that are not installed may still name it: they are
+    /// older than `left` and cannot be installed any more.
+    pub fn forget_context(&self, context: Obj<SchedContext>) {
         self.drop_index(context);
         if self.chosen.get() == Some(context) {
             crate::sched::charge(self);
             self.chosen.set(None);
         }
-        self.gone.set(self.gone.get() + context.own.get() + context.lost.get());
         for cell in [&self.scheduler, &self.boot_context] {
             if cell.get() == Some(context) {
                 cell.set(None);
@@ -201,7 +209,12 @@ impl Cpu {
             while let Some(from) = at {
                 at = plan.cut(context.physical(), from, 64);
             }
+            // It names no context that left, as before.
+            if plan.stamp.get() == self.left.load(Relaxed) {
+                plan.stamp.set(plan.stamp.get() + 1);
+            }
         }
+        self.left.fetch_add(1, Release);
         if let Some(scheduler) = self.scheduler.get()
             && let Some(thread) = scheduler.thread.get()
         {

@@ -267,6 +267,14 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
 fn swap_plan(cpu: &Cpu, now: u64) {
     let next = cpu.next_plan();
+    if let Some(plan) = next
+        && plan.stamp.get() != cpu.left.load(Relaxed)
+    {
+        // A context of it left while it was on its way here.
+        plan.header.life.store(life::INACTIVE, Release);
+        cpu.next_plan.store(0, Release);
+        return;
+    }
     let mut start = now;
     if let Some(old) = cpu.plan.get() {
         let end = cpu.position.get().cycle_start + old.length.get();

@@ -27,6 +27,10 @@ pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<
         if plan.header.life() == life::ACTIVE {
             return Err(Error::Active);
         }
+        // The CPU looks again when it takes the plan: contexts may leave until then.
+        if plan.stamp.get() != target.left.load(Acquire) {
+            return Err(Error::BadPlan);
+        }
         Some(plan)
     };
     // Only this method sets it, under the structural lock; the CPU itself only clears it.

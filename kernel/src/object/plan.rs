@@ -17,7 +17,11 @@ pub struct Plan {
     pub count: Cell<u64>,
     /// CPU index + 1 of the windows' contexts; 0: no window yet.
     pub cpu: Cell<u64>,
+    /// `Cpu::left` when its first window was appended: if it changed since, a window may name a context that is gone.
+    pub stamp: Cell<u64>,
 }
+
+static_assertions::assert_eq_size!(Plan, [u8; 64]);
 
 impl Object for Plan {
     const KIND: ObjectType = ObjectType::Plan;
@@ -81,6 +85,9 @@ pub fn append(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
     let home = context.header.home() as u64 + 1;
     if plan.cpu.get() != 0 && plan.cpu.get() != home {
         return Err(Error::WrongCpu);
+    }
+    if plan.count.get() == 0 {
+        plan.stamp.set(crate::percpu::by_index(context.header.home()).left.load(Acquire));
     }
     let (start, end, count) = (caller.word(1), caller.word(2), plan.count.get());
     let previous = if count == 0 { 0 } else { plan.window(count as usize - 1).end };

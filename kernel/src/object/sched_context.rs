@@ -4,6 +4,7 @@ use super::{Header, cpu, life, thread::Thread};
 use crate::{
     cap,
     memory::{Obj, Object},
+    percpu::Cpu,
 };
 use core::{cell::Cell, sync::atomic::Ordering::*};
 use moira_abi::{Error, ObjectType, Rights};
@@ -78,15 +79,13 @@ pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error
     if thread.header.life() == life::ACTIVE && (thread.header.home() != home.index || thread.header.home() != here) {
         return Err(Error::WrongCpu);
     }
-    let index = home.take_index(context);
-    context.index.set(index);
+    move_home(context, home)?;
+    let index = context.index.get();
     context.thread.set(Some(thread));
     thread.context.set(Some(context));
     if thread.caller.get().is_none() {
         thread.beneficiary.set(Some(context));
     }
-    context.header.home.store(home.index, Relaxed);
-    context.header.life.store(life::ACTIVE, Release);
     caller.answer1(if index == u32::MAX { u64::MAX } else { index as u64 });
     Ok(())
 }
@@ -105,8 +104,20 @@ pub fn set_home(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), E
     {
         return Err(Error::Active);
     }
+    move_home(context, home)
+}
+
+/// Gives a context a home and a word on its status page. It can leave an old home only there: that CPU's plans name it.
+fn move_home(context: Obj<SchedContext>, home: Obj<Cpu>) -> Result<(), Error> {
     if context.header.life() == life::ACTIVE {
-        crate::percpu::by_index(context.header.home()).drop_index(context);
+        if context.header.home() == home.index {
+            return Ok(());
+        }
+        let here = crate::arch::cpu();
+        if context.header.home() != here.index {
+            return Err(Error::WrongCpu);
+        }
+        here.forget_context(context);
     }
     context.index.set(home.take_index(context));
     context.header.home.store(home.index, Relaxed);

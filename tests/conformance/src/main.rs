@@ -8,8 +8,10 @@
 
 extern crate alloc;
 
+mod notification;
 mod space;
 mod table;
+mod thread;
 mod untyped;
 
 use moira_lab::Lab;
@@ -21,5 +23,7 @@ fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuff
     untyped::all(&mut lab);
     table::all(&mut lab);
     space::all(&mut lab);
+    thread::all(&mut lab);
+    notification::all(&mut lab);
     lab.finish("conformance")
 }
