@@ -1,6 +1,7 @@
 //! What each CPU has to itself. The same structure is the `Cpu` object that capabilities name.
 
 use crate::{
+    cap::Slot,
     memory::{Obj, Object},
     object::{address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread, vcpu::Vcpu},
     trace::Ring,
@@ -68,12 +69,12 @@ pub struct Cpu {
     pub left: AtomicU64,
     /// Root's window of the boot plan: kept while no plan was ever installed.
     pub boot_context: Cell<Option<Obj<SchedContext>>>,
-    /// A scheduler's context and status page that are to be registered: physical addresses. Set by any CPU.
-    pub next_scheduler: [AtomicU64; 2],
+    /// A scheduler's context that is to be registered: physical address. Set by any CPU.
+    pub next_scheduler: AtomicU64,
     /// The scheduler's context.
     pub scheduler: Cell<Option<Obj<SchedContext>>>,
-    /// Its status page.
-    pub status: Cell<u64>,
+    /// Its status page: a frame's capability, so that the page is let go of when its memory is taken back.
+    pub status: Slot,
     /// The sequence of the status page (the kernel's own copy).
     pub sequence: Cell<u64>,
     /// TSC value the timer is set to.
@@ -203,7 +204,7 @@ impl Cpu {
                 cell.set(None);
             }
         }
-        let _ = self.next_scheduler[0].compare_exchange(context.physical(), 0, AcqRel, Relaxed);
+        let _ = self.next_scheduler.compare_exchange(context.physical(), 0, AcqRel, Relaxed);
         for plan in [self.plan.get(), self.next_plan()].into_iter().flatten() {
             let mut at = Some(0);
             while let Some(from) = at {
@@ -238,8 +239,9 @@ impl Cpu {
 
     /// The scheduler's status page.
     pub fn status_page(&self) -> Option<Obj<StatusPage>> {
-        // SAFETY: the page is a frame whose capability is kept in the CPU's slot; all its fields are plain words.
-        (self.status.get() != 0).then(|| unsafe { Obj::at(self.status.get()) })
+        let word = self.status.word();
+        // SAFETY: the page is a frame whose capability is still in the slot; all its fields are plain words.
+        (!word.is_empty()).then(|| unsafe { Obj::at(word.address()) })
     }
 
     /// The interrupt source on a vector.

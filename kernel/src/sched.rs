@@ -88,11 +88,10 @@ fn publish(cpu: &Cpu, thread: Obj<Thread>) {
 
 /// Registers the scheduler that was named for this CPU. It knows nothing yet: everything is news.
 pub fn register(cpu: &Cpu) {
-    let context = cpu.next_scheduler[0].swap(0, AcqRel);
+    let context = cpu.next_scheduler.swap(0, AcqRel);
     if context == 0 {
         return;
     }
-    cpu.status.set(cpu.next_scheduler[1].load(Relaxed));
     // SAFETY: a context that dies is taken out of `next_scheduler` first.
     cpu.scheduler.set(Some(unsafe { Obj::at(context) }));
     cpu.must_choose.set(true);

@@ -8,7 +8,7 @@ use crate::{
     sched, smp,
 };
 use core::sync::atomic::Ordering::*;
-use moira_abi::{Error, Rights, time::CpuLedger};
+use moira_abi::{Error, FrameSize, Rights, time::CpuLedger};
 
 /// The CPU that a slot of the caller names.
 pub fn named(caller: Obj<Thread>, index: u64, rights: Rights) -> Result<Obj<Cpu>, Error> {
@@ -54,15 +54,23 @@ pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<
 pub fn set_scheduler(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
     let table = caller.table()?;
     let context: Obj<SchedContext> = sched_context::source(table, caller.word(0))?;
-    let frame = cap::slot_of(table, caller.word(1))?.read().frame(Rights::READ.or(Rights::WRITE))?;
+    let frame = cap::slot_of(table, caller.word(1))?;
+    frame.read().frame(Rights::READ.or(Rights::WRITE))?;
+    if frame.word().frame_size() != FrameSize::Small {
+        return Err(Error::BadArgument);
+    }
     if context.header.life() != life::ACTIVE {
         return Err(Error::Inactive);
     }
     if context.header.home() != target.index {
         return Err(Error::WrongCpu);
     }
-    target.next_scheduler[1].store(frame, Relaxed);
-    target.next_scheduler[0].store(context.physical(), Release);
+    let status = Obj::from_ref(&target.status);
+    if !status.is_empty() {
+        cap::remove(status);
+    }
+    cap::derive(frame, status, Rights::ALL, None)?;
+    target.next_scheduler.store(context.physical(), Release);
     if target.index == cpu.index {
         sched::register(cpu);
     } else {
