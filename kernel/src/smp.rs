@@ -121,6 +121,20 @@ pub fn post_retire(header: Obj<Header>) {
     post(header, mail::RETIRE, true);
 }
 
+/// Whether no mailbox leads to an object any more. Only asked of dead ones, after a grace period: nobody posts to them again. If
+/// one still does, its CPU is made to drain it, and the answer is *Retiring*.
+pub fn mail_drained(me: &Cpu, header: Obj<Header>) -> Result<bool, Error> {
+    if header.mail.load(Acquire) == 0 {
+        return Ok(true);
+    }
+    if header.home() == me.index {
+        me.must_choose.set(true);
+    } else {
+        arch::apic::interrupt_cpu(percpu::by_index(header.home()).apic_id.get());
+    }
+    Err(Error::Retiring)
+}
+
 /// Sends a message to a CPU.
 pub fn post_cpu(cpu: &Cpu, message: u32) {
     cpu.mail.fetch_or(message, SeqCst);

@@ -30,7 +30,8 @@ mod phase {
     pub const RETIRE: u8 = 3;
     pub const AWAIT: u8 = 4;
     pub const GRACE: u8 = 5;
-    pub const ZERO: u8 = 6;
+    pub const MAIL: u8 = 6;
+    pub const ZERO: u8 = 7;
 }
 
 /// The control block.
@@ -234,6 +235,14 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         }
         phase::GRACE => {
             grace(untyped)?;
+            begin_walk(untyped);
+            untyped.phase.set(phase::MAIL);
+        }
+        phase::MAIL => {
+            // Whoever had found the object before it was cut off may have posted to it since: a CPU's mailbox must not lead here.
+            if !walk(cpu, untyped, &mut { 16 }, |cpu, header, _| smp::mail_drained(cpu, header))? {
+                return Err(Error::Again);
+            }
             untyped.cursor.set(untyped.base.get());
             untyped.phase.set(phase::ZERO);
         }
