@@ -29,6 +29,9 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 const ADDRESS: u64 = (1 << 48) - 1;
 /// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation.
 const UNMAPPING: u16 = 1;
+/// Bit of the mark of a slot whose entry was changed while other CPUs may still hold the old translation; the new rights and
+/// cache stand above it.
+const CHANGED: u16 = 2;
 
 /// An address space: 256 bytes.
 #[repr(C)]
@@ -277,8 +280,13 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
     if cap.badge == 0 || cap.badge >> 36 != space.id.get() || slot.mark() == UNMAPPING {
         return Err(Error::NotMapped);
     }
-    if !change(space, cap, Some((rights, cache))) {
-        return Err(Error::NotMapped);
+    // Coming back after *Retiring* must not begin another flush, or it would never end.
+    let mark = CHANGED | (rights.0 as u16 & 7) << 2 | (cache as u16) << 8;
+    if slot.mark() != mark {
+        if !change(space, cap, Some((rights, cache))) {
+            return Err(Error::NotMapped);
+        }
+        slot.set_mark(mark);
     }
     if smp::flushes_pending() { Err(Error::Retiring) } else { Ok(()) }
 }
