@@ -100,7 +100,7 @@ fn stop(lab: &mut Lab, check: &mut Check) {
     let mut registers = Registers::default();
     registers.gpr[0] = 0;
     check.good("set", puppet.set(lab, Stub::Count, registers));
-    check.equal("runs until its time is over", puppet.context.map(|context| lab.run(context, 300)), Some(Ok(moira_sys::Dispatched::Until)));
+    check.equal("runs until its time is over", puppet.context.map(|context| lab.run(context, 10_000)), Some(Ok(moira_sys::Dispatched::Until)));
     check.equal("resume", puppet.thread.resume(), Err(Error::Active));
     check.equal("read", puppet.look(lab).err(), Some(Error::Active));
     check.good("stop", puppet.thread.stop());
@@ -110,7 +110,7 @@ fn stop(lab: &mut Lab, check: &mut Check) {
     check.good("stop again", puppet.thread.stop());
     check.equal("nothing moved", puppet.look(lab).map(|seen| seen.registers.gpr[0]), Ok(first));
     check.good("resume", puppet.thread.resume());
-    check.equal("runs", puppet.context.map(|context| lab.run(context, 300)), Some(Ok(moira_sys::Dispatched::Until)));
+    check.equal("runs", puppet.context.map(|context| lab.run(context, 10_000)), Some(Ok(moira_sys::Dispatched::Until)));
     check.good("stop", puppet.thread.stop());
     check.holds("went on", puppet.look(lab).is_ok_and(|seen| seen.registers.gpr[0] > first));
 }
