@@ -302,7 +302,10 @@ pub fn wake(cpu: &Cpu, thread: Obj<Thread>) -> bool {
 /// A thread becomes ready to run at its registers.
 pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     thread.state.set(State::Ready);
-    thread.beneficiary.set(thread.context.get());
+    // A server that was stopped goes on with its request, for whoever that is.
+    if thread.caller.get().is_none() {
+        thread.beneficiary.set(thread.context.get());
+    }
     news(cpu, thread);
     if !cpu.in_window.get() {
         cpu.must_choose.set(true);
