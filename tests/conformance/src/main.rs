@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod ipc;
 mod notification;
 mod space;
 mod table;
@@ -25,5 +26,6 @@ fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuff
     space::all(&mut lab);
     thread::all(&mut lab);
     notification::all(&mut lab);
+    ipc::all(&mut lab);
     lab.finish("conformance")
 }

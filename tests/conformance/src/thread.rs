@@ -313,7 +313,7 @@ fn without_table(lab: &mut Lab, check: &mut Check) {
 fn stops_itself(lab: &mut Lab, check: &mut Check) {
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     check.good("prepare", puppet.prepare(lab, code_of(Method::ThreadStop), puppet.word(), &[], 0));
-    let blocked = puppet.context.map(|context| lab.run(context, 1000));
+    let blocked = puppet.context.map(|context| lab.run(context, 100_000));
     let stopped = matches!(blocked, Some(Ok(moira_sys::Dispatched::Blocked { kind: moira_sys::Blocked::Stopped, .. })));
     check.holds("stopped", stopped);
     check.good("resume", puppet.thread.resume());
@@ -391,7 +391,7 @@ fn dead_thread(lab: &mut Lab, check: &mut Check) {
         let Some(thread) = check.good("thread", memory.retype_threads(1, slot.plus(2))).and_then(|made| made.get(0)) else { return };
         indices.push(check.good("bind", context.bind(thread, Lab::CPU)).flatten());
         check.good("revoke", memory.revoke_fully());
-        let dispatched = lab.run(context, 1000);
+        let dispatched = lab.run(context, 100_000);
         let gone = matches!(dispatched, Ok(moira_sys::Dispatched::Blocked { kind: moira_sys::Blocked::Gone, .. }));
         check.holds("its thread is gone", gone);
     }

@@ -20,6 +20,8 @@ pub enum Outcome {
     Runs,
     /// It is gone.
     Gone,
+    /// It waits for a thread that is stopped.
+    Behind,
 }
 
 /// A thread with (or without) an account.
@@ -182,7 +184,10 @@ impl Puppet {
     /// # Errors
     /// Of `read registers`.
     pub fn outcome(&self, lab: &mut Lab) -> Result<Outcome, Error> {
-        let snapshot = self.look(lab)?;
+        let snapshot = match self.look(lab) {
+            Err(Error::Active) => return Ok(Outcome::Behind),
+            other => other?,
+        };
         let after = Stub::Syscall.address() + 2;
         Ok(match snapshot.fault {
             Some(fault) if fault.vector == 6 && snapshot.registers.rip == after => Outcome::Answered(answer(&snapshot.registers)),
