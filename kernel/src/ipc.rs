@@ -285,6 +285,8 @@ pub fn fault(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64, ad
 #[inline(always)]
 fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool), Error> {
     let Some(caller) = server.caller.get() else {
+        // From here on it works for itself.
+        server.beneficiary.set(server.context.get());
         return Err(if server.caller_gone.replace(false) { Error::CallerGone } else { Error::NoCaller });
     };
     if caller.fault_call.get() {
@@ -384,9 +386,10 @@ pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
         return done(server, Err(Error::InUse));
     }
     server.caller_gone.set(false);
+    server.beneficiary.set(server.context.get());
     server.state.set(State::Receiving);
     server.deadline.set(server.regs[reg::R15].get());
-    if wakes(server, 0) {
+    if wakes(server, 0) && server.beneficiary.get() == cpu.beneficiary.get() {
         return server;
     }
     sched::run_next(cpu)

@@ -98,10 +98,13 @@ methods! {
     /// `SchedContext`: W0 thread slot: this account pays for that thread. W1 `Cpu` slot: its home. Answer: W0 its index on the
     /// status page of that CPU (all ones: none free).
     ContextBind = 44,
-    /// `SchedContext`: answer W0 own, W1 lost to others, W2 delivered by helping, W3 structural (TSC ticks).
+    /// `SchedContext`: answer W0 own, W1 lost to others, W2 delivered by helping, W3 structural, W4 interrupts of its
+    /// sources, W5 the part of W1 that was lost to nobody who lives (TSC ticks), W6 its number in others' accounts.
     ContextConsumed = 45,
     /// `SchedContext` (inactive thread): W0 `Cpu` slot, the new home.
     ContextSetHome = 46,
+    /// `SchedContext`: [`time::Losers`](crate::time::Losers) into the caller's message buffer.
+    ContextLosers = 47,
 
     /// `Endpoint` (SERVE): W0 thread slot: the one server.
     EndpointBind = 50,
