@@ -38,6 +38,26 @@ pub fn run() {
     say!("bench: done");
 }
 
+/// Makes exits of one kind without an end.
+pub fn forever(word: &str) -> ! {
+    let amd = cpuid(0)[2] == u32::from_le_bytes(*b"cAMD");
+    start_timer();
+    loop {
+        match word {
+            "loop-port" => {
+                in32(PM_TIMER);
+            }
+            "loop-cpuid" => {
+                cpuid(0x4000_0000);
+            }
+            "loop-vmcall" => {
+                hypercall(amd, 0);
+            }
+            _ => read_count(0),
+        }
+    }
+}
+
 /// Lets the APIC's timer count, masked.
 fn start_timer() {
     for (register, value) in [(0xf0, 0x1ff_u32), (0x320, 0x1_0020), (0x3e0, 0xb), (0x380, u32::MAX)] {

@@ -6,6 +6,7 @@
 //! | word | what it does |
 //! | --- | --- |
 //! | `bench` | measures exits and switches the machine off |
+//! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
 //! | `off` | switches the machine off by ACPI |
 //! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
 //! | `triple` | a triple fault |
@@ -57,6 +58,7 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             bench::run();
             power_off()
         }
+        "loop-port" | "loop-cpuid" | "loop-vmcall" | "loop-mmio" => bench::forever(word),
         "reset" => reset(),
         "triple" => hardware::triple_fault(),
         "exit" => {

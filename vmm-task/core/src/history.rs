@@ -5,6 +5,9 @@ use moira_abi::vcpu::Exit;
 /// How many exits are kept: a power of two.
 pub const KEPT: usize = 32;
 
+const REASON_SHIFT: u32 = 56;
+const DETAIL: u64 = (1 << REASON_SHIFT) - 1;
+
 /// One exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
@@ -12,14 +15,15 @@ pub struct Record {
     pub reason: u64,
     /// RIP at the exit.
     pub rip: u64,
-    /// Its qualification.
+    /// Its qualification, without the upper byte.
     pub qualification: u64,
 }
 
 /// The last [`KEPT`] exits and how many of each reason there were.
 #[derive(Clone, Debug)]
 pub struct History {
-    records: [Record; KEPT],
+    /// RIP, and qualification with the reason in its upper byte.
+    records: [(u64, u64); KEPT],
     total: u64,
     counts: [u64; 32],
 }
@@ -34,13 +38,13 @@ impl History {
     /// Nothing happened yet.
     #[must_use]
     pub const fn new() -> Self {
-        History { records: [Record { reason: 0, rip: 0, qualification: 0 }; KEPT], total: 0, counts: [0; 32] }
+        History { records: [(0, 0); KEPT], total: 0, counts: [0; 32] }
     }
 
     /// Adds an exit.
     #[inline(always)]
     pub fn add(&mut self, exit: Exit, rip: u64, qualification: u64) {
-        self.records[self.total as usize % KEPT] = Record { reason: exit as u64, rip, qualification };
+        self.records[self.total as usize % KEPT] = (rip, qualification & DETAIL | (exit as u64) << REASON_SHIFT);
         self.total = self.total.wrapping_add(1);
         self.counts[exit as usize % 32] += 1;
     }
@@ -60,7 +64,10 @@ impl History {
     /// The last exits, oldest first.
     pub fn last(&self) -> impl Iterator<Item = Record> + '_ {
         let kept = self.total.min(KEPT as u64);
-        (self.total - kept..self.total).map(|index| self.records[index as usize % KEPT])
+        (self.total - kept..self.total).map(|index| {
+            let (rip, detail) = self.records[index as usize % KEPT];
+            Record { reason: detail >> REASON_SHIFT, rip, qualification: detail & DETAIL }
+        })
     }
 }
 

@@ -1,15 +1,15 @@
 //! The virtual machine and its run loop.
 
 use crate::boot::{self, BootError, Guest};
+use crate::clock::TscClock;
 use crate::event::{Both, Event, combine};
-use crate::exits;
+use crate::exits::{self, decode::CodePage};
 use crate::history::History;
 use crate::ram::Ram;
 use crate::state::{StatePage, field};
 use moira_abi::vcpu::{Exit, event, group, interruptibility, request};
 use vmm_devices::board::Board;
 use vmm_devices::fabric::Interrupt;
-use vmm_devices::time::Rate;
 use vmm_machine::cpuid::CpuidTable;
 use vmm_machine::memory_map::MemoryMap;
 use vmm_machine::msr::{MsrConfig, MsrPolicy};
@@ -64,15 +64,15 @@ pub enum Ending {
     Kernel(moira_abi::Error),
 }
 
-/// What to do after an exit.
+/// What to do after an exit. It fits a register, because every exit makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Back into the guest.
     Enter,
     /// Wait for an interrupt first.
     Halt,
-    /// The machine ended.
-    End(Ending),
+    /// The machine ended: [`Vm::ending`] says how.
+    End,
 }
 
 /// What a machine is made of.
@@ -104,7 +104,7 @@ pub struct Vm<'a> {
     pub(crate) cpuid: CpuidTable,
     pub(crate) msr: MsrPolicy,
     msr_config: MsrConfig,
-    pub(crate) clock: Rate,
+    clock: TscClock,
     /// Groups of the page to load at the next entry.
     pub(crate) changed: u64,
     /// Groups that the next exit shall write.
@@ -127,6 +127,9 @@ pub struct Vm<'a> {
     /// Added to the TSC for the guest.
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
+    pub(crate) code_page: CodePage,
+    /// How the machine ended, once it has.
+    ending: Ending,
     pub(crate) history: History,
 }
 
@@ -155,7 +158,7 @@ impl<'a> Vm<'a> {
             cpuid: parts.cpuid,
             msr: MsrPolicy::new(parts.msr),
             msr_config: parts.msr,
-            clock: Rate::new(parts.tsc_hz),
+            clock: TscClock::new(parts.tsc_hz),
             changed: 0,
             wanted: 0,
             groups: 0,
@@ -168,6 +171,8 @@ impl<'a> Vm<'a> {
             until: 0,
             tsc_offset: 0,
             xcr0: parts.xcr0,
+            code_page: CodePage::default(),
+            ending: Ending::Killed,
             history: History::new(),
         }
     }
@@ -234,10 +239,6 @@ impl<'a> Vm<'a> {
             self.history.add(exit, self.page.get(field::RIP), self.page.get(field::QUALIFICATION));
             let next = match exit {
                 Exit::Port => exits::port(self, cpu.now()),
-                Exit::Cpuid => {
-                    self.take_delivering();
-                    exits::cpuid(self)
-                }
                 _ => self.other_exit(cpu, exit),
             };
             match next {
@@ -247,9 +248,16 @@ impl<'a> Vm<'a> {
                         return ending;
                     }
                 }
-                Next::End(ending) => return ending,
+                Next::End => return self.ending,
             }
         }
+    }
+
+    /// Ends the machine.
+    #[cold]
+    pub(crate) fn end(&mut self, ending: Ending) -> Next {
+        self.ending = ending;
+        Next::End
     }
 
     /// An event whose delivery the exit interrupted goes in again.
@@ -258,30 +266,41 @@ impl<'a> Vm<'a> {
         let delivering = Event::from_page(self.page.get(field::DELIVERING));
         if !delivering.is_none() {
             self.event = delivering;
-            self.shadow = Shadow::None;
+            self.attention = true;
         }
     }
 
-    #[inline(never)]
+    /// All exits but ports. Handlers that complete the instruction end its interrupt shadow; else nothing is known of it.
+    #[inline(always)]
     fn other_exit(&mut self, cpu: &mut impl Processor, exit: Exit) -> Next {
-        self.attention = true;
-        if self.groups & group::INTERRUPTIBILITY != 0 {
-            self.shadow = Shadow::Page;
-        } else {
-            self.shadow = Shadow::Unknown;
-        }
+        self.shadow = Shadow::Unknown;
         match exit {
-            Exit::Until | Exit::Kicked => {
-                self.take_armed();
-                let bits = cpu.poll();
-                return self.news(cpu, bits).map_or(Next::Enter, Next::End);
-            }
-            Exit::InterruptWindow => self.requested &= !request::INTERRUPT_WINDOW,
-            Exit::NmiWindow => self.requested &= !request::NMI_WINDOW,
+            Exit::Until | Exit::Kicked => return self.interrupted(cpu),
+            Exit::InterruptWindow => self.window(request::INTERRUPT_WINDOW),
+            Exit::NmiWindow => self.window(request::NMI_WINDOW),
             _ => {}
         }
         self.take_delivering();
-        exits::other(self, exit, cpu.now())
+        exits::other(self, exit, cpu)
+    }
+
+    fn window(&mut self, request: u64) {
+        self.requested &= !request;
+        self.shadow = Shadow::Page;
+        self.attention = true;
+    }
+
+    /// The run ended from outside.
+    #[inline(never)]
+    fn interrupted(&mut self, cpu: &mut impl Processor) -> Next {
+        self.shadow = Shadow::Page;
+        self.attention = true;
+        self.take_armed();
+        let bits = cpu.poll();
+        match self.news(cpu, bits) {
+            Some(ending) => self.end(ending),
+            None => Next::Enter,
+        }
     }
 
     /// After an exit that was none of the guest's doing, the kernel still holds what it did not get to inject.
@@ -334,7 +353,7 @@ impl<'a> Vm<'a> {
     #[inline(never)]
     fn set_deadline(&mut self, deadline: Option<u64>) {
         self.deadline = deadline;
-        self.until = deadline.map_or(0, |at| self.clock.ticks(at).saturating_add(1));
+        self.until = deadline.map_or(0, |at| self.clock.tsc_at(at));
     }
 
     /// Lets devices work and finds out what to inject.
@@ -427,7 +446,7 @@ impl<'a> Vm<'a> {
                 self.attention = true;
                 Next::Enter
             }
-            Both::TripleFault => Next::End(Ending::TripleFault),
+            Both::TripleFault => self.end(Ending::TripleFault),
         }
     }
 

@@ -117,6 +117,7 @@ fn set_cr8(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     if let Some(apic) = vm.board.lapic(0) {
         apic.set_cr8(value as u8);
     }
+    vm.attention = true;
     vm.advance(length);
     Next::Enter
 }

@@ -4,14 +4,14 @@
 //! the next exit can bring, or the guest has changed the instruction meanwhile) lets the guest execute it again.
 
 mod control;
-mod decode;
+pub(crate) mod decode;
 mod memory;
 mod msr;
 mod port;
 
 use crate::event::vector;
 use crate::state::{field, gpr};
-use crate::vm::{Ending, Next, Vm};
+use crate::vm::{Ending, Next, Processor, Vm};
 use moira_abi::vcpu::{Exit, group};
 pub(crate) use port::port;
 use vmm_decode::Expected;
@@ -41,17 +41,24 @@ pub(crate) fn cpuid(vm: &mut Vm<'_>) -> Next {
     Next::Enter
 }
 
-/// All exits but the two most frequent ones; `now` in TSC ticks.
-pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, now: u64) -> Next {
+/// All exits but ports.
+#[inline(always)]
+pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, cpu: &impl Processor) -> Next {
     match exit {
-        Exit::Memory => memory::memory(vm, now),
-        Exit::MsrRead => msr::read(vm, now),
-        Exit::MsrWrite => msr::write(vm, now),
-        Exit::Halt => skip(vm, Expected::Hlt, Next::Halt),
-        Exit::Hypercall => hypercall(vm),
-        Exit::Port => port(vm, now),
         Exit::Cpuid => cpuid(vm),
-        Exit::Until | Exit::Kicked | Exit::InterruptWindow | Exit::Iret => Next::Enter,
+        Exit::Hypercall => hypercall(vm),
+        Exit::Memory => memory::memory(vm, cpu.now()),
+        Exit::MsrRead => msr::read(vm, cpu.now()),
+        Exit::MsrWrite => msr::write(vm, cpu.now()),
+        _ => rare(vm, exit),
+    }
+}
+
+#[inline(never)]
+fn rare(vm: &mut Vm<'_>, exit: Exit) -> Next {
+    match exit {
+        Exit::Halt => skip(vm, Expected::Hlt, Next::Halt),
+        Exit::InterruptWindow | Exit::Iret => Next::Enter,
         Exit::NmiWindow => nmi_window(vm),
         Exit::Exception => exception(vm),
         Exit::ControlWrite => control::control(vm),
@@ -63,11 +70,12 @@ pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, now: u64) -> Next {
         Exit::Mwait | Exit::Undefined => vm.raise(vector::UNDEFINED, None),
         Exit::Rdpmc => vm.raise(vector::PROTECTION, Some(0)),
         Exit::Pause => skip(vm, Expected::Pause, Next::Enter),
-        Exit::Shutdown => Next::End(Ending::TripleFault),
-        Exit::InvalidState => Next::End(Ending::InvalidState(vm.page.get(field::QUALIFICATION))),
-        Exit::TaskSwitch => Next::End(Ending::Unsupported("a task switch")),
-        Exit::Init => Next::End(Ending::Unsupported("an INIT signal")),
-        Exit::Other => Next::End(Ending::Unsupported("an exit that the kernel does not know")),
+        Exit::Shutdown => vm.end(Ending::TripleFault),
+        Exit::InvalidState => vm.end(Ending::InvalidState(vm.page.get(field::QUALIFICATION))),
+        Exit::TaskSwitch => vm.end(Ending::Unsupported("a task switch")),
+        Exit::Init => vm.end(Ending::Unsupported("an INIT signal")),
+        // The named ones were handled before.
+        _ => vm.end(Ending::Unsupported("an exit that the kernel does not know")),
     }
 }
 
@@ -92,6 +100,7 @@ fn cache_flush(vm: &mut Vm<'_>) -> Next {
 }
 
 /// There are no hypercalls: the answer is -1, which no caller takes for success.
+#[inline(always)]
 fn hypercall(vm: &mut Vm<'_>) -> Next {
     let Some(length) = decode::length(vm, Expected::Hypercall) else { return Next::Enter };
     vm.page.set_gpr(gpr::RAX, u64::MAX);

@@ -31,7 +31,7 @@ pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
     } else {
         let action = vm.board.port_write(io.port(), size, rax as u32, now, &vm.ram);
         if action != Action::None {
-            return act(action);
+            return act(vm, action);
         }
     }
     vm.advance(vm.page.get(field::LENGTH));
@@ -40,12 +40,12 @@ pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
 
 /// What the board wants after a write.
 #[cold]
-fn act(action: Action) -> Next {
+fn act(vm: &mut Vm<'_>, action: Action) -> Next {
     match action {
         Action::None => Next::Enter,
-        Action::Reset => Next::End(Ending::Reset),
-        Action::PowerOff => Next::End(Ending::PowerOff),
-        Action::DebugExit(value) => Next::End(Ending::DebugExit(value)),
+        Action::Reset => vm.end(Ending::Reset),
+        Action::PowerOff => vm.end(Ending::PowerOff),
+        Action::DebugExit(value) => vm.end(Ending::DebugExit(value)),
     }
 }
 
@@ -120,7 +120,8 @@ fn move_element(vm: &mut Vm<'_>, io: PortIo, mode: Mode, element: &vmm_decode::S
         if GuestMemory::read(&vm.ram, gpa, bytes_used).is_err() {
             bytes_used.fill(0xff);
         }
-        act(vm.board.port_write(io.port(), size as u8, u32::from_le_bytes(bytes), now, &vm.ram))
+        let action = vm.board.port_write(io.port(), size as u8, u32::from_le_bytes(bytes), now, &vm.ram);
+        act(vm, action)
     } else {
         bytes = vm.board.port_read(io.port(), size as u8, now, &vm.ram).to_le_bytes();
         // What is not memory takes nothing.
