@@ -2,8 +2,8 @@
 //!
 //! | capability | what for |
 //! | --- | --- |
-//! | `platform` | the platform task's endpoint |
-//! | `machine`, `objects` | optional, for `edu=`: the machine, and memory for an interrupt |
+//! | `platform-task` | the platform task's endpoint |
+//! | `platform`, `objects` | optional, for `edu=`: the machine, and memory for an interrupt |
 //!
 //! Arguments: `edu=00:03.0`: QEMU's `edu` device is
 //! there, owned by this task: let it interrupt; `refused=00:04.0`: a function that this task does not own; `power=off` or
@@ -31,8 +31,8 @@ use moira_rt::{
 moira_rt::entry!(main);
 
 fn main(mut env: Env) {
-    let Some(service) = env.capability::<Endpoint>("platform") else {
-        error!("report failed: there is no `platform` to call");
+    let Some(service) = env.capability::<Endpoint>("platform-task") else {
+        error!("report failed: there is no `platform-task` to call");
         return;
     };
     match report(&mut env, service) {
@@ -161,7 +161,7 @@ const BIT: u64 = 1 << 5;
 
 /// Has the device raise its interrupt three times, and waits for each.
 fn interrupt(env: &Env, service: Endpoint, device: &PciDevice) -> Result<(), Why> {
-    let machine = env.capability::<Platform>("machine").ok_or(Why::Missing("machine"))?;
+    let machine = env.capability::<Platform>("platform").ok_or(Why::Missing("platform"))?;
     let objects = env.capability::<Untyped>("objects").ok_or(Why::Missing("objects"))?;
     let mut memory = Memory::new(env, objects);
     let mut slot = || memory.slots.take(1).ok_or(Why::Missing("slots"));
