@@ -7,7 +7,8 @@ use crate::machine::{Machine, Shared, Width};
 use crate::tables::{Root, Tables};
 use crate::value::{MOST_DEPTH, Value};
 use acpi::aml::namespace::{AmlName, NamespaceLevelKind};
-use acpi::aml::object::Object;
+use acpi::aml::object::{FieldUnitKind, Object};
+use acpi::aml::op_region::{OpRegion, RegionSpace};
 use acpi::aml::{AmlError, Interpreter};
 use acpi::platform::interrupt::{InterruptModel, Polarity, TriggerMode};
 use acpi::platform::ProcessorState;
@@ -254,6 +255,7 @@ impl<M: Machine> Aml<M> {
                 .load_table(table.body())
                 .map_err(|error| format!("the table at {:#x}: {error:?}", table.address))?;
         }
+        correct_fields(&interpreter);
         Ok(Aml { interpreter })
     }
 
@@ -298,6 +300,35 @@ impl<M: Machine> Aml<M> {
         let found = self.interpreter.namespace.lock().search_for_level(&name, &place);
         found.ok().map(|name| name.as_string())
     }
+}
+
+/// Version 6.1.1 reads and writes the fields of a region of PCI configuration space as if the region began at offset 0. Each such
+/// field that the tables define is moved by the beginning of its region. Those that a method defines while it runs are not.
+fn correct_fields<M: Machine>(interpreter: &Interpreter<Access<M>>) {
+    let mut namespace = interpreter.namespace.lock().clone();
+    let token = interpreter.object_token.lock();
+    // The closure gives no error, and the names come from the namespace itself.
+    let _ = namespace.traverse(|_, level| {
+        let named = level.values.values().filter(|(flags, _)| !flags.is_alias());
+        for (_, object) in named {
+            let Object::FieldUnit(field) = &**object else {
+                continue;
+            };
+            let FieldUnitKind::Normal { region } = &field.kind else {
+                continue;
+            };
+            let Object::OpRegion(OpRegion { space: RegionSpace::PciConfig, base, .. }) = **region else {
+                continue;
+            };
+            let moved = usize::try_from(base).ok().and_then(|base| base.checked_mul(8)?.checked_add(field.bit_index));
+            // SAFETY: the token is held, nothing is being evaluated, and `field`, the one other reference, is not used again.
+            #[allow(unsafe_code)]
+            if let (Some(moved), Object::FieldUnit(field)) = (moved, unsafe { object.gain_mut(&token) }) {
+                field.bit_index = moved;
+            }
+        }
+        Ok(true)
+    });
 }
 
 fn value(object: &Object, depth: usize) -> Value {

@@ -174,9 +174,21 @@ fn the_boot_processor_comes_first() {
     assert_eq!(info.cpus.iter().map(|cpu| cpu.apic_id).collect::<Vec<_>>(), [2, 0, 1, 3]);
 }
 
+/// The bridge to ISA, whose registers say where the firmware sent the interrupt links.
+fn with_links(fake: &mut Fake, at: PciAddress, links: &[(usize, [u8; 4])]) {
+    let mut space = [0; 256];
+    put(&mut space, 0, &[0x86, 0x80, 0x18, 0x29, 7, 0, 0x10, 2, 2, 0, 1, 6]);
+    for (offset, irqs) in links {
+        put(&mut space, *offset, irqs);
+    }
+    fake.functions.insert(at.0, (space, [0; 256]));
+}
+
 /// Both interpreters on one machine's tables.
 fn interpret(file: &[u8]) -> findings::Findings {
-    let (fake, tables) = load(file);
+    let (mut fake, tables) = load(file);
+    with_links(&mut fake, PciAddress::new(0, 0x1f, 0), &[(0x60, [10, 5, 11, 9]), (0x68, [3, 4, 6, 7])]);
+    with_links(&mut fake, PciAddress::new(0, 1, 0), &[(0x60, [9, 10, 11, 5])]);
     let (machine, tables) = (Shared::new(fake), Arc::new(tables));
     let access = Access::new(machine.clone(), tables.clone());
     assert_eq!(interpreter::agrees(&access, &summary::read(&tables, 0)), Ok(()));
@@ -210,6 +222,14 @@ fn both_interpreters_agree_on_bochs() {
     assert!(found.agreed > 10, "{}", found.agreed);
     assert_eq!(found.off, Some((0, 0)));
     assert!(found.devices.iter().any(|device| device.1 == "PNP0A03"));
+    // The links' registers were read where they are: devices take links A to D in turn.
+    let gsi = |device, pin| {
+        let found = found.routes.iter().find(|route| (route.device, route.pin) == (device, pin));
+        found.map(|route| route.gsi)
+    };
+    let mut of_device_2: Vec<_> = (0..4).filter_map(|pin| gsi(2, pin)).collect();
+    of_device_2.sort_unstable();
+    assert_eq!(of_device_2, [5, 9, 10, 11]);
 }
 
 #[test]
