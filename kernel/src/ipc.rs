@@ -11,7 +11,7 @@ use crate::{
         endpoint::Endpoint,
         life,
         notification::Notification,
-        thread::{Dispatch, State, Thread, reg},
+        thread::{self, Dispatch, State, Thread, reg},
     },
     percpu::Cpu,
     panic, sched, smp, switch, trace,
@@ -110,6 +110,11 @@ fn words(from: Obj<Thread>, to: Obj<Thread>) {
 /// Runs a thread that is ready, on the time of whoever is charged now.
 #[inline(always)]
 fn go(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    if switch::quickly(cpu, thread) { thread } else { go_slowly(cpu, thread) }
+}
+
+#[inline(never)]
+fn go_slowly(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     trace::event(cpu, trace::SWITCH, thread.physical(), 0);
     if switch::to(cpu, thread) { thread } else { sched::run_next(cpu) }
 }
@@ -189,15 +194,12 @@ fn transfer_caps(from: Obj<Thread>, to: Obj<Thread>, caps: usize) -> Result<(), 
         return Err(Error::PeerSlots);
     }
     for i in 0..caps {
-        let slot = cap::slot_of(source, from.word(4 + i))?;
-        if slot.is_empty() {
-            return Err(Error::Empty);
-        }
-        target.empty_slot(first + i as u64).map_err(|_| Error::PeerSlots)?;
-    }
-    for i in 0..caps {
-        let (slot, to) = (cap::slot_of(source, from.word(4 + i))?, cap::slot_of(target, first + i as u64)?);
-        if let Err(error) = cap::derive(slot, to, Rights::ALL, None) {
+        let given = cap::slot_of(source, from.word(4 + i)).and_then(|slot| {
+            let to = cap::slot_of(target, first + i as u64).map_err(|_| Error::PeerSlots)?;
+            cap::derive(slot, to, Rights::ALL, None).map_err(|error| if error == Error::SlotInUse { Error::PeerSlots } else { error })
+        });
+        if let Err(error) = given {
+            // All or nothing: what was given already is taken back.
             for back in 0..i {
                 cap::remove(cap::slot_of(target, first + back as u64)?);
             }
@@ -261,7 +263,7 @@ fn unhandled(thread: Obj<Thread>) {
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
     // Nobody could ever mend or restart the root task: its fault is the end.
-    if crate::boot::is_root(thread) {
+    if thread::is_root(thread) {
         panic::root_fault(thread);
     }
 }
@@ -492,11 +494,13 @@ pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match decode_dispatch(cpu, thread) {
         Err(error) => done(thread, Err(error)),
         Ok(d) if d.token != cpu.sequence.get() => {
-            thread.answer1(time::dispatch::STALE);
+            thread.answer4(time::dispatch::STALE, 0, 0, 0);
+            thread.set_word(4, 0);
             done(thread, Ok(()))
         }
         Ok(d) => {
             thread.dispatch.set(d);
+            cpu.dispatched.set(0);
             thread.state.set(State::InDispatch);
             sched::run_next(cpu)
         }

@@ -1,16 +1,25 @@
 //! What each CPU has to itself. The same structure is the `Cpu` object that capabilities name.
 
 use crate::{
+    cap::Slot,
     memory::{Obj, Object},
     object::{address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread, vcpu::Vcpu},
     trace::Ring,
 };
 use core::{
     cell::Cell,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
 use moira_abi::{ObjectType, time::{STATUS_CONTEXTS, StatusPage}};
 use moira_kernel_core::plan::Position;
+
+/// Bits of `Cpu::attention`.
+pub mod attention {
+    /// The trace is on.
+    pub const TRACE: u8 = 1;
+    /// A guest's state is still in registers that only its own VMM may run with.
+    pub const GUEST: u8 = 2;
+}
 
 /// Value of `Cpu::next_plan`: follow no plan.
 pub const NO_PLAN: u64 = 1;
@@ -49,6 +58,10 @@ pub struct Cpu {
     pub chosen: Cell<Option<Obj<SchedContext>>>,
     /// Whether the chosen context owns the current window.
     pub in_window: Cell<bool>,
+    /// Whether the chosen context runs on slack, by the scheduler's dispatch.
+    pub in_dispatch: Cell<bool>,
+    /// Ticks that the dispatched context was charged so far.
+    pub dispatched: Cell<u64>,
     /// Whether the kernel has to choose before it returns.
     pub must_choose: Cell<bool>,
     /// Physical address of the loaded task space; other CPUs read it to know whom to flush.
@@ -66,12 +79,12 @@ pub struct Cpu {
     pub next_plan: AtomicU64,
     /// Root's window of the boot plan: kept while no plan was ever installed.
     pub boot_context: Cell<Option<Obj<SchedContext>>>,
-    /// A scheduler's context and status page that are to be registered: physical addresses. Set by any CPU.
-    pub next_scheduler: [AtomicU64; 2],
+    /// A scheduler's context that is to be registered: its physical address. Set by any CPU.
+    pub next_scheduler: AtomicU64,
     /// The scheduler's context.
     pub scheduler: Cell<Option<Obj<SchedContext>>>,
-    /// Its status page.
-    pub status: Cell<u64>,
+    /// The capability to its status page: gone when the frame's memory is revoked.
+    pub status: Slot,
     /// The sequence of the status page (the kernel's own copy).
     pub sequence: Cell<u64>,
     /// TSC value the timer is set to.
@@ -112,8 +125,8 @@ pub struct Cpu {
 
     /// Trace.
     pub trace: Ring,
-    /// Whether a guest's state is still in registers that only its own VMM may run with.
-    pub guest_state: Cell<bool>,
+    /// What the short paths must not be taken for: [`attention`] bits.
+    pub attention: AtomicU8,
     /// The virtualization hardware's part; null: none.
     pub virt: Cell<*mut crate::arch::virt::CpuVirt>,
     /// Physical address of pages for the virtualization hardware.
@@ -175,6 +188,15 @@ impl Cpu {
         }
     }
 
+    /// The context that a window names, if it still lives here.
+    #[inline(always)]
+    pub fn window_owner(&self, owner: u64) -> Option<Obj<SchedContext>> {
+        let (address, index) = (owner & !511, owner as usize & 511);
+        let living = address != 0 && self.contexts.get(index)?.load(Acquire) == address;
+        // SAFETY: contexts are taken out of the list on this CPU before they die.
+        living.then(|| unsafe { Obj::at(address) })
+    }
+
     /// The plan that replaces the current one.
     pub fn next_plan(&self) -> Option<Obj<Plan>> {
         let next = self.next_plan.load(Acquire);
@@ -195,13 +217,7 @@ impl Cpu {
                 cell.set(None);
             }
         }
-        let _ = self.next_scheduler[0].compare_exchange(context.physical(), 0, AcqRel, Relaxed);
-        for plan in [self.plan.get(), self.next_plan()].into_iter().flatten() {
-            let mut at = Some(0);
-            while let Some(from) = at {
-                at = plan.cut(context.physical(), from, 64);
-            }
-        }
+        let _ = self.next_scheduler.compare_exchange(context.physical(), 0, AcqRel, Relaxed);
         if let Some(scheduler) = self.scheduler.get()
             && let Some(thread) = scheduler.thread.get()
         {
@@ -225,8 +241,9 @@ impl Cpu {
 
     /// The scheduler's status page.
     pub fn status_page(&self) -> Option<Obj<StatusPage>> {
+        let word = self.status.word();
         // SAFETY: the page is a frame whose capability is kept in the CPU's slot; all its fields are plain words.
-        (self.status.get() != 0).then(|| unsafe { Obj::at(self.status.get()) })
+        (!word.is_empty()).then(|| unsafe { Obj::at(word.address()) })
     }
 
     /// The interrupt source on a vector.

@@ -45,6 +45,9 @@ fn charge_until(cpu: &Cpu, now: u64) {
     match cpu.chosen.get() {
         Some(context) => {
             cpu.charged.set(cpu.charged.get() + ticks);
+            if cpu.in_dispatch.get() {
+                cpu.dispatched.set(cpu.dispatched.get() + ticks);
+            }
             context.charge(ticks, cpu.current.get().and_then(|thread| thread.beneficiary.get()));
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
@@ -88,11 +91,10 @@ fn publish(cpu: &Cpu, thread: Obj<Thread>) {
 
 /// Registers the scheduler that was named for this CPU. It knows nothing yet: everything is news.
 pub fn register(cpu: &Cpu) {
-    let context = cpu.next_scheduler[0].swap(0, AcqRel);
+    let context = cpu.next_scheduler.swap(0, AcqRel);
     if context == 0 {
         return;
     }
-    cpu.status.set(cpu.next_scheduler[1].load(Relaxed));
     // SAFETY: a context that dies is taken out of `next_scheduler` first.
     cpu.scheduler.set(Some(unsafe { Obj::at(context) }));
     cpu.must_choose.set(true);
@@ -150,11 +152,11 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
             State::InDispatch => {
                 let d = thread.dispatch.get();
                 if d.token != cpu.sequence.get() {
-                    end_dispatch(thread, dispatch::NEWS, 0, 0, 0);
+                    end_dispatch(cpu, thread, dispatch::NEWS, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 if d.until != 0 && d.until <= now {
-                    end_dispatch(thread, dispatch::UNTIL, 0, 0, 0);
+                    end_dispatch(cpu, thread, dispatch::UNTIL, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 return Walked::Blocked(thread, d.until);
@@ -165,8 +167,9 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     Walked::Gone
 }
 
-fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
+fn end_dispatch(cpu: &Cpu, thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
     thread.answer4(code, w1, w2, w3);
+    thread.set_word(4, cpu.dispatched.take());
     thread.finish(Ok(()));
 }
 
@@ -184,6 +187,7 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     };
     let mut choice = None;
     cpu.in_window.set(false);
+    cpu.in_dispatch.set(false);
     if let Some(context) = stretch.0 {
         match walk(cpu, context, now) {
             Walked::Run(thread) => {
@@ -232,7 +236,10 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
             }
             let context = thread.dispatch.get().context?;
             let (w1, w2, w3) = match walk(cpu, context, now) {
-                Walked::Run(runner) => return Some((context, runner)),
+                Walked::Run(runner) => {
+                    cpu.in_dispatch.set(true);
+                    return Some((context, runner));
+                }
                 Walked::Blocked(at, until) => {
                     watch(cpu, context, at, until);
                     let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
@@ -240,7 +247,7 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
                 }
                 Walked::Gone => (blocked::GONE as u64, 0, 0),
             };
-            end_dispatch(thread, dispatch::BLOCKED, w1, w2, w3);
+            end_dispatch(cpu, thread, dispatch::BLOCKED, w1, w2, w3);
             return Some((scheduler, thread));
         }
         Walked::Gone => {}
@@ -259,9 +266,7 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     let mut position = cpu.position.get();
     let stretch = plan::advance(&mut position, plan.length.get(), plan.count.get() as usize, now, |i| plan.window(i));
     cpu.position.set(position);
-    let owner = stretch.owner.filter(|owner| *owner != 0);
-    // SAFETY: windows name live contexts: a context that dies is cut out of the plans of its CPU.
-    (owner.map(|owner| unsafe { Obj::at(owner) }), stretch.until)
+    (stretch.owner.and_then(|owner| cpu.window_owner(owner)), stretch.until)
 }
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
@@ -302,6 +307,20 @@ pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     }
 }
 
+/// A chain of calls is cut above `first`, or the account it works for dies: whoever served that account works for its own
+/// from now on. No thread may name an account that can die unseen.
+pub fn disown(first: Obj<Thread>, account: Option<Obj<SchedContext>>) {
+    let mut at = Some(first);
+    // Levels rise along a chain.
+    for _ in 0..8 {
+        let Some(thread) = at else { return };
+        if thread.beneficiary.get() == account {
+            thread.beneficiary.set(thread.context.get());
+        }
+        at = thread.server.get();
+    }
+}
+
 /// Stops a thread wherever it is. What it waits for is let go of; what it serves stays.
 pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
     match thread.state.get() {
@@ -316,6 +335,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
             if let Some(server) = thread.server.take() {
                 server.caller.set(None);
                 server.caller_gone.set(true);
+                disown(server, thread.beneficiary.get());
             }
             if !thread.fault_call.replace(false) {
                 thread.set_status(Err(Error::PeerGone));
@@ -323,7 +343,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
         }
         State::Calling => thread.restart_call(),
         State::InGuest => crate::object::vcpu::leave(thread, moira_abi::vcpu::Exit::Kicked),
-        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0, 0),
+        State::InDispatch => end_dispatch(cpu, thread, dispatch::STALE, 0, 0, 0),
         _ => {}
     }
     thread.state.set(State::Stopped);

@@ -54,8 +54,8 @@ static HOLDER: AtomicU32 = AtomicU32::new(FREE);
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
 /// Tries to take the structural lock. On failure the system call is run again from user mode: interrupts, and a window that
-/// begins meanwhile, come first. A CPU that wants it is served in turn: a holder hands over to the next one that wants it and
-/// is still polling.
+/// begins meanwhile, come first. Nothing is handed over and nobody is served in turn
+/// (`docs/decisions/0005-structural-lock-by-trying.md`).
 pub fn try_lock(cpu: &Cpu) -> bool {
     for _ in 0..64 {
         match HOLDER.compare_exchange(FREE, cpu.index, Acquire, Relaxed) {
@@ -127,6 +127,11 @@ pub fn post_cpu(cpu: &Cpu, message: u32) {
     arch::apic::interrupt_cpu(cpu.apic_id.get());
 }
 
+/// Has a CPU act on its messages.
+pub fn collect(index: u32) {
+    arch::apic::interrupt_cpu(percpu::by_index(index).apic_id.get());
+}
+
 /// Whether anything waits for this CPU.
 pub fn has_mail(cpu: &Cpu) -> bool {
     cpu.mailbox.load(SeqCst) != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
@@ -154,11 +159,15 @@ fn drain_all(cpu: &'static Cpu) {
     let mut at = cpu.mailbox.swap(0, SeqCst);
     // One pass: what arrives meanwhile interrupts again.
     while at != 0 {
-        // SAFETY: objects with messages stay until these are acted upon (revoke waits for RETIRE to be acknowledged).
+        // SAFETY: objects with messages stay until these are taken (revoke looks for both, RETIRE acknowledged and no mail left).
         let header = unsafe { Obj::<Header>::at(at) };
         at = header.mail_next.load(Relaxed);
+        // Once its mail is taken a dead object may become something else at any moment.
+        let dead = header.life() == life::DEAD;
         let messages = header.mail.swap(0, SeqCst);
-        receive(cpu, header, messages);
+        if !dead {
+            receive(cpu, header, messages);
+        }
     }
 }
 
@@ -200,6 +209,11 @@ pub fn enter_kernel(cpu: &Cpu) {
     cpu.epoch.fetch_add(1, SeqCst);
 }
 
+/// Whether a CPU counts as outside of the kernel.
+pub fn is_outside(cpu: &Cpu) -> bool {
+    cpu.epoch.load(Relaxed) & 1 == 0
+}
+
 /// Kernel exit of such paths: nothing read from a slot is used after this.
 #[inline(always)]
 pub fn leave_kernel(cpu: &Cpu) {
@@ -238,6 +252,11 @@ pub fn grace_look(set: &mut CpuSet) -> bool {
 /// A translation of a space was removed or narrowed: other CPUs that have it loaded must flush.
 pub fn flush_space(space: Obj<AddressSpace>) {
     flush_where(|cpu| cpu.has_loaded(space));
+}
+
+/// One CPU drops what it has loaded, a guest that runs included.
+pub fn flush_cpu(index: u32) {
+    flush_where(|cpu| cpu.index == index);
 }
 
 fn flush_where(loaded: impl Fn(&Cpu) -> bool) {

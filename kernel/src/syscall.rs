@@ -1,6 +1,7 @@
 //! The one system call: which method of which object. Hot methods first; structural ones under the structural lock.
 
 use crate::{
+    arch,
     cap::{self, Cap, Slot},
     ipc,
     memory::Obj,
@@ -103,13 +104,12 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     if !smp::try_lock(cpu) {
         return Err(Busy::Lock);
     }
-    let begun = sched::charge(cpu);
+    let begun = arch::now();
     trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
     let result = structural(cpu, thread, method, slot, cap);
     smp::unlock();
-    let ended = sched::charge(cpu);
     if let Some(context) = cpu.chosen.get() {
-        context.structural.set(context.structural.get() + (ended - begun));
+        context.structural.set(context.structural.get() + (arch::now() - begun));
     }
     Ok(result?)
 }

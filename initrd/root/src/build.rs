@@ -1,4 +1,5 @@
-//! Makes one task, all of it from one untyped memory: revoking that ends the task and gives everything back.
+//! Makes one task, all of it from one untyped memory and those that it is lent: revoking these ends the task and gives everything
+//! back, whatever it did with them.
 
 use crate::{
     Doing, Failure, Root, TABLE,
@@ -35,6 +36,8 @@ pub enum Life {
 pub struct Built {
     /// Its memory; none: it was torn down.
     pub block: Option<Block>,
+    /// Memories that it is lent, in the order of its grants.
+    pub lent: Vec<Block>,
     /// Slots of the root task's table that name its parts.
     slots: Vec<(Slot, u32)>,
     /// Its capability table.
@@ -59,6 +62,7 @@ impl Built {
         let none = Slot::NONE;
         Built {
             block: None,
+            lent: Vec::new(),
             slots: Vec::new(),
             table: CapTable::new(none),
             space: AddressSpace::new(none),
@@ -88,17 +92,6 @@ struct Area<'a> {
 
 fn area(address: u64, length: u64, flags: MapFlags) -> Area<'static> {
     Area { address, length: length.next_multiple_of(PAGE), flags, contents: None }
-}
-
-/// What the untyped of a task is cut into at its upper end, in falling order of size.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Upper {
-    /// The memory with this number among those it is granted.
-    Granted(usize),
-    /// Large pages of the heap.
-    Heap(u64),
-    /// Memory for page tables.
-    Tables,
 }
 
 impl Root {
@@ -134,20 +127,19 @@ impl Root {
         let small: u64 = areas.iter().map(|area| area.length).sum();
         let shared = mapped.iter().flat_map(|one| &one.whole.parts).filter(|part| part.size == FrameSize::Small).count() as u64 * PAGE;
         let table_bits = budget::table_bits((areas.len() + mapped.len() + 1) as u64, small + shared);
-        let mut budget = Budget::default()
+        let budget = Budget::default()
             .frames(FrameSize::Large, large)
             .frames(FrameSize::Small, small / PAGE)
             .untyped(table_bits)
             .object(ObjectType::AddressSpace, 0)
             .object(ObjectType::Thread, 0)
             .object(ObjectType::CapTable, spec.table_bits);
-        for bits in &granted {
-            budget = budget.untyped(*bits);
-        }
-        let block = self.pool.take(budget.size_bits(), &mut self.memory.slots).doing(|| {
-            format!("{} KiB of memory", (1u64 << budget.size_bits()) >> 10)
-        })?;
+        let block = self.take_block(budget.size_bits())?;
         built.block = Some(block);
+        for bits in granted {
+            let block = self.take_block(bits)?;
+            built.lent.push(block);
+        }
 
         let memory = block.untyped;
         built.space = AddressSpace::new(self.part(built, 1)?);
@@ -156,7 +148,7 @@ impl Root {
         memory.retype_space(built.space.slot()).doing(|| "its space".into())?;
         memory.retype_table(spec.table_bits, built.table.slot()).doing(|| "its table".into())?;
         memory.retype_threads(1, built.thread.slot()).doing(|| "its thread".into())?;
-        let untyped = self.cut_upper(built, memory, &granted, large, table_bits)?;
+        self.cut_upper(built, memory, large, table_bits)?;
         for area in &areas {
             self.make_area(built, memory, area)?;
         }
@@ -164,7 +156,7 @@ impl Root {
             self.map_whole(built, one).map_err(|why| format!("{}: {why}", one.region.name))?;
         }
         self.configure(index, spec, built, image.entry)?;
-        self.grant(index, spec, built, &untyped)
+        self.grant(index, spec, built)
     }
 
     /// Slots of the root task's for parts of a task.
@@ -174,43 +166,36 @@ impl Root {
         Ok(first)
     }
 
-    /// Makes the memories that are granted, the large pages of the heap and the page tables. Answers the granted ones in order.
-    fn cut_upper(&mut self, built: &mut Built, memory: Untyped, granted: &[u8], large: u64, table_bits: u8) -> Result<Vec<Untyped>, Failure> {
-        let mut order: Vec<(u8, Upper)> = granted.iter().enumerate().map(|(number, bits)| (*bits, Upper::Granted(number))).collect();
-        order.push((FrameSize::Large.bits(), Upper::Heap(large)));
-        order.push((table_bits, Upper::Tables));
-        order.sort_by_key(|(bits, _)| core::cmp::Reverse(*bits));
-        let mut untyped = alloc::vec![Untyped::new(Slot::NONE); granted.len()];
-        // Large pages can be mapped only when there are tables.
+    fn take_block(&mut self, bits: u8) -> Result<Block, Failure> {
+        self.pool.take(bits, &mut self.memory.slots).doing(|| format!("{} KiB of memory", (1u64 << bits) >> 10))
+    }
+
+    /// Makes the page tables and the large pages of the heap, the larger ones first.
+    fn cut_upper(&mut self, built: &mut Built, memory: Untyped, large: u64, table_bits: u8) -> Result<(), Failure> {
+        let tables_first = table_bits > FrameSize::Large.bits();
+        if tables_first {
+            self.make_tables(built, memory, table_bits)?;
+        }
         let mut heap = Vec::new();
-        for (bits, upper) in order {
-            match upper {
-                Upper::Granted(number) => {
-                    let slot = self.part(built, 1)?;
-                    memory.retype_untypeds(bits, 1, slot).doing(|| "memory that it is given".into())?;
-                    if let Some(place) = untyped.get_mut(number) {
-                        *place = Untyped::new(slot);
-                    }
-                }
-                Upper::Heap(count) => {
-                    for _ in 0..count {
-                        let slot = self.part(built, 1)?;
-                        memory.retype_frames(FrameSize::Large, 1, slot).doing(|| "its heap".into())?;
-                        heap.push(Frame::new(slot));
-                    }
-                }
-                Upper::Tables => {
-                    let slot = self.part(built, 1)?;
-                    memory.retype_untypeds(bits, 1, slot).doing(|| "its page tables".into())?;
-                    built.space.add_memory(Untyped::new(slot)).doing(|| "its page tables".into())?;
-                }
-            }
+        for _ in 0..large {
+            let slot = self.part(built, 1)?;
+            memory.retype_frames(FrameSize::Large, 1, slot).doing(|| "its heap".into())?;
+            heap.push(Frame::new(slot));
+        }
+        if !tables_first {
+            self.make_tables(built, memory, table_bits)?;
         }
         for (frame, number) in heap.into_iter().zip(0u64..) {
             let address = layout::HEAP + number * FrameSize::Large.bytes();
             built.space.map(frame, address, MapFlags::READ_WRITE).doing(|| "its heap".into())?;
         }
-        Ok(untyped)
+        Ok(())
+    }
+
+    fn make_tables(&mut self, built: &mut Built, memory: Untyped, bits: u8) -> Result<(), Failure> {
+        let slot = self.part(built, 1)?;
+        memory.retype_untypeds(bits, 1, slot).doing(|| "its page tables".into())?;
+        built.space.add_memory(Untyped::new(slot)).doing(|| "its page tables".into())
     }
 
     fn make_area(&mut self, built: &mut Built, memory: Untyped, area: &Area) -> Result<(), Failure> {
@@ -290,8 +275,11 @@ impl Root {
 
     /// Ends a task: whatever it has, and whatever was made from its memory, is gone when this returns, and the memory is clean.
     pub fn tear_down(&mut self, built: &mut Built) -> Result<(), Failure> {
-        let Some(block) = built.block.take() else { return Ok(()) };
-        block.untyped.revoke_fully().doing(|| "ending a task".into())?;
+        // Its own memory first: a thread that runs on could go on making things from what it is lent.
+        let blocks: Vec<Block> = built.block.take().into_iter().chain(built.lent.drain(..)).collect();
+        for block in &blocks {
+            block.untyped.revoke_fully().doing(|| "ending a task".into())?;
+        }
         for (first, count) in built.slots.drain(..) {
             for number in 0..count {
                 let slot = first.plus(number);
@@ -302,7 +290,9 @@ impl Root {
                 }
             }
         }
-        self.pool.give(block);
+        for block in blocks {
+            self.pool.give(block);
+        }
         debug!("root: {} KiB of memory free", self.pool.free() >> 10);
         Ok(())
     }

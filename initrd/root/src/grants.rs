@@ -7,7 +7,7 @@ use moira_proto::{
     start::{Region, layout, slot},
     system::{Grant, Role, Task},
 };
-use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, Slot, Untyped};
+use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, Slot};
 
 /// What goes into one slot.
 #[derive(Clone, Copy, Debug)]
@@ -154,8 +154,8 @@ impl Root {
         self.store.regions.get(name).cloned().ok_or_else(|| format!("there is no region `{name}`"))
     }
 
-    /// Fills a task's capability table. `untyped`: the memories that were made for it, in the order of its grants.
-    pub fn grant(&mut self, index: usize, spec: &Task, built: &Built, untyped: &[Untyped]) -> Result<(), Failure> {
+    /// Fills a task's capability table.
+    pub fn grant(&mut self, index: usize, spec: &Task, built: &Built) -> Result<(), Failure> {
         let (table, own) = (built.table, |what: &str| format!("{what} of task {}", spec.name));
         let doing = || own("a capability");
         let Some(identity) = self.identities.get(index) else { return Err(doing()) };
@@ -163,14 +163,14 @@ impl Root {
         table.copy(built.space, Slot(slot::SPACE), Rights::ALL).doing(doing)?;
         table.copy(built.thread, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
         table.copy(identity.notification, Slot(slot::NOTIFICATION), Rights::ALL).doing(doing)?;
-        let mut untyped = untyped.iter();
+        let mut lent = built.lent.iter();
         let mut at = Slot(slot::NAMED);
         for (name, items) in self.items(index)? {
             for item in items {
                 let doing = || own(&name);
                 if let Item::Untyped(_) = item {
-                    let Some(memory) = untyped.next() else { return Err(doing()) };
-                    table.move_to(*memory, at).doing(doing)?;
+                    let Some(memory) = lent.next() else { return Err(doing()) };
+                    table.copy(memory.untyped, at, Rights::ALL).doing(doing)?;
                 } else {
                     self.put(table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
                 }

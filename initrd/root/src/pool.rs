@@ -52,6 +52,12 @@ impl Pool {
         if let Some(index) = self.clean.iter().position(|block| block.bits == bits) {
             return Ok(self.clean.swap_remove(index));
         }
+        let whole = |block: &Block| block.bits == bits && block.untyped.info().is_ok_and(|info| info.free == 1 << bits);
+        if let Some(index) = self.dirty.iter().position(whole) {
+            let block = self.dirty.remove(index);
+            block.untyped.revoke_fully()?;
+            return Ok(block);
+        }
         let slot = slots.take(1).ok_or(Error::NoSlot)?;
         for block in self.dirty.iter().filter(|block| block.bits > bits) {
             match block.untyped.retype_untypeds(bits, 1, slot) {

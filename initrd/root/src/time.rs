@@ -71,7 +71,7 @@ impl Root {
                 let name = why.owner().and_then(|owner| names.get(owner)).copied().unwrap_or_default();
                 format!("CPU {index}: the time of task {name} cannot be promised: {why}")
             })?;
-            let promised = u128::from(plan.promised) * 1000 / u128::from(plan.cycle.max(1));
+            let promised = (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2) / u128::from(plan.cycle.max(1));
             let (windows, whole, part) = (plan.windows.len(), promised / 10, promised % 10);
             info!("root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised", crate::microseconds(self.info, plan.cycle));
             for window in &plan.windows {

@@ -1,11 +1,11 @@
 //! The scheduler against a model of the kernel's side: tokens, news, deadlines, contexts that come and go at any moment.
 
-use crate::{page::Page, policy::RoundRobin, slack::Slack};
+use crate::{page::Page, policy::{RoundRobin, by_name, POLICIES, Share}, slack::Slack};
 use core::sync::atomic::{AtomicU64, Ordering};
 use moira_abi::time::blocked;
 use moira_rt::sys::{Blocked, Dispatched, Error};
 use proptest::prelude::*;
-use std::{vec, vec::Vec};
+use std::{boxed::Box, vec, vec::Vec};
 
 /// A context as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,14 +106,14 @@ impl Kernel {
         until: u64,
         token: u64,
         signal: Option<(u64, usize)>,
-    ) -> Result<Dispatched, Error> {
+    ) -> Result<(Dispatched, u64), Error> {
         if token != self.sequence() {
-            return Ok(Dispatched::Stale);
+            return Ok((Dispatched::Stale, 0));
         }
         if let Some(context) = context {
             if let State::Waiting(deadline, _) = self.states[context] {
                 if deadline == 0 || deadline > self.now {
-                    return Ok(self.watch(context, deadline));
+                    return Ok((self.watch(context, deadline), 0));
                 }
                 self.states[context] = State::Runnable;
             }
@@ -131,19 +131,20 @@ impl Kernel {
             _ => until.max(start),
         };
         self.now = end.max(start + 1);
+        let used = if context.is_some() { self.now - start } else { 0 };
         if let Some(context) = context {
-            self.ran[context] += self.now - start;
+            self.ran[context] += used;
         }
         if token != self.sequence() {
-            return Ok(Dispatched::News);
+            return Ok((Dispatched::News, used));
         }
         if self.now >= until {
-            return Ok(Dispatched::Until);
+            return Ok((Dispatched::Until, used));
         }
         // The signal was no news: the context blocks for want of something else to do.
         match context {
-            Some(context) => Ok(self.watch(context, 0)),
-            None => Ok(Dispatched::Until),
+            Some(context) => Ok((self.watch(context, 0), used)),
+            None => Ok((Dispatched::Until, 0)),
         }
     }
 }
@@ -182,16 +183,18 @@ proptest! {
     /// No wake-up is lost: whatever happened before, whoever can run gets its turn within a few quanta. With and without the
     /// indices, with a part of them, and with a kernel that tells itself.
     #[test]
-    fn whoever_can_run_does(steps in steps(CONTEXTS), told in 0usize..=CONTEXTS, tells: bool) {
+    fn whoever_can_run_does(steps in steps(CONTEXTS), told in 0usize..=CONTEXTS, tells: bool, policy in 0..POLICIES.len()) {
         let mut kernel = Kernel::new(CONTEXTS, tells);
         let indices: Vec<u32> = (0..told).map(Kernel::index).collect();
-        let mut slack = Slack::new(Page::new(kernel.page).unwrap(), RoundRobin::new(CONTEXTS, 100), CONTEXTS, &indices, RETRY);
+        let mut slack = Slack::new(Page::new(kernel.page).unwrap(), (POLICIES[policy].1)(&[Share::EQUAL; CONTEXTS], 100), CONTEXTS, &indices, RETRY);
         for step in steps {
             kernel.step(step, &mut slack);
         }
         let runnable: Vec<usize> = (0..CONTEXTS).filter(|context| kernel.states[*context] == State::Runnable).collect();
         let before = kernel.ran.clone();
-        let end = kernel.now + RETRY + 100 * (CONTEXTS as u64 + 2) + 500;
+        // A policy may owe one context what another had before: all of the past once more.
+        let owed = kernel.ran.iter().sum::<u64>();
+        let end = kernel.now + RETRY + 100 * (CONTEXTS as u64 + 2) + 500 + owed;
         let mut rounds = 0;
         while kernel.now < end {
             kernel.step(Step::Round { between: None, during: None }, &mut slack);
@@ -205,7 +208,7 @@ proptest! {
 }
 
 impl Kernel {
-    fn step(&mut self, step: Step, slack: &mut Slack<'_, RoundRobin>) {
+    fn step(&mut self, step: Step, slack: &mut Slack<'_>) {
         match step {
             Step::Round { between, during } => {
                 let request = slack.next(self.now);
@@ -243,7 +246,7 @@ fn a_refused_cpu_is_told_apart_from_a_missing_context() {
     let words: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
     let mut slack = Slack::new(
         Page::new(&words).unwrap(),
-        RoundRobin::new(1, 100),
+        Box::new(RoundRobin::new(1, 100)),
         1,
         &[],
         RETRY,
@@ -254,3 +257,5 @@ fn a_refused_cpu_is_told_apart_from_a_missing_context() {
     assert!(!slack.answered(Err(Error::NoRight), 8));
     assert!(Page::new(&words[..300]).is_none());
 }
+
+mod fairness;

@@ -20,6 +20,8 @@ use moira_kernel_core::radix::{self, Cache, EptFormat, MapError, NptFormat, Tabl
 
 /// Spaces that can exist at once on the machine.
 const IDS: usize = 4096;
+/// Numbers looked at in one search.
+const SEARCH: u64 = 64;
 
 /// Space by number: physical address of the object, generation in the upper 16 bits.
 static SPACES: [AtomicU64; IDS] = [const { AtomicU64::new(0) }; IDS];
@@ -29,6 +31,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 const ADDRESS: u64 = (1 << 48) - 1;
 /// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation.
 const UNMAPPING: u16 = 1;
+/// Mark of a slot whose entry was narrowed likewise; the rights and the cache mode that were asked for stand above it.
+const PROTECTING: u16 = 4;
 
 /// An address space: 256 bytes.
 #[repr(C)]
@@ -101,13 +105,25 @@ macro_rules! with_format {
     };
 }
 
+/// Whether `init` will find numbers for that many new spaces: asked before any is made, so that `retype` fails as a whole.
+pub fn numbers_left(count: u64) -> Result<(), Error> {
+    let start = NEXT_ID.load(Relaxed);
+    let is_free = |id: u64| id != 0 && SPACES[id as usize].load(Relaxed) & ADDRESS == 0;
+    let free = (start..start + SEARCH).filter(|id| is_free(id % IDS as u64)).count() as u64;
+    if free >= count {
+        return Ok(());
+    }
+    NEXT_ID.store(start + SEARCH, Relaxed);
+    Err(Error::Again)
+}
+
 /// Gives a new space its number.
 pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
     if kind > space_kind::GUEST {
         return Err(Error::BadArgument);
     }
     let start = NEXT_ID.load(Relaxed);
-    for step in 0..64 {
+    for step in 0..SEARCH {
         let id = ((start + step) % IDS as u64).max(1);
         let entry = SPACES[id as usize].load(Relaxed);
         if entry & ADDRESS == 0 {
@@ -119,7 +135,7 @@ pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
             return Ok(());
         }
     }
-    NEXT_ID.store(start + 64, Relaxed);
+    NEXT_ID.store(start + SEARCH, Relaxed);
     Err(Error::Again)
 }
 
@@ -133,8 +149,15 @@ pub fn by_id(id: u64) -> Option<Obj<AddressSpace>> {
 
 /// `add_memory`: W0 slot of an untouched untyped. The first page becomes the top-level table.
 pub fn add_memory(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), Error> {
-    let cap = caller.table()?.read(caller.word(0))?;
-    let (base, end) = untyped::consume(cap, space.id.get())?;
+    // A space whose tables were revoked is dead: nothing would end the new ones with it.
+    if space.id.get() == 0 {
+        return Err(Error::Inactive);
+    }
+    let slot = cap::slot_of(caller.table()?, caller.word(0))?;
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
+    let (base, end) = untyped::consume(slot.read(), space.id.get())?;
     donate(space, base, end);
     Ok(())
 }
@@ -255,10 +278,19 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
     if cap.badge == 0 || cap.badge >> 36 != space.id.get() || slot.mark() == UNMAPPING {
         return Err(Error::NotMapped);
     }
-    if !change(space, cap, Some((rights, cache))) {
-        return Err(Error::NotMapped);
+    let asked = PROTECTING | (rights.0 as u16) << 8 | (cache as u16) << 4;
+    if slot.mark() != asked {
+        if !change(space, cap, Some((rights, cache))) {
+            return Err(Error::NotMapped);
+        }
+        slot.set_mark(asked);
     }
-    if smp::flushes_pending() { Err(Error::Retiring) } else { Ok(()) }
+    // Coming back for the flushes must not begin them anew.
+    if smp::flushes_pending() {
+        return Err(Error::Retiring);
+    }
+    slot.set_mark(0);
+    Ok(())
 }
 
 /// Replaces or removes the entry of a mapped frame and starts the flushes. Answers whether there was an entry.
@@ -295,8 +327,13 @@ pub fn retire(space: Obj<AddressSpace>) {
     if id != 0 {
         space.id.set(0);
         space.load.set(arch::paging::root());
+        // vCPUs look at the root anew.
+        space.generation.fetch_add(1, SeqCst);
         SPACES[(id & 0xfff) as usize].store(((id >> 12) + 1 & 0xffff) << 48, Release);
         smp::unload_space(space);
     }
     space.root.set(0);
+    // What was donated belongs to its untyped memory again.
+    space.pool.set((0, 0));
+    space.more.set(0);
 }

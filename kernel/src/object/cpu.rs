@@ -50,15 +50,20 @@ pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<
 pub fn set_scheduler(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
     let table = caller.table()?;
     let context: Obj<SchedContext> = sched_context::source(table, caller.word(0))?;
-    let frame = cap::slot_of(table, caller.word(1))?.read().frame(Rights::READ.or(Rights::WRITE))?;
+    let frame = cap::slot_of(table, caller.word(1))?;
+    frame.read().frame(Rights::READ.or(Rights::WRITE))?;
     if context.header.life() != life::ACTIVE {
         return Err(Error::Inactive);
     }
     if context.header.home() != target.index {
         return Err(Error::WrongCpu);
     }
-    target.next_scheduler[1].store(frame, Relaxed);
-    target.next_scheduler[0].store(context.physical(), Release);
+    let status = Obj::from_ref(&target.status);
+    if !status.is_empty() {
+        cap::remove(status);
+    }
+    cap::derive(frame, status, Rights::ALL, None)?;
+    target.next_scheduler.store(context.physical(), Release);
     if target.index == cpu.index {
         sched::register(cpu);
     } else {

@@ -24,8 +24,8 @@ pub struct Interrupt {
     pub vector: Cell<u8>,
     /// Whether it is a message-signalled one.
     pub message: Cell<bool>,
-    /// Global system interrupt (lines).
-    pub gsi: Cell<u32>,
+    /// The line; nothing for a message-signalled one.
+    pub line: Cell<arch::ioapic::Line>,
     /// Times it fired.
     pub count: Cell<u64>,
 }
@@ -41,13 +41,10 @@ impl Obj<Interrupt> {
     #[inline(always)]
     pub fn fire(self, cpu: &Cpu) -> bool {
         self.count.set(self.count.get() + 1);
-        if !self.message.get() {
-            arch::ioapic::mask(self.gsi.get(), true);
-        }
-        let cap = self.target.read();
-        match Obj::<Notification>::from_word(cap.word) {
-            Some(notification) => notification.signal(cpu, cap.badge),
-            None => false,
+        self.line.get().mask(true);
+        match (self.target.embedded::<Notification>(), self.target.read_quiet()) {
+            (Some(notification), Some(cap)) => notification.signal(cpu, cap.badge),
+            _ => false,
         }
     }
 }
@@ -68,9 +65,7 @@ pub fn ack(interrupt: Obj<Interrupt>) -> Result<(), Error> {
     if interrupt.vector.get() == 0 {
         return Err(Error::Inactive);
     }
-    if !interrupt.message.get() {
-        arch::ioapic::mask(interrupt.gsi.get(), false);
-    }
+    interrupt.line.get().mask(false);
     Ok(())
 }
 
@@ -89,11 +84,9 @@ pub fn retire(interrupt: Obj<Interrupt>) {
     if interrupt.vector.get() == 0 {
         return;
     }
-    if !interrupt.message.get() {
-        arch::ioapic::mask(interrupt.gsi.get(), true);
-    }
+    interrupt.line.get().mask(true);
     let home = crate::percpu::by_index(interrupt.header.home());
-    home.vectors[interrupt.vector.get() as usize].store(0, Release);
+    home.vectors[interrupt.vector.replace(0) as usize].store(0, Release);
     let target = Obj::from_ref(&interrupt.target);
     if !target.is_empty() {
         cap::remove(target);

@@ -74,7 +74,10 @@ impl Obj<Notification> {
             None => false,
             Some(thread) if thread.header.home() == cpu.index => sched::wake(cpu, thread),
             Some(thread) => {
-                smp::post_thread(thread, smp::mail::WAKE);
+                // An inactive one has no CPU yet; it looks at the bits when it comes to wait.
+                if thread.header.life() == life::ACTIVE {
+                    smp::post_thread(thread, smp::mail::WAKE);
+                }
                 false
             }
         }
@@ -114,7 +117,7 @@ impl Obj<Notification> {
 pub fn retire(cpu: &Cpu, notification: Obj<Notification>) {
     notification.header.life.store(life::RETIRING, Release);
     let Some(thread) = notification.waiter() else { return };
-    if thread.header.life() == life::ACTIVE && thread.header.home() != cpu.index {
+    if matches!(thread.header.life(), life::ACTIVE | life::RETIRING) && thread.header.home() != cpu.index {
         smp::post_thread(thread, smp::mail::PEER_GONE);
         return;
     }

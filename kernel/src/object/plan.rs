@@ -39,20 +39,6 @@ impl Obj<Plan> {
     pub fn window(self, index: usize) -> Window {
         self.cell(index).get()
     }
-
-    /// Takes a dead context out of up to `budget` windows from `from`; answers where to go on, or `None` when done.
-    pub fn cut(self, context: u64, from: usize, budget: usize) -> Option<usize> {
-        let count = self.count.get() as usize;
-        let end = count.min(from + budget);
-        for index in from..end {
-            let mut window = self.window(index);
-            if window.owner == context {
-                window.owner = 0;
-                self.cell(index).set(window);
-            }
-        }
-        (end < count).then_some(end)
-    }
 }
 
 fn editable(plan: Obj<Plan>) -> Result<(), Error> {
@@ -90,7 +76,8 @@ pub fn append(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
     if count >= plan.capacity() {
         return Err(Error::NoMemory);
     }
-    plan.cell(count as usize).set(Window { start, end, owner: context.physical(), reserved: 0 });
+    let Some(owner) = context.in_window() else { return Err(Error::TooDeep) };
+    plan.cell(count as usize).set(Window { start, end, owner, reserved: 0 });
     plan.count.set(count + 1);
     plan.cpu.set(home);
     Ok(())

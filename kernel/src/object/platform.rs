@@ -114,10 +114,9 @@ pub fn make_interrupt(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error
     interrupt.header.life.store(life::ACTIVE, Relaxed);
     interrupt.vector.set(vector);
     interrupt.message.set(message == 1);
-    interrupt.gsi.set(gsi as u32);
     home.vectors[vector as usize].store(interrupt.physical(), Release);
     if message == 0 {
-        arch::ioapic::route(gsi as u32, vector, home.apic_id.get(), flags & 1 != 0, flags & 2 != 0);
+        interrupt.line.set(arch::ioapic::route(gsi as u32, vector, home.apic_id.get(), flags & 1 != 0, flags & 2 != 0));
     }
     super::interrupt::ack(interrupt)
 }

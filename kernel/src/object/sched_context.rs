@@ -41,6 +41,13 @@ impl Object for SchedContext {
 }
 
 impl Obj<SchedContext> {
+    /// How a plan's window names it: its address with its index in the low bits. A window proves nothing: contexts die without
+    /// a search for the plans that name them. `None`: it has no index.
+    pub fn in_window(self) -> Option<u64> {
+        let index = self.index.get() as u64;
+        (index < 512).then_some(self.physical() | index)
+    }
+
     /// Charges time to this account. `beneficiary` is whose request ran.
     #[inline(always)]
     pub fn charge(self, ticks: u64, beneficiary: Option<Obj<SchedContext>>) {
@@ -65,7 +72,8 @@ impl Obj<SchedContext> {
     }
 }
 
-/// `bind`: W0 thread slot, W1 CPU slot. Both objects must be inactive (a new home may be given with `set_home`).
+/// `bind`: W0 thread slot, W1 CPU slot. Neither may be bound. A context that was bound before stays on its CPU (`set_home` gives a
+/// new one).
 pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
     let table = caller.table()?;
     let thread: Obj<Thread> = table.read(caller.word(0))?.object(Rights::USE)?;
@@ -78,7 +86,12 @@ pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error
     if thread.header.life() == life::ACTIVE && (thread.header.home() != home.index || thread.header.home() != here) {
         return Err(Error::WrongCpu);
     }
-    let index = home.take_index(context);
+    // A context whose thread died keeps its home and its index for the next one.
+    let kept = context.header.life() == life::ACTIVE;
+    if kept && context.header.home() != home.index {
+        return Err(Error::WrongCpu);
+    }
+    let index = if kept { context.index.get() } else { home.take_index(context) };
     context.index.set(index);
     context.thread.set(Some(thread));
     thread.context.set(Some(context));
@@ -119,9 +132,7 @@ pub fn retire(context: Obj<SchedContext>, home: &crate::percpu::Cpu) {
     home.cut_context(context);
     if let Some(thread) = context.thread.get() {
         thread.context.set(None);
-        if thread.beneficiary.get() == Some(context) {
-            thread.beneficiary.set(None);
-        }
+        crate::sched::disown(thread, Some(context));
     }
     context.thread.set(None);
 }

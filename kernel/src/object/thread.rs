@@ -10,7 +10,10 @@ use crate::{
     percpu::Cpu,
     sched, smp,
 };
-use core::{cell::Cell, sync::atomic::Ordering::*};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering::*},
+};
 use moira_abi::{Error, ObjectType, Rights, Tag, USER_END, fault};
 use static_assertions::const_assert_eq;
 
@@ -341,10 +344,19 @@ pub fn bind_notification(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) ->
     Ok(())
 }
 
-fn readable(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, Error> {
-    if thread.header.life() == life::ACTIVE {
-        on_its_cpu(cpu, thread)?;
+/// Whether an active thread's registers may be read here: on its own CPU, or if it is stopped. Only `resume` and `write registers` get a
+/// stopped thread out of that, or its end: all of them under the structural lock, which the reader holds. The state was
+/// written before the fault notification was signalled, which is how another CPU knows where to look.
+fn still(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
+    // SAFETY: a plain byte, read once; its home CPU may write it meanwhile.
+    let state = unsafe { thread.state.as_ptr().cast::<u8>().read_volatile() };
+    match on_its_cpu(cpu, thread) {
+        Err(Error::WrongCpu) if state == State::Stopped as u8 => Ok(()),
+        other => other,
     }
+}
+
+fn readable(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, Error> {
     let served = thread.state.get() == State::AwaitReply && thread.fault_call.get();
     if !served && !matches!(thread.state.get(), State::Stopped | State::Inactive | State::Faulting) {
         return Err(Error::Active);
@@ -354,7 +366,10 @@ fn readable(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, 
 
 /// `read registers` into the caller's message buffer.
 pub fn read_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    let buffer = readable(cpu, thread, caller)?;
+    if thread.header.life() == life::ACTIVE {
+        still(cpu, thread)?;
+    }
+    let buffer = readable(thread, caller)?;
     let mut registers = fault::Registers::default();
     for (to, from) in registers.gpr.iter_mut().zip(&thread.regs) {
         *to = from.get();
@@ -369,7 +384,10 @@ pub fn read_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Re
 
 /// `write registers` from the caller's message buffer.
 pub fn write_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    let registers: fault::Registers = memory::read_struct(readable(cpu, thread, caller)?);
+    if thread.header.life() == life::ACTIVE {
+        on_its_cpu(cpu, thread)?;
+    }
+    let registers: fault::Registers = memory::read_struct(readable(thread, caller)?);
     if registers.rip >= USER_END {
         return Err(Error::BadArgument);
     }
@@ -396,8 +414,17 @@ pub fn receive_slots(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Err
     Ok(())
 }
 
+/// Physical address of the root task's thread.
+static ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// Whether this is the root task's thread: without it nobody sees to the others, so its end is that of the system.
+pub fn is_root(thread: Obj<Thread>) -> bool {
+    thread.physical() == ROOT.load(Relaxed)
+}
+
 /// Puts the kernel-made root thread in order (boot): its slots were filled by the caller.
 pub fn boot_root(thread: Obj<Thread>, rip: u64, rsp: u64, info: u64) {
+    ROOT.store(thread.physical(), Relaxed);
     thread.level.set(7);
     thread.regs[reg::RIP].set(rip);
     thread.regs[reg::RSP].set(rsp);
@@ -417,11 +444,6 @@ pub fn retire(cpu: &Cpu, thread: Obj<Thread>) {
         client.server.set(None);
         client.finish(Err(Error::PeerGone));
         sched::news(cpu, client);
-    }
-    if let Some(server) = thread.server.take() {
-        server.caller.set(None);
-        server.caller_gone.set(true);
-        server.beneficiary.set(server.context.get());
     }
     if let Some(bound) = thread.bound.take() {
         bound.bound.store(0, Relaxed);

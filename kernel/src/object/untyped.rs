@@ -1,7 +1,11 @@
 //! `Untyped`: a power-of-two block of physical memory. ABI: `docs/abi/untyped.md`.
 //!
-//! The block's state lies in a control block of 256 bytes outside of it (in the parent, or in boot memory). An untyped has one
-//! capability only. `revoke` is phased; the phase stands here, and any holder may continue it.
+//! The block's state lies in a control block of 256 bytes outside of it (in the parent, or in boot memory). `revoke` is phased; the
+//! phase stands here, and any holder may continue it.
+//!
+//! An untyped that nothing was made of can be lent: its capability is copied, once, and the copy makes the objects. As long as
+//! there is a copy, the original makes nothing, so all objects derive from one slot; `revoke` on the original takes the copy
+//! back first, wherever it went, whatever its holder is doing.
 
 use super::{Header, address_space, cap_table::{self, CapTable}, endpoint::Endpoint, interrupt, life, notification, plan::Plan, sched_context, thread, vcpu};
 use crate::{
@@ -30,7 +34,8 @@ mod phase {
     pub const RETIRE: u8 = 3;
     pub const AWAIT: u8 = 4;
     pub const GRACE: u8 = 5;
-    pub const ZERO: u8 = 6;
+    pub const MAIL: u8 = 6;
+    pub const ZERO: u8 = 7;
 }
 
 /// The control block.
@@ -111,7 +116,13 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     if untyped.phase.get() != phase::IDLE {
         return Err(Error::Revoking);
     }
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
     allowed(untyped, kind)?;
+    if kind == ObjectType::AddressSpace {
+        address_space::numbers_left(count)?;
+    }
     let table = caller.table()?;
     for i in 0..count {
         table.empty_slot(first_slot.wrapping_add(i))?;
@@ -197,6 +208,11 @@ pub fn info(untyped: Obj<Untyped>, caller: Obj<thread::Thread>) -> Result<(), Er
 
 /// `revoke`: one bounded step of ending everything that was made from this memory.
 pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), Error> {
+    if untyped.phase.get() > phase::CAPS && cap::has_descendants(slot) {
+        // The holder of a copy began this; nothing is derived from the copy any more, and now it goes too.
+        cap::revoke_some(slot, &mut { cap_table::REMOVE_BATCH });
+        return Err(Error::Again);
+    }
     match untyped.phase.get() {
         phase::IDLE => untyped.phase.set(phase::CAPS),
         phase::CAPS => {
@@ -230,8 +246,15 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         }
         phase::GRACE => {
             grace(untyped)?;
-            untyped.cursor.set(untyped.base.get());
-            untyped.phase.set(phase::ZERO);
+            begin_walk(untyped);
+            untyped.phase.set(phase::MAIL);
+        }
+        phase::MAIL => {
+            // Whoever read a link to a thread before it died may have left a message in its CPU's mailbox. Nobody sends more.
+            if walk(cpu, untyped, &mut { 16 }, without_mail)? {
+                untyped.cursor.set(untyped.base.get());
+                untyped.phase.set(phase::ZERO);
+            }
         }
         _ => return zero(untyped),
     }
@@ -287,7 +310,13 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         // SAFETY: the lower part of an untyped holds objects with headers, and zeroes between them.
         let header = unsafe { Obj::<Header>::at(at) };
         match ObjectType::from_code(header.kind.load(Relaxed)) {
-            None => untyped.cursor.set(at + 64),
+            None => {
+                // A gap before an aligned object; long ones must not make one hold of the lock long.
+                untyped.cursor.set(at + 64);
+                if at & 0x7c0 == 0 {
+                    *budget -= 1;
+                }
+            }
             Some(ObjectType::Untyped) => {
                 *budget -= 1;
                 // SAFETY: the header says so.
@@ -311,6 +340,14 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         }
     }
     Ok(true)
+}
+
+fn without_mail(_: &Cpu, header: Obj<Header>, _: &mut u32) -> Result<bool, Error> {
+    if header.mail.load(Acquire) == 0 {
+        return Ok(true);
+    }
+    smp::collect(header.home());
+    Err(Error::Retiring)
 }
 
 fn is_dead(header: Obj<Header>) -> bool {

@@ -5,7 +5,7 @@ use crate::{
     arch::{self, trap, virt::{self, Outcome, StatePage, VcpuHw}, vm},
     cap::{self, Slot},
     memory::{Obj, Object, Page},
-    percpu::Cpu,
+    percpu::{Cpu, attention},
     sched, smp, trace,
 };
 use core::{
@@ -13,7 +13,6 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
 };
 use moira_abi::{Error, FrameSize, ObjectType, Rights, object::space_kind, vcpu::{Exit, VcpuState}};
-use moira_kernel_core::vcpu_check;
 
 /// A vCPU: 32 KiB; the first page is this, the rest belongs to `arch::virt`.
 #[repr(C, align(4096))]
@@ -76,7 +75,7 @@ fn guest_space(caller: Obj<Thread>, index: u64) -> Result<Obj<AddressSpace>, Err
     if space.root.get() == 0 { Err(Error::NoMemory) } else { Ok(space) }
 }
 
-/// `configure`: W0 state-page frame, W1 guest space, W2 CPU.
+/// `configure`: W0 state-page frame, W1 guest space, W2 CPU (0: the caller's).
 pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
     if vcpu.header.life() != life::INACTIVE {
         return Err(Error::Active);
@@ -88,7 +87,8 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
         return Err(Error::BadArgument);
     }
     guest_space(caller, caller.word(1))?;
-    let home = cpu::named(caller, caller.word(2), Rights(0))?;
+    // Where its only user lives needs no capability.
+    let home = if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
     if home.virt.get().is_null() {
         return Err(Error::NoHardware);
     }
@@ -97,9 +97,20 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
         cap::remove(Obj::from_ref(&vcpu.state));
         return Err(error);
     }
+    Obj::from_ref(&vcpu.state).set_mark(cap::STATE_PAGE);
     vcpu.header.home.store(home.index, Relaxed);
     vcpu.header.life.store(life::ACTIVE, Release);
     Ok(())
+}
+
+/// The capability in a vCPU's slot for its state page was removed. A guest that runs now will leave its registers there when
+/// it exits, and no grace period waits for guests: it is made to exit, and the flush that this counts as keeps the memory.
+pub fn state_page_gone(slot: Obj<Slot>) {
+    // SAFETY: the slot lies in the first page of a vCPU, which is aligned to its size.
+    let vcpu: Obj<Vcpu> = unsafe { Obj::at(slot.physical() & !4095) };
+    if vcpu.header.life() != life::INACTIVE {
+        smp::flush_cpu(vcpu.header.home());
+    }
 }
 
 /// `set_space`: W0 guest space.
@@ -301,7 +312,7 @@ fn own_vectors(cpu: &Cpu, vcpu: Obj<Vcpu>) {
     // SAFETY: nobody's state is in the registers.
     unsafe { virt::vector_restore(virt, vcpu.hw()) };
     cpu.vector_owner.set(Some(vcpu));
-    cpu.guest_state.set(true);
+    cpu.attention.fetch_or(attention::GUEST, Relaxed);
 }
 
 /// Another space is about to be loaded: nothing of a guest stays in registers that its tasks could see.
@@ -313,7 +324,7 @@ pub fn space_changes(cpu: &Cpu, _space: u64) {
         // SAFETY: the registers hold this vCPU's state on this CPU.
         unsafe { virt::vector_save(virt, owner.hw()) };
     }
-    cpu.guest_state.set(false);
+    cpu.attention.fetch_and(!attention::GUEST, Relaxed);
 }
 
 /// Walk's question about a thread in a guest: if its run is due to end, it is made ready with that exit.
@@ -330,12 +341,11 @@ pub fn check(thread: Obj<Thread>, now: u64) {
 
 /// Ends a run from outside of the guest.
 pub fn leave(thread: Obj<Thread>, exit: Exit) {
-    let groups = vcpu_check::default_groups(exit);
+    let mut groups = 0;
     if let Some(vcpu) = thread.vcpu.get()
         && let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(arch::cpu()))
     {
-        virt::store_state(virt, vcpu.hw(), page, groups | vcpu.wanted.get());
-        Page(vcpu.state.word().address()).write(core::mem::offset_of!(VcpuState, reason) as u64, exit as u64);
+        groups = virt::end_run(virt, vcpu.hw(), page, exit, vcpu.wanted.get());
     }
     complete(thread, exit, groups);
 }

@@ -43,7 +43,8 @@ methods! {
     /// `Vcpu`: enter the guest. W0 groups changed in the state page, W1 until (TSC, 0 none). Answer: W0 exit reason,
     /// W1 exit groups written.
     VcpuRun = 9,
-    /// `Cpu` (DISPATCH): W0 context slot (0 none), W1 until (TSC), W2 token. Answer: W0 [`time::dispatch`](crate::time::dispatch) code, W1, W2 details.
+    /// `Cpu` (DISPATCH): W0 context slot (0 none), W1 until (TSC), W2 token. Answer: W0 [`time::dispatch`](crate::time::dispatch) code, W1–W3
+    /// details, W4 ticks that the context was charged meanwhile outside of its windows.
     Dispatch = 10,
 
     /// `Untyped`: W0 type, W1 size bits (or space kind), W2 count (1–16), W3 first destination slot of the caller's table.
@@ -117,7 +118,7 @@ methods! {
     /// `IoPorts`: W0 port, W1 size, W2 value.
     PortOut = 59,
 
-    /// `Vcpu`: W0 state-page frame slot, W1 guest space slot, W2 `Cpu` slot (its home).
+    /// `Vcpu`: W0 state-page frame slot, W1 guest space slot, W2 `Cpu` slot (its home; 0: the caller's).
     VcpuConfigure = 64,
     /// `Vcpu`: a running guest exits with *Kicked*; a later `run` returns at once, once.
     VcpuKick = 65,

@@ -81,7 +81,8 @@ impl Cpu {
     }
 
     /// Gives the slack to a context (or to nobody) until there is something to decide (DISPATCH, the registered scheduler only).
-    /// `token` is the sequence that the caller read before it read the news.
+    /// `token` is the sequence that the caller read before it read the news. Answers how it ended, and the ticks that the context was
+    /// charged meanwhile outside of its windows.
     ///
     /// # Errors
     /// `NoRight` (not the scheduler); `WrongCpu`; `BadArgument` (itself). Errors of the context's slot.
@@ -91,18 +92,18 @@ impl Cpu {
         context: Option<SchedContext>,
         until: Deadline,
         token: u64,
-    ) -> Result<Dispatched, Error> {
+    ) -> Result<(Dispatched, u64), Error> {
         let slot = context.map_or(Slot::NONE, Capability::slot);
-        // W3 goes in as 0, so that a kernel that does not answer it says "unknown".
+        // W3 and W4 go in as 0, so that an answer without them says "unknown" and "nothing".
         let answer = match raw::simple(
             Method::Dispatch,
             self.slot().0,
-            &[slot.word(), until.0, token, 0],
+            &[slot.word(), until.0, token, 0, 0],
         ) {
-            Err(Error::Stale) => return Ok(Dispatched::Stale),
+            Err(Error::Stale) => return Ok((Dispatched::Stale, 0)),
             other => other?,
         };
-        Ok(match answer[0] {
+        let dispatched = match answer[0] {
             dispatch::STALE => Dispatched::Stale,
             dispatch::UNTIL => Dispatched::Until,
             dispatch::BLOCKED => match Blocked::from_code(answer[1] as u32) {
@@ -114,7 +115,8 @@ impl Cpu {
                 None => Dispatched::News,
             },
             _ => Dispatched::News,
-        })
+        };
+        Ok((dispatched, answer[4]))
     }
 
     /// The CPU's accounts (PLAN or DISPATCH). `buffer` is the calling thread's own; its contents are overwritten.

@@ -21,21 +21,13 @@ pub struct Inspected {
 }
 
 impl CapTable {
-    /// Copies a capability with at most `rights`. The handle is for tasks whose table this is.
+    /// Copies a capability with at most `rights`. The handle is for tasks whose table this is. A copy of an [`Untyped`] lends the
+    /// memory: the copy makes objects, the original makes none until `revoke` on it has taken the copy back.
     ///
     /// # Errors
-    /// `NotCopyable` (untyped), `SlotInUse`, `NoSlot`, `TooDeep`.
-    pub fn copy<T: Capability>(
-        self,
-        source: T,
-        destination: Slot,
-        rights: Rights,
-    ) -> Result<T, Error> {
-        let words = [
-            source.slot().word(),
-            destination.word(),
-            u64::from(rights.0),
-        ];
+    /// `NotCopyable` (an untyped that something was made of, or that is lent), `SlotInUse`, `NoSlot`, `TooDeep`.
+    pub fn copy<T: Capability>(self, source: T, destination: Slot, rights: Rights) -> Result<T, Error> {
+        let words = [source.slot().word(), destination.word(), u64::from(rights.0)];
         raw::simple(Method::CapCopy, self.slot().0, &words)?;
         Ok(T::at(destination))
     }

@@ -234,16 +234,16 @@ fn serving_survives_dead_callers_and_answers_only_calls() {
 fn dispatch_reads_every_code() {
     let cpu = Cpu::new(Slot(6));
     let ask = |words: [u64; 3]| {
-        answer(0, Tag(0), 0, [words[0], words[1], words[2], 77, 0, 0, 0, 0]);
+        answer(0, Tag(0), 0, [words[0], words[1], words[2], 77, 55, 0, 0, 0]);
         cpu.dispatch(Some(SchedContext::new(Slot(33))), Deadline(500), 4)
             .unwrap()
     };
-    assert_eq!(ask([0, 0, 0]), Dispatched::Stale);
-    expect(Method::Dispatch, 6, &[33, 500, 4, 0]);
-    assert_eq!(ask([1, 0, 0]), Dispatched::News);
-    assert_eq!(ask([2, 0, 0]), Dispatched::Until);
+    assert_eq!(ask([0, 0, 0]), (Dispatched::Stale, 55));
+    expect(Method::Dispatch, 6, &[33, 500, 4, 0, 0]);
+    assert_eq!(ask([1, 0, 0]).0, Dispatched::News);
+    assert_eq!(ask([2, 0, 0]).0, Dispatched::Until);
     assert_eq!(
-        ask([3, 1, 900]),
+        ask([3, 1, 900]).0,
         Dispatched::Blocked {
             kind: Blocked::Waiting,
             deadline: 900,
@@ -253,7 +253,7 @@ fn dispatch_reads_every_code() {
     answer(Error::Stale as u8, Tag(0), 0, [0; 8]);
     assert_eq!(
         cpu.dispatch(None, Deadline::NEVER, 4),
-        Ok(Dispatched::Stale)
+        Ok((Dispatched::Stale, 0))
     );
 }
 

@@ -40,13 +40,8 @@ impl Untyped {
     ///
     /// # Errors
     /// All `retype` methods: `BadArgument` (size or count), `NoMemory`, `SlotInUse`, `NoSlot`, `Revoking` (this
-    /// memory is not clean; [`Untyped::revoke_fully`] cleans it), `TooDeep`.
-    pub fn retype_untypeds(
-        self,
-        size_bits: u8,
-        count: u32,
-        first: Slot,
-    ) -> Result<Caps<Untyped>, Error> {
+    /// memory is not clean; [`Untyped::revoke_fully`] cleans it), `InUse` (it is lent), `TooDeep`.
+    pub fn retype_untypeds(self, size_bits: u8, count: u32, first: Slot) -> Result<Caps<Untyped>, Error> {
         self.retype(size_bits, count, first)
     }
 

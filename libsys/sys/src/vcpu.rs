@@ -19,7 +19,8 @@ pub struct VcpuExit {
 }
 
 impl Vcpu {
-    /// Gives it a state page (a 4 KiB frame, readable and writable), a guest space and a home.
+    /// Gives it a state page (a 4 KiB frame, readable and writable), a guest space and a home (slot [`Slot::NONE`]: the
+    /// caller's own CPU).
     ///
     /// # Errors
     /// `Active`; `BadArgument` (frame size); `NoRight`.

@@ -150,7 +150,9 @@ entry_common:
     push_registers
     lea rsi, [rsp - T_REGS]
     mov rsp, gs:[CPU_STACK]
-    cld
+    # AC and DF off: gates leave both as the task had them, and AC would switch SMAP off.
+    push 2
+    popfq
     mov rdi, gs:[CPU_SELF]
     mov rdx, gs:[CPU_SAVE + 8]
     mov rcx, gs:[CPU_SAVE + 16]
@@ -207,7 +209,8 @@ entry_paranoid_mc:
     push 0
     push 18
 entry_paranoid:
-    cld
+    push 2
+    popfq
     push rax
     push rcx
     push rdx
