@@ -8,7 +8,8 @@ use moira_rt::{
     Env,
     memory::{Memory, MemoryError},
     sys::{
-        CapTable, Deadline, Error, FrameSize, IoPorts, MapFlags, Notification, Platform, Slot, Untyped, now,
+        CapTable, Deadline, Error, FrameSize, IoPorts, MapFlags, Notification, Platform, Slot,
+        Untyped, now,
     },
 };
 
@@ -36,7 +37,10 @@ impl Hardware {
         let slot = memory.slots.take(1).ok_or(MemoryError::NoSlots)?;
         let ports = platform.make_ports(0, u16::MAX, slot)?;
         let slot = memory.slots.take(1).ok_or(MemoryError::NoSlots)?;
-        let sleep = objects.retype_notifications(1, slot).ok().and_then(|made| made.get(0));
+        let sleep = objects
+            .retype_notifications(1, slot)
+            .ok()
+            .and_then(|made| made.get(0));
         Ok(Hardware {
             platform,
             ports,
@@ -80,7 +84,9 @@ impl Hardware {
             }
         };
         let mapped = self.memory.addresses.take(PAGE, PAGE).and_then(|address| {
-            let done = self.memory.map(frame, address, MapFlags::READ_WRITE.uncached());
+            let done = self
+                .memory
+                .map(frame, address, MapFlags::READ_WRITE.uncached());
             done.ok().map(|()| address)
         });
         match mapped {
@@ -139,7 +145,11 @@ impl Machine for Hardware {
     fn store(&mut self, address: u64, width: Width, value: u64) {
         if !address.is_multiple_of(width.bytes()) {
             for offset in 0..width.bytes() {
-                self.store(address.wrapping_add(offset), Width::Byte, value >> (offset * 8) & 0xff);
+                self.store(
+                    address.wrapping_add(offset),
+                    Width::Byte,
+                    value >> (offset * 8) & 0xff,
+                );
             }
             return;
         }
