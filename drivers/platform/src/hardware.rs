@@ -3,7 +3,6 @@
 
 use alloc::collections::BTreeMap;
 use log::debug;
-use moira_platform::machine::{Machine, Width};
 use moira_rt::{
     Env,
     memory::{Memory, MemoryError},
@@ -12,6 +11,7 @@ use moira_rt::{
         Untyped, now,
     },
 };
+use platform_core::machine::{Machine, Width};
 
 /// Most pages of firmware and device memory that are mapped at a time. Each takes a slot of the table.
 const MOST_PAGES: usize = 96;

@@ -31,17 +31,17 @@ use alloc::{sync::Arc, vec, vec::Vec};
 use core::sync::atomic::Ordering::Release;
 use hardware::Hardware;
 use log::{error, info, warn};
-use moira_platform::findings::{self, Findings};
-use moira_platform::interpreter::{self, Access, Aml};
-use moira_platform::machine::Shared;
-use moira_platform::second::Second;
-use moira_platform::tables::{self, Root, TableError, Tables};
-use moira_platform::{pci, summary, timer};
 use moira_proto::platform::{PlatformInfo, region};
 use moira_rt::{
     Env,
     sys::{Notification, Platform, Untyped, now},
 };
+use platform_core::findings::{self, Findings};
+use platform_core::interpreter::{self, Access, Aml};
+use platform_core::machine::Shared;
+use platform_core::second::Second;
+use platform_core::tables::{self, Root, TableError, Tables};
+use platform_core::{pci, summary, timer};
 
 moira_rt::entry!(main);
 

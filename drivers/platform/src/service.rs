@@ -3,10 +3,6 @@
 use crate::hardware::Hardware;
 use alloc::{collections::BTreeMap, vec::Vec};
 use log::{error, info, warn};
-use moira_platform::findings::Findings;
-use moira_platform::machine::Shared;
-use moira_platform::msi::{self, Kind};
-use moira_platform::{pci, power};
 use moira_proto::platform::{self as proto, Error, PciAddress, PciDevice, PlatformInfo};
 use moira_rt::{
     Env,
@@ -15,6 +11,10 @@ use moira_rt::{
         Notification, ObjectType, Platform, Received, Slot,
     },
 };
+use platform_core::findings::Findings;
+use platform_core::machine::Shared;
+use platform_core::msi::{self, Kind};
+use platform_core::{pci, power};
 
 struct Server {
     platform: Platform,

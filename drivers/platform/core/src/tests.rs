@@ -24,13 +24,16 @@ use std::collections::BTreeMap;
 const Q35: &[u8] = include_bytes!("../tests/data/q35.bin");
 const BOCHS: &[u8] = include_bytes!("../tests/data/bochs.bin");
 
+/// A function's configuration space, and which of its bits can be written.
+type Space = ([u8; 256], [u8; 256]);
+
 /// A machine of memory, a few ports, and PCI functions with their writable bits.
 #[derive(Clone, Default)]
 pub struct Fake {
     pub memory: BTreeMap<u64, u8>,
     pub ports: BTreeMap<u16, u64>,
     pub written: Vec<(u16, u64)>,
-    pub functions: BTreeMap<u16, ([u8; 256], [u8; 256])>,
+    pub functions: BTreeMap<u16, Space>,
     pub clock: Arc<AtomicU64>,
     selected: u64,
 }
@@ -49,7 +52,7 @@ impl Fake {
         fake
     }
 
-    fn function(&mut self, port: u16) -> Option<(&mut ([u8; 256], [u8; 256]), usize)> {
+    fn function(&mut self, port: u16) -> Option<(&mut Space, usize)> {
         let offset = (self.selected & 0xfc) as usize + usize::from(port - 0xcfc);
         let entry = self.functions.get_mut(&((self.selected >> 8) as u16))?;
         Some((entry, offset))
@@ -88,7 +91,7 @@ impl Machine for Fake {
                 .fold(0, |value, byte| value << 8 | u64::from(*byte));
         }
         if port == 0x608 {
-            return self.clock.load(Relaxed) * timer::PM_HZ / 1_000_000_000 & 0xff_ffff;
+            return (self.clock.load(Relaxed) * timer::PM_HZ / 1_000_000_000) & 0xff_ffff;
         }
         self.ports.get(&port).copied().unwrap_or(width.ones())
     }

@@ -364,11 +364,11 @@ fn correct_fields<M: Machine>(interpreter: &Interpreter<Access<M>>) {
             let moved = usize::try_from(base)
                 .ok()
                 .and_then(|base| base.checked_mul(8)?.checked_add(field.bit_index));
+            let Some(moved) = moved else { continue };
             // SAFETY: the token is held, nothing is being evaluated, and `field`, the one other reference, is not used again.
             #[allow(unsafe_code)]
-            if let (Some(moved), Object::FieldUnit(field)) =
-                (moved, unsafe { object.gain_mut(&token) })
-            {
+            let object = unsafe { object.gain_mut(&token) };
+            if let Object::FieldUnit(field) = object {
                 field.bit_index = moved;
             }
         }
