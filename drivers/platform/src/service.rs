@@ -12,7 +12,7 @@ use moira_rt::{
     },
 };
 use platform_core::findings::Findings;
-use platform_core::machine::Shared;
+use platform_core::machine::{Machine, Shared};
 use platform_core::msi::{self, Kind};
 use platform_core::{pci, power};
 
@@ -33,6 +33,9 @@ struct Server {
     /// The notification of each message that was set up: the interrupt's own capability hangs on it.
     notifications: BTreeMap<(PciAddress, u16), Slot>,
 }
+
+/// How long a line takes to be sent, generously.
+const LAST_WORDS_NS: u64 = 50_000_000;
 
 /// What is answered: words, and bytes for the buffer.
 type Answer = Result<([u64; 2], Vec<u8>), (Error, u64)>;
@@ -207,14 +210,19 @@ impl Server {
         if !self.powerful.contains(&client) {
             return Err((Error::Refused, 0));
         }
+        // What was logged is to leave the serial line before the machine ends.
+        let last_words = |text| {
+            info!("{text}");
+            self.machine.with(|machine| machine.wait(LAST_WORDS_NS));
+        };
         match (what, self.findings.off) {
             (proto::power::OFF, Some(types)) => {
-                info!("powering off");
+                last_words("powering off");
                 self.machine
                     .with(|machine| power::off(machine, &self.info.fixed, types));
             }
             (proto::power::RESET, _) => {
-                info!("resetting");
+                last_words("resetting");
                 self.machine
                     .with(|machine| power::reset(machine, &self.info.fixed));
             }
