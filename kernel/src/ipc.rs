@@ -257,15 +257,16 @@ fn stop_by_fault(cpu: &Cpu, thread: Obj<Thread>) {
 
 #[cold]
 fn unhandled(thread: Obj<Thread>) {
+    // Only the root task's fault is worth the time of the log: that it happens is the end. Others' stop is seen by who asks for it.
+    if !thread::is_root(thread) {
+        return;
+    }
     let (vector, error, address) = thread.fault.get();
     crate::log!(
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
-    // Nobody could ever mend or restart the root task: its fault is the end.
-    if thread::is_root(thread) {
-        panic::root_fault(thread);
-    }
+    panic::root_fault(thread);
 }
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.

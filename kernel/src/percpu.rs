@@ -112,6 +112,8 @@ pub struct Cpu {
 
     /// Mailbox: threads with messages (a stack).
     pub mailbox: AtomicU64,
+    /// What was taken out of it and not acted upon yet.
+    pub backlog: Cell<u64>,
     /// Messages to the CPU itself.
     pub mail: AtomicU32,
     /// Whether a wake from another CPU may interrupt.

@@ -356,6 +356,8 @@ pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
         smp::drain(cpu);
         let chosen = choose(cpu);
         if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
+            // However much there is, interrupts are not kept out longer than one go takes.
+            arch::take_interrupts();
             continue;
         }
         let Some(thread) = chosen else {

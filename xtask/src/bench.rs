@@ -101,7 +101,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
 }
 
 /// Runs the system until it ends or falls silent.
-fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
+pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
     let mut running = machine.start(system, "", folder)?;
     running
         .serial

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::hosttools::Install;
 use crate::toolchain::Choice;
-use crate::{bench, doctor, media, paths, prepush, process, run, test};
+use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test};
 
 /// Builds, boots and tests Moira.
 ///
@@ -64,6 +64,8 @@ enum Command {
     Test(test::Options),
     /// Measure, in instructions of a deterministic machine
     Bench(bench::Options),
+    /// Try what the guarantees are worth: data as CSV, plots and a one-page report
+    Experiment(experiment::Options),
     /// Check the description of a system, or draw it
     System(media::SystemOptions),
     /// Make an image that boots from BIOS and UEFI, as a disk, a USB stick or a CD
@@ -99,6 +101,7 @@ pub fn main() -> Result<ExitCode> {
         Command::Run(options) => run::main(options, global),
         Command::Test(options) => test::main(options, global),
         Command::Bench(options) => bench::main(options, global),
+        Command::Experiment(options) => experiment::main(options, global),
         Command::System(options) => media::system(options),
         Command::Image(options) => media::image(options, global),
         Command::Flash(options) => media::flash(options, global),

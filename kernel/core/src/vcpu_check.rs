@@ -506,10 +506,10 @@ pub const fn plain_exit_vmx(reason: u32) -> Exit {
 /// Groups that an exit writes when the VMM asks for no more: what handling it usually needs.
 #[must_use]
 pub const fn default_groups(exit: Exit) -> u64 {
-    use vcpu::group::{ALL, CONTROL, DEBUG, INJECT, INTERRUPTIBILITY, RIP, SEGMENTS};
+    use vcpu::group::{ALL, CONTROL, DEBUG, INJECT, INTERRUPTIBILITY, RIP};
     match exit {
-        Exit::Memory | Exit::ControlWrite => RIP | CONTROL | SEGMENTS,
-        Exit::Exception | Exit::DebugRegister => RIP | CONTROL | DEBUG | SEGMENTS,
+        Exit::Memory | Exit::ControlWrite => RIP | CONTROL,
+        Exit::Exception | Exit::DebugRegister => RIP | CONTROL | DEBUG,
         Exit::Until | Exit::Kicked | Exit::Halt | Exit::InterruptWindow | Exit::NmiWindow => {
             RIP | INTERRUPTIBILITY | INJECT
         }

@@ -221,7 +221,7 @@ fn archive(
         if path.is_empty() {
             continue;
         }
-        let path = source_file(path, options)?;
+        let path = source_file(path, images, options)?;
         let bytes = fs::read(&path)
             .with_context(|| format!("cannot read `{file}` from {}", path.display()))?;
         archive
@@ -231,8 +231,18 @@ fn archive(
     Ok(archive.finish())
 }
 
-/// The file behind a value of `[files]`: Debian's guest, or a path from the repository's root.
-fn source_file(path: &str, options: &PackOptions) -> Result<PathBuf> {
+/// The file behind a value of `[files]`: Debian's guest, a binary of the workspace, or a path from the repository's root.
+fn source_file(
+    path: &str,
+    images: &HashMap<String, PathBuf>,
+    options: &PackOptions,
+) -> Result<PathBuf> {
+    if let Some(name) = path.strip_prefix("image:") {
+        return images
+            .get(name)
+            .cloned()
+            .with_context(|| format!("the image `{name}` was not built"));
+    }
     match path.strip_prefix("guest:") {
         Some(part) => {
             let guest = crate::guest::linux(&options.cache)?;

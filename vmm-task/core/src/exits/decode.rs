@@ -14,7 +14,7 @@ const CS_BIG: u32 = 1 << 14;
 /// Physical address bits that the page-table walk allows; CPUID shows at most these.
 const PHYSICAL_BITS: u8 = 52;
 
-/// Mode of the code that runs; needs group CONTROL and CS.
+/// Mode of the code that runs; needs group CONTROL, with which the kernel writes CS.
 #[inline]
 pub(super) fn mode(vm: &Vm<'_>) -> Mode {
     let rights = vm.page.segment_rights(seg::CS);
@@ -58,7 +58,7 @@ pub(super) fn length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
     if length != 0 { Some(length) } else { find_length(vm, expected) }
 }
 
-/// The processor did not tell. With such exits the kernel writes group CONTROL and the code segment.
+/// The processor did not tell. With such exits the kernel writes group CONTROL.
 #[inline(never)]
 fn find_length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
     if !vm.needs(group::CONTROL) {
@@ -69,7 +69,7 @@ fn find_length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
     length_at(&paging, rip, mode, expected, &mut |gpa| ram.word(gpa)).ok().map(u64::from)
 }
 
-/// Bytes of the instruction that exited, as far as they can be read; needs groups RIP, CONTROL and SEGMENTS. `None`: let
+/// Bytes of the instruction that exited, as far as they can be read; needs groups RIP and CONTROL. `None`: let
 /// the guest execute it again.
 #[inline]
 pub(super) fn bytes(vm: &Vm<'_>, mode: Mode) -> Option<Fetched> {

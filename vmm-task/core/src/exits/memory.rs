@@ -9,14 +9,14 @@ use moira_abi::vcpu::{access, group};
 use vmm_decode::{Address, DecodeError, Gprs, MmioOp, Mode, Step, mmio};
 use vmm_devices::traits::GuestMemory;
 
-/// A nested page fault; `now` in TSC ticks. The kernel writes groups RIP, CONTROL and SEGMENTS with it.
+/// A nested page fault; `now` in TSC ticks. The kernel writes groups RIP and CONTROL with it.
 #[inline]
 pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
     let (gpa, kind) = (vm.page.get(field::ADDRESS), vm.page.get(field::QUALIFICATION));
     if kind & (access::FETCH | access::WALK) != 0 {
         return stray(vm, gpa, kind);
     }
-    if !vm.needs(group::CONTROL | group::SEGMENTS) {
+    if !vm.needs(group::CONTROL) {
         return Next::Enter;
     }
     let mode = decode::mode(vm);
@@ -83,6 +83,9 @@ fn move_string(
     destination: Address,
     now: u64,
 ) -> Result<(), Next> {
+    if !vm.needs(group::SEGMENTS) {
+        return Err(Next::Enter);
+    }
     let place = |vm: &mut Vm<'_>, address: Address, write: bool| {
         let base = vm.page.segment_base(segment_index(address.segment));
         let linear = address.linear(mode, base);
