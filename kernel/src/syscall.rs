@@ -154,6 +154,7 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::VcpuAllowPorts => vcpu::allow_ports(cap.object(USE)?, thread),
         Method::PlanClear => plan::clear(cap.object(USE)?, thread),
         Method::PlanAppend => plan::append(cap.object(USE)?, thread),
+        Method::PlanAppendMany => plan::append_many(cap.object(USE)?, thread),
         Method::CpuInstallPlan => cpu_object::install_plan(cpu, cap.object(Rights::PLAN)?, thread),
         Method::CpuSetScheduler => cpu_object::set_scheduler(cpu, cap.object(Rights::PLAN)?, thread),
         Method::PlatformStartCpu => platform::start_cpu(cap.object(USE)?, slot, thread),

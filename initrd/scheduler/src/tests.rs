@@ -194,7 +194,8 @@ proptest! {
         let before = kernel.ran.clone();
         // A policy may owe one context what another had before: all of the past once more.
         let owed = kernel.ran.iter().sum::<u64>();
-        let end = kernel.now + RETRY + 100 * (CONTEXTS as u64 + 2) + 500 + owed;
+        // A draw may take a while.
+        let end = kernel.now + RETRY + 100 * 40 * (CONTEXTS as u64 + 2) + 500 + owed;
         let mut rounds = 0;
         while kernel.now < end {
             kernel.step(Step::Round { between: None, during: None }, &mut slack);
