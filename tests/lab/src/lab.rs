@@ -40,6 +40,7 @@ pub struct Lab {
     pub faults: Notification,
     addresses: Addresses,
     status: u64,
+    status_frame: Frame,
     next: u32,
     keep: u32,
     arena_free: u64,
@@ -77,6 +78,7 @@ impl Lab {
             faults: Notification::new(Slot::NONE),
             addresses: Addresses::new(),
             status: 0,
+            status_frame: Frame::new(Slot::NONE),
             next: info.free_slot,
             keep: info.free_slot,
             arena_free: 0,
@@ -112,9 +114,18 @@ impl Lab {
         let shown = Lab::TABLE.copy(frame, status.plus(1), Rights::READ)?;
         self.status = self.address(1);
         Lab::SPACE.map(shown, self.status, MapFlags::READ)?;
-        Lab::CPU.set_scheduler(Lab::CONTEXT, frame)?;
+        self.status_frame = frame;
+        self.register()?;
         self.keep = self.next;
         Ok(())
+    }
+
+    /// Makes the laboratory the scheduler, with its own status page.
+    ///
+    /// # Errors
+    /// Of `set_scheduler`.
+    pub fn register(&self) -> Result<(), Error> {
+        Lab::CPU.set_scheduler(Lab::CONTEXT, self.status_frame)
     }
 
     /// The next `count` slots; those an experiment takes are emptied after it.
