@@ -8,11 +8,13 @@
 
 extern crate alloc;
 
+mod device;
 mod ipc;
 mod notification;
 mod space;
 mod table;
 mod thread;
+mod time;
 mod untyped;
 
 use moira_lab::Lab;
@@ -27,5 +29,7 @@ fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuff
     thread::all(&mut lab);
     notification::all(&mut lab);
     ipc::all(&mut lab);
+    device::all(&mut lab);
+    time::all(&mut lab);
     lab.finish("conformance")
 }

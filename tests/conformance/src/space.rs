@@ -316,7 +316,7 @@ fn ends_while_loaded(lab: &mut Lab, check: &mut Check) {
     check.equal("runs", touch(lab, &puppet, Stub::Load, 0), Ok(Outcome::Fault(14, 0x14, Stub::Load.address())));
     let context = puppet.context;
     check.good("revoke", lab.arena.revoke_fully());
-    let gone = context.map(|context| Lab::CPU.dispatch(Some(context), moira_sys::Deadline::NEVER, lab.sequence()).err());
+    let gone = context.map(|context| Lab::dispatch(Some(context), moira_sys::Deadline::NEVER, lab.sequence()).err());
     check.equal("gone", gone, Some(Some(Error::Empty)));
     check.equal("slot", Lab::TABLE.inspect(Slot(space.slot().0)).map(|found| found.kind), Ok(None));
 }

@@ -40,6 +40,7 @@ pub struct Lab {
     pub faults: Notification,
     addresses: Addresses,
     status: u64,
+    status_frame: Frame,
     next: u32,
     keep: u32,
     arena_free: u64,
@@ -77,6 +78,7 @@ impl Lab {
             faults: Notification::new(Slot::NONE),
             addresses: Addresses::new(),
             status: 0,
+            status_frame: Frame::new(Slot::NONE),
             next: info.free_slot,
             keep: info.free_slot,
             arena_free: 0,
@@ -112,9 +114,18 @@ impl Lab {
         let shown = Lab::TABLE.copy(frame, status.plus(1), Rights::READ)?;
         self.status = self.address(1);
         Lab::SPACE.map(shown, self.status, MapFlags::READ)?;
-        Lab::CPU.set_scheduler(Lab::CONTEXT, frame)?;
+        self.status_frame = frame;
+        self.register()?;
         self.keep = self.next;
         Ok(())
+    }
+
+    /// Makes the laboratory the scheduler, with its own status page.
+    ///
+    /// # Errors
+    /// Of `set_scheduler`.
+    pub fn register(&self) -> Result<(), Error> {
+        Lab::CPU.set_scheduler(Lab::CONTEXT, self.status_frame)
     }
 
     /// The next `count` slots; those an experiment takes are emptied after it.
@@ -182,11 +193,16 @@ impl Lab {
         raw::stored(self.status + core::mem::offset_of!(StatusPage, context) as u64 + u64::from(context) * 32 + index * 8)
     }
 
+    /// Dispatches, without the account of what it cost.
+    pub fn dispatch(context: Option<SchedContext>, until: Deadline, token: u64) -> Result<Dispatched, Error> {
+        Lab::CPU.dispatch(context, until, token).map(|(answer, _)| answer)
+    }
+
     /// Gives a context the CPU until it blocks or so many microseconds passed; news on the way are taken note of and passed over.
     pub fn run(&self, context: SchedContext, micros: u64) -> Result<Dispatched, Error> {
         let until = Deadline::after(self.micros(micros));
         loop {
-            match Lab::CPU.dispatch(Some(context), until, self.sequence())?.0 {
+            match Lab::dispatch(Some(context), until, self.sequence())? {
                 Dispatched::News | Dispatched::Stale if moira_sys::now() < until.0 => {}
                 other => return Ok(other),
             }
