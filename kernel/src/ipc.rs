@@ -257,15 +257,16 @@ fn stop_by_fault(cpu: &Cpu, thread: Obj<Thread>) {
 
 #[cold]
 fn unhandled(thread: Obj<Thread>) {
+    // Only the root task's fault is worth the time of the log: that it happens is the end. Others' stop is seen by who asks for it.
+    if !thread::is_root(thread) {
+        return;
+    }
     let (vector, error, address) = thread.fault.get();
     crate::log!(
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
-    // Nobody could ever mend or restart the root task: its fault is the end.
-    if thread::is_root(thread) {
-        panic::root_fault(thread);
-    }
+    panic::root_fault(thread);
 }
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.
@@ -284,6 +285,8 @@ pub fn fault(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64, ad
 #[inline(always)]
 fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool), Error> {
     let Some(caller) = server.caller.get() else {
+        // From here on it works for itself.
+        server.beneficiary.set(server.context.get());
         return Err(if server.caller_gone.replace(false) { Error::CallerGone } else { Error::NoCaller });
     };
     if caller.fault_call.get() {
@@ -383,9 +386,10 @@ pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
         return done(server, Err(Error::InUse));
     }
     server.caller_gone.set(false);
+    server.beneficiary.set(server.context.get());
     server.state.set(State::Receiving);
     server.deadline.set(server.regs[reg::R15].get());
-    if wakes(server, 0) {
+    if wakes(server, 0) && server.beneficiary.get() == cpu.beneficiary.get() {
         return server;
     }
     sched::run_next(cpu)

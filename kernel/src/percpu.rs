@@ -56,6 +56,8 @@ pub struct Cpu {
     pub current: Cell<Option<Obj<Thread>>>,
     /// The context that is charged.
     pub chosen: Cell<Option<Obj<SchedContext>>>,
+    /// Whose request the chosen context's time is for; `None`: nobody's who lives.
+    pub beneficiary: Cell<Option<Obj<SchedContext>>>,
     /// Whether the chosen context owns the current window.
     pub in_window: Cell<bool>,
     /// Whether the chosen context runs on slack, by the scheduler's dispatch.
@@ -100,8 +102,8 @@ pub struct Cpu {
     pub charged: Cell<u64>,
     /// Ticks of interrupt handling.
     pub interrupt_time: Cell<u64>,
-    /// Ticks of contexts that died.
-    pub gone: Cell<u64>,
+    /// Ticks that were charged here to contexts that died, or moved away: other CPUs add what they take along.
+    pub gone: AtomicU64,
     /// Times Choose ran.
     pub choices: Cell<u64>,
 
@@ -112,6 +114,8 @@ pub struct Cpu {
 
     /// Mailbox: threads with messages (a stack).
     pub mailbox: AtomicU64,
+    /// What was taken out of it and not acted upon yet.
+    pub backlog: Cell<u64>,
     /// Messages to the CPU itself.
     pub mail: AtomicU32,
     /// Whether a wake from another CPU may interrupt.
@@ -207,11 +211,14 @@ impl Cpu {
     /// A context dies: nothing on this CPU refers to it afterwards.
     pub fn cut_context(&self, context: Obj<SchedContext>) {
         self.drop_index(context);
-        if self.chosen.get() == Some(context) {
+        if self.chosen.get() == Some(context) || self.beneficiary.get() == Some(context) {
             crate::sched::charge(self);
+            self.beneficiary.set(None);
+        }
+        if self.chosen.get() == Some(context) {
             self.chosen.set(None);
         }
-        self.gone.set(self.gone.get() + context.own.get() + context.lost.get());
+        self.gone.fetch_add(context.leave(), Relaxed);
         for cell in [&self.scheduler, &self.boot_context] {
             if cell.get() == Some(context) {
                 cell.set(None);

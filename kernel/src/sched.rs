@@ -48,18 +48,21 @@ fn charge_until(cpu: &Cpu, now: u64) {
             if cpu.in_dispatch.get() {
                 cpu.dispatched.set(cpu.dispatched.get() + ticks);
             }
-            context.charge(ticks, cpu.current.get().and_then(|thread| thread.beneficiary.get()));
+            context.charge(ticks, cpu.beneficiary.get());
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
     }
 }
 
-/// Books the time since the last change of account as interrupt handling.
-pub fn charge_interrupt(cpu: &Cpu) {
+/// Books the time since the last change of account as interrupt handling, for the context that is its owner, if it lives here.
+pub fn charge_interrupt(cpu: &Cpu, owner: Option<Obj<SchedContext>>) {
     let now = arch::now();
     let ticks = now.wrapping_sub(cpu.account_since.get());
     cpu.account_since.set(now);
     cpu.interrupt_time.set(cpu.interrupt_time.get() + ticks);
+    if let Some(owner) = owner {
+        owner.interrupts.set(owner.interrupts.get() + ticks);
+    }
 }
 
 /// Number of a thread in the news: its address in units of its size.
@@ -210,6 +213,8 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
             earlier(&mut deadline, thread.guest_until.get());
         }
         cpu.chosen.set(Some(context));
+        // Until the next choice: calls and replies on one context's time do not change whom they are for.
+        cpu.beneficiary.set(thread.beneficiary.get());
         arch::apic::set_timer(cpu, deadline, now);
         trace::event(cpu, trace::CHOOSE, context.physical(), thread.physical());
         Some(thread)
@@ -315,7 +320,7 @@ pub fn disown(first: Obj<Thread>, account: Option<Obj<SchedContext>>) {
     for _ in 0..8 {
         let Some(thread) = at else { return };
         if thread.beneficiary.get() == account {
-            thread.beneficiary.set(thread.context.get());
+            thread.beneficiary.set(None);
         }
         at = thread.server.get();
     }
@@ -356,6 +361,8 @@ pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
         smp::drain(cpu);
         let chosen = choose(cpu);
         if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
+            // However much there is, interrupts are not kept out longer than one go takes.
+            arch::take_interrupts();
             continue;
         }
         let Some(thread) = chosen else {

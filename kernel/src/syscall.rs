@@ -93,6 +93,10 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
             sched::charge(cpu);
             return Ok(sched_context::consumed(cap.object(Rights::USE)?, thread)?);
         }
+        Method::ContextLosers => {
+            sched::charge(cpu);
+            return Ok(sched_context::losers(cap.object(Rights::USE)?, thread)?);
+        }
         Method::VcpuKick => return Ok(vcpu::kick(cpu, cap.object(Rights::USE)?)?),
         Method::CapInspect => return Ok(cap_table::inspect(cap.object(Rights::USE)?, thread)?),
         Method::CpuLedger => return Ok(cpu_object::ledger(cpu, cap.object(Rights(0))?, thread)?),
@@ -108,7 +112,10 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
     let result = structural(cpu, thread, method, slot, cap);
     smp::unlock();
-    if let Some(context) = cpu.chosen.get() {
+    // Part of the asker's own time: what a helper pays for is told as lost.
+    if let Some(context) = cpu.chosen.get()
+        && cpu.beneficiary.get() == Some(context)
+    {
         context.structural.set(context.structural.get() + (arch::now() - begun));
     }
     Ok(result?)
@@ -138,7 +145,7 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::ThreadWriteRegisters => thread::write_registers(cpu, cap.object(USE)?, thread),
         Method::ThreadReceiveSlots => thread::receive_slots(cap.object(USE)?, thread),
         Method::ContextBind => sched_context::bind(cap.object(USE)?, thread),
-        Method::ContextSetHome => sched_context::set_home(cap.object(USE)?, thread),
+        Method::ContextSetHome => sched_context::set_home(cpu, cap.object(USE)?, thread),
         Method::EndpointBind => endpoint::bind(cap.object(Rights::SERVE)?, thread),
         Method::InterruptBind => interrupt::bind(cap.object(USE)?, thread),
         Method::VcpuConfigure => vcpu::configure(cap.object(USE)?, thread),
@@ -147,6 +154,7 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::VcpuAllowPorts => vcpu::allow_ports(cap.object(USE)?, thread),
         Method::PlanClear => plan::clear(cap.object(USE)?, thread),
         Method::PlanAppend => plan::append(cap.object(USE)?, thread),
+        Method::PlanAppendMany => plan::append_many(cap.object(USE)?, thread),
         Method::CpuInstallPlan => cpu_object::install_plan(cpu, cap.object(Rights::PLAN)?, thread),
         Method::CpuSetScheduler => cpu_object::set_scheduler(cpu, cap.object(Rights::PLAN)?, thread),
         Method::PlatformStartCpu => platform::start_cpu(cap.object(USE)?, slot, thread),

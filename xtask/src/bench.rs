@@ -18,8 +18,8 @@ use crate::paths;
 use crate::progress;
 use crate::toolchain::Toolchain;
 
-/// The system that measures.
-const SYSTEM: &str = "bench";
+/// What the names of the systems that measure begin with.
+const SYSTEMS: &str = "bench";
 /// Wall time after which a system that says nothing new is given up.
 const SILENCE: Duration = Duration::from_secs(300);
 
@@ -62,33 +62,72 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
     let images = build::images(&toolchain, global.install())?;
-    let mut system = build::system(SYSTEM, &images, &BTreeMap::new())?;
-    if let Some(kernel) = &options.kernel {
-        system.kernel.clone_from(kernel);
+    let mut all = Vec::new();
+    let mut failed = None;
+    for name in systems()? {
+        match measure(&name, options, &images, &machine) {
+            Ok(figures) => all.extend(figures),
+            Err(error) => {
+                eprintln!("error: {name}: {error:#}");
+                failed = Some(name);
+            }
+        }
     }
-    let folder = paths::target().join("bench").join(machine.label());
-    let step = progress::step(format!("measuring in {}", machine.label()));
-    let watch = follow(&machine, &system, &folder)?;
-    step.finish();
-    std::fs::write(folder.join("serial.log"), watch.text())?;
-    let mut figures = figures(watch.text())?;
-    figures.retain(|figure| {
+    all.retain(|figure| {
         options
             .pattern
             .as_ref()
             .is_none_or(|pattern| figure.name.contains(pattern))
     });
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&figures)?);
+        println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
-        print!("{}", table(&figures));
+        print!("{}", table(&all));
     }
+    match failed {
+        Some(name) => bail!("{name} did not end as it should"),
+        None if all.is_empty() => bail!("no figure matches"),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The systems that measure, in the order of their names.
+fn systems() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(paths::root().join("initrd/systems"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        names.extend(
+            name.strip_suffix(".toml")
+                .filter(|name| name.starts_with(SYSTEMS))
+                .map(str::to_owned),
+        );
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Boots one system and reads its figures.
+fn measure(
+    name: &str,
+    options: &Options,
+    images: &build::Images,
+    machine: &Machine,
+) -> Result<Vec<Figure>> {
+    let mut system = build::system(name, images, &BTreeMap::new())?;
+    if let Some(kernel) = &options.kernel {
+        system.kernel.clone_from(kernel);
+    }
+    let folder = paths::target()
+        .join(SYSTEMS)
+        .join(machine.label())
+        .join(name);
+    let step = progress::step(format!("{name} in {}", machine.label()));
+    let watch = follow(machine, &system, &folder)?;
+    step.finish();
     let log = folder.join("serial.log");
+    std::fs::write(&log, watch.text())?;
     match &watch.end {
-        Some(End::Ok) if figures.is_empty() => {
-            bail!("no figure matches; the log is {}", log.display())
-        }
-        Some(End::Ok) => Ok(ExitCode::SUCCESS),
+        Some(End::Ok) => figures(watch.text()),
         Some(End::Failed(why)) => bail!(
             "the system ended: failed: {why}; the log is {}",
             log.display()

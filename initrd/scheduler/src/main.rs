@@ -36,6 +36,9 @@ moira_rt::entry!(main);
 /// Missing contexts are tried again this often; also how long this task waits until it is registered.
 const RETRY_NS: u64 = 100_000_000;
 
+/// Least time that a context is given.
+const SHORTEST_NS: u64 = 5_000;
+
 fn main(env: Env) {
     let Some(cpu) = env.capability::<Cpu>("cpu") else {
         error!("no capability `cpu`");
@@ -73,7 +76,7 @@ fn main(env: Env) {
     let mut scheduler = Scheduler {
         cpu,
         contexts,
-        slack: Slack::new(page, chosen, count, &[], retry),
+        slack: Slack::new(page, chosen, count, &[], retry, env.ticks(SHORTEST_NS)),
         retry,
         control: env.shared("control"),
         wanted: 0,

@@ -16,6 +16,7 @@ policies! {
     round_robin,
     atropos,
     bvt,
+    lottery,
 }
 
 pub use round_robin::RoundRobin;

@@ -45,18 +45,22 @@ pub struct Slack<'a> {
     /// When missing contexts are tried again.
     retry_at: u64,
     retry_every: u64,
+    /// Least time that is worth a dispatch.
+    shortest: u64,
     asked: Option<usize>,
 }
 
 impl<'a> Slack<'a> {
     /// For `contexts` contexts. `indices`: theirs on the status page, in the same order (fewer or none if unknown). `retry`: ticks
-    /// after which missing contexts are looked for.
+    /// after which missing contexts are looked for. `shortest`: ticks that are worth a dispatch; nobody is given less, so that the ends of
+    /// quanta, which pass while the kernel is asked, do not turn into a busy loop.
     pub fn new(
         page: Page<'a>,
         policy: Box<dyn Policy>,
         contexts: usize,
         indices: &[u32],
         retry: u64,
+        shortest: u64,
     ) -> Slack<'a> {
         let standing = vec![Standing::Asleep { at: 0, deadline: 0 }; contexts];
         // All news before now counts as missed: the first round tries everybody.
@@ -69,6 +73,7 @@ impl<'a> Slack<'a> {
             seen,
             retry_at: 0,
             retry_every: retry.max(1),
+            shortest: shortest.max(1),
             asked: None,
         }
     }
@@ -81,7 +86,7 @@ impl<'a> Slack<'a> {
         let choice = self.policy.choose(now);
         let until = choice
             .map_or(timer, |choice| choice.until.min(timer))
-            .max(1);
+            .max(now.saturating_add(self.shortest));
         self.asked = choice.map(|choice| choice.context);
         Request {
             context: choice.map(|choice| choice.context),

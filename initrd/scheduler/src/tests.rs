@@ -186,7 +186,7 @@ proptest! {
     fn whoever_can_run_does(steps in steps(CONTEXTS), told in 0usize..=CONTEXTS, tells: bool, policy in 0..POLICIES.len()) {
         let mut kernel = Kernel::new(CONTEXTS, tells);
         let indices: Vec<u32> = (0..told).map(Kernel::index).collect();
-        let mut slack = Slack::new(Page::new(kernel.page).unwrap(), (POLICIES[policy].1)(&[Share::EQUAL; CONTEXTS], 100), CONTEXTS, &indices, RETRY);
+        let mut slack = Slack::new(Page::new(kernel.page).unwrap(), (POLICIES[policy].1)(&[Share::EQUAL; CONTEXTS], 100), CONTEXTS, &indices, RETRY, 3);
         for step in steps {
             kernel.step(step, &mut slack);
         }
@@ -194,7 +194,8 @@ proptest! {
         let before = kernel.ran.clone();
         // A policy may owe one context what another had before: all of the past once more.
         let owed = kernel.ran.iter().sum::<u64>();
-        let end = kernel.now + RETRY + 100 * (CONTEXTS as u64 + 2) + 500 + owed;
+        // A draw may take a while.
+        let end = kernel.now + RETRY + 100 * 40 * (CONTEXTS as u64 + 2) + 500 + owed;
         let mut rounds = 0;
         while kernel.now < end {
             kernel.step(Step::Round { between: None, during: None }, &mut slack);
@@ -250,6 +251,7 @@ fn a_refused_cpu_is_told_apart_from_a_missing_context() {
         1,
         &[],
         RETRY,
+        3,
     );
     assert_eq!(slack.next(5).context, Some(0));
     assert!(slack.answered(Err(Error::Empty), 6));

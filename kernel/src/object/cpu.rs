@@ -85,7 +85,7 @@ pub fn ledger(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Er
             contexts: target.charged.get(),
             idle: target.idle.get(),
             interrupts: target.interrupt_time.get(),
-            gone: target.gone.get(),
+            gone: target.gone.load(Relaxed),
             choices: target.choices.get(),
         },
     );

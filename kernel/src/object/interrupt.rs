@@ -3,7 +3,7 @@
 //! A source fires once per acknowledgement: the handler masks it (I/O APIC line) or counts on the driver (MSI), signals, and
 //! whoever acknowledges unmasks.
 
-use super::{Header, notification::Notification, thread::Thread};
+use super::{Header, notification::Notification, sched_context::SchedContext, thread::Thread};
 use crate::{
     arch,
     cap::{self, Slot},
@@ -37,6 +37,13 @@ impl Object for Interrupt {
 }
 
 impl Obj<Interrupt> {
+    /// The account of the thread that waits for it, or is bound to its notification, if that lives on this CPU.
+    #[inline(always)]
+    pub fn owner(self, cpu: &Cpu) -> Option<Obj<SchedContext>> {
+        let waiter = Obj::<Notification>::from_word(self.target.read().word)?.waiter()?;
+        if waiter.header.home() == cpu.index { waiter.context.get() } else { None }
+    }
+
     /// The source fired on its CPU. Answers whether to choose.
     #[inline(always)]
     pub fn fire(self, cpu: &Cpu) -> bool {
@@ -44,6 +51,11 @@ impl Obj<Interrupt> {
         self.line.get().mask(true);
         match (self.target.embedded::<Notification>(), self.target.read_quiet()) {
             (Some(notification), Some(cap)) => notification.signal(cpu, cap.badge),
+            (Some(_), None) => {
+                // The binding is being replaced at this moment: let it come again.
+                self.line.get().mask(false);
+                false
+            }
             _ => false,
         }
     }

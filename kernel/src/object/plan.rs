@@ -1,7 +1,7 @@
 //! `Plan`: the windows of one cycle for one CPU. ABI: `docs/abi/plan.md`. Following it: `sched.rs`.
 
 use super::{Header, sched_context, thread::Thread};
-use crate::memory::{Obj, Object};
+use crate::memory::{self, Obj, Object};
 use core::{cell::Cell, sync::atomic::Ordering::*};
 use moira_abi::{Error, ObjectType};
 use moira_kernel_core::plan::{self, Window};
@@ -57,28 +57,55 @@ pub fn clear(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Windows that one `append many` takes at most: what fits a hold of the lock.
+pub const MANY: usize = 8;
+
 /// `append`: W0 context slot, W1 start, W2 end.
 pub fn append(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
+    fill(plan, caller, &[[caller.word(0), caller.word(1), caller.word(2)]])
+}
+
+/// `append many`: W0 windows, which lie in the message buffer as context slot, start, end. All of them, or none.
+pub fn append_many(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
+    let count = caller.word(0) as usize;
+    if count == 0 || count > MANY {
+        return Err(Error::BadArgument);
+    }
+    // Read once: another thread of the task may write it meanwhile.
+    let asked: [[u64; 3]; MANY] = memory::read_struct(caller.buffer().ok_or(Error::NotMapped)?);
+    fill(plan, caller, &asked[..count])
+}
+
+fn fill(plan: Obj<Plan>, caller: Obj<Thread>, asked: &[[u64; 3]]) -> Result<(), Error> {
     editable(plan)?;
-    let context = sched_context::source(caller.table()?, caller.word(0))?;
-    if context.header.life() != super::life::ACTIVE {
-        return Err(Error::Inactive);
+    let (table, length, count) = (caller.table()?, plan.length.get(), plan.count.get() as usize);
+    let mut home = plan.cpu.get();
+    let mut previous = if count == 0 { 0 } else { plan.window(count - 1).end };
+    let mut windows = [Window::default(); MANY];
+    for (window, [slot, start, end]) in windows.iter_mut().zip(asked) {
+        let context = sched_context::source(table, *slot)?;
+        if context.header.life() != super::life::ACTIVE {
+            return Err(Error::Inactive);
+        }
+        let here = context.header.home() as u64 + 1;
+        if home != 0 && home != here {
+            return Err(Error::WrongCpu);
+        }
+        home = here;
+        if !plan::may_append(length, previous, *start, *end) {
+            return Err(Error::BadPlan);
+        }
+        previous = *end;
+        let Some(owner) = context.in_window() else { return Err(Error::TooDeep) };
+        *window = Window { start: *start, end: *end, owner, reserved: 0 };
     }
-    let home = context.header.home() as u64 + 1;
-    if plan.cpu.get() != 0 && plan.cpu.get() != home {
-        return Err(Error::WrongCpu);
-    }
-    let (start, end, count) = (caller.word(1), caller.word(2), plan.count.get());
-    let previous = if count == 0 { 0 } else { plan.window(count as usize - 1).end };
-    if !plan::may_append(plan.length.get(), previous, start, end) {
-        return Err(Error::BadPlan);
-    }
-    if count >= plan.capacity() {
+    if count + asked.len() > plan.capacity() as usize {
         return Err(Error::NoMemory);
     }
-    let Some(owner) = context.in_window() else { return Err(Error::TooDeep) };
-    plan.cell(count as usize).set(Window { start, end, owner, reserved: 0 });
-    plan.count.set(count + 1);
+    for (index, window) in windows.iter().take(asked.len()).enumerate() {
+        plan.cell(count + index).set(*window);
+    }
+    plan.count.set((count + asked.len()) as u64);
     plan.cpu.set(home);
     Ok(())
 }

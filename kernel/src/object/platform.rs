@@ -21,9 +21,12 @@ impl Object for Platform {
     const KIND: ObjectType = ObjectType::Platform;
 }
 
-/// `log`: prints the caller's message buffer.
+/// `log`: prints the caller's message buffer. W0 = 1: not in the middle of a line of a task that drives the serial line itself.
 pub fn log(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let (buffer, bytes) = text(caller)?;
+    if caller.word(0) == 1 && crate::log::is_open() {
+        return Err(Error::Again);
+    }
     crate::log::bytes(Page(buffer).bytes(bytes));
     Ok(())
 }

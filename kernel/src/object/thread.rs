@@ -22,7 +22,6 @@ use static_assertions::const_assert_eq;
 #[repr(u8)]
 pub enum State {
     /// Never activated (what zeroed memory says).
-    #[allow(dead_code)]
     Inactive = 0,
     /// Can run.
     Ready = 1,

@@ -119,7 +119,11 @@ impl PlatformInfo {
         if irq > 15 {
             return None;
         }
-        let found = self.overrides.iter().find(|entry| entry.irq == irq).copied();
+        let found = self
+            .overrides
+            .iter()
+            .find(|entry| entry.irq == irq)
+            .copied();
         Some(found.unwrap_or(Override {
             irq,
             gsi: u32::from(irq),
@@ -253,7 +257,11 @@ impl PciAddress {
     pub fn parse(text: &str) -> Option<PciAddress> {
         let (bus, rest) = text.split_once(':')?;
         let (device, function) = rest.split_once('.')?;
-        let number = |text, most| u8::from_str_radix(text, 16).ok().filter(|value| *value <= most);
+        let number = |text, most| {
+            u8::from_str_radix(text, 16)
+                .ok()
+                .filter(|value| *value <= most)
+        };
         Some(PciAddress::new(
             number(bus, 255)?,
             number(device, 31)?,
@@ -264,7 +272,13 @@ impl PciAddress {
 
 impl core::fmt::Display for PciAddress {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
+        write!(
+            f,
+            "{:02x}:{:02x}.{}",
+            self.bus(),
+            self.device(),
+            self.function()
+        )
     }
 }
 

@@ -145,6 +145,29 @@ impl Plan {
         raw::simple(Method::PlanClear, self.slot().0, &[cycle]).map(|_| ())
     }
 
+    /// Appends windows in few calls: each is its context, start and end, after all windows before it. `buffer` is the calling thread's
+    /// own; its contents are overwritten. On an error a whole number of eights was appended.
+    ///
+    /// # Errors
+    /// As [`Plan::append`].
+    pub fn append_all(
+        self,
+        buffer: &mut MessageBuffer,
+        windows: &[(SchedContext, u64, u64)],
+    ) -> Result<(), Error> {
+        for chunk in windows.chunks(8) {
+            for (index, (context, start, end)) in chunk.iter().enumerate() {
+                let words = [context.slot().word(), *start, *end];
+                for (offset, word) in words.into_iter().enumerate() {
+                    buffer.set_word(3 * index + offset, word);
+                }
+            }
+            let count = [chunk.len() as u64];
+            raw::simple(Method::PlanAppendMany, self.slot().0, &count)?;
+        }
+        Ok(())
+    }
+
     /// Appends a window: `start` to `end` in ticks from the start of the cycle, after all windows before it.
     ///
     /// # Errors

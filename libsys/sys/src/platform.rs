@@ -125,15 +125,23 @@ impl Platform {
     /// # Errors
     /// Those of every invocation.
     pub fn log(self, buffer: &mut MessageBuffer, text: &[u8]) -> Result<usize, Error> {
+        self.log_with(buffer, text, 0)
+    }
+
+    /// [`Platform::log`], but not in the middle of a line of a task that drives the serial line itself.
+    ///
+    /// # Errors
+    /// `Again` (there is such a line).
+    pub fn log_between(self, buffer: &mut MessageBuffer, text: &[u8]) -> Result<usize, Error> {
+        self.log_with(buffer, text, 1)
+    }
+
+    fn log_with(self, buffer: &mut MessageBuffer, text: &[u8], how: u64) -> Result<usize, Error> {
         let bytes = buffer.write(text);
-        raw::invoke(
-            Method::PlatformLog,
-            Tag::new(0, bytes, 0),
-            self.slot().0,
-            &[],
-        )
-        .check()
-        .map(|_| bytes)
+        let tag = Tag::new(0, bytes, 0);
+        raw::invoke(Method::PlatformLog, tag, self.slot().0, &[how])
+            .check()
+            .map(|_| bytes)
     }
 
     /// Ends the run or the machine; `why` goes to the kernel's log.

@@ -2,7 +2,7 @@
 
 use crate::slot::capability;
 use crate::*;
-use moira_abi::{Method, fault::Registers};
+use moira_abi::{Method, fault::Registers, time::Losers};
 
 capability! {
     /// A thread.
@@ -169,6 +169,12 @@ pub struct Consumed {
     pub delivered: u64,
     /// Structural work it asked for; part of `own`.
     pub structural: u64,
+    /// Interrupt handlers of its sources; not part of `own`.
+    pub interrupts: u64,
+    /// The part of `lost` that was lost to nobody who lives.
+    pub gone: u64,
+    /// Its number in [`Losers`](abi::time::Losers) of others.
+    pub number: u64,
 }
 
 impl SchedContext {
@@ -187,14 +193,33 @@ impl SchedContext {
     /// # Errors
     /// `WrongCpu`.
     pub fn consumed(self) -> Result<Consumed, Error> {
-        let [own, lost, delivered, structural, ..] =
+        let [own, lost, delivered, structural, interrupts, gone, number, _] =
             raw::simple(Method::ContextConsumed, self.slot().0, &[])?;
         Ok(Consumed {
             own,
             lost,
             delivered,
             structural,
+            interrupts,
+            gone,
+            number,
         })
+    }
+
+    /// To whom it lost time. `buffer` is the calling thread's own; its contents are overwritten.
+    ///
+    /// # Errors
+    /// `NotMapped` (the caller has no buffer).
+    pub fn losers(self, buffer: &mut MessageBuffer) -> Result<Losers, Error> {
+        raw::simple(Method::ContextLosers, self.slot().0, &[])?;
+        let mut losers = Losers::default();
+        for (index, entry) in losers.to.iter_mut().enumerate() {
+            *entry = [buffer.word(2 * index), buffer.word(2 * index + 1)];
+        }
+        let words = 2 * losers.to.len();
+        losers.others = buffer.word(words);
+        losers.gone = buffer.word(words + 1);
+        Ok(losers)
     }
 
     /// Moves the account of an inactive thread to another CPU.

@@ -11,6 +11,7 @@ extern crate alloc;
 mod ipc;
 mod memory;
 mod server;
+mod time_paths;
 mod waiter;
 
 use alloc::{format, vec::Vec};
@@ -25,6 +26,15 @@ fn main(env: Env) {
     match env.argument("role") {
         Some("server") => server::run(env),
         Some("waiter") => waiter::run(env),
+        Some("mark") => time_paths::mark(&env),
+        Some("dispatched") => time_paths::dispatched(),
+        Some("greedy") => loop {
+            core::hint::black_box(());
+        },
+        Some("share") => time_paths::share(&mut { env }),
+        Some("window-switch") => time_paths::window_switch(&env, &mut Report { overhead: overhead() }),
+        Some("dispatcher") => time_paths::dispatch(&env, &mut Report { overhead: overhead() }),
+        Some("installer") => time_paths::install(&mut { env }, &mut Report { overhead: overhead() }),
         _ => client(env),
     }
 }

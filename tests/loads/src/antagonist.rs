@@ -77,16 +77,17 @@ fn objects(env: &Env, end: u64) -> Option<()> {
     Some(())
 }
 
-/// Signals the victim, and itself.
+/// Signals the victim, and sleeps and wakes all the time.
 fn signals(env: &Env, end: u64) -> Option<()> {
     let victim: Notification = env.capability("victim-signal")?;
     let own = env.notification();
+    let pause = env.ticks(2_000);
     while sys::now() < end {
         for _ in 0..16 {
             let _ = victim.signal();
-            let _ = own.signal();
-            let _ = own.wait(Deadline::NEVER);
         }
+        // A short sleep: its wake-up is news for the scheduler.
+        let _ = own.wait(Deadline::after(pause));
     }
     Some(())
 }

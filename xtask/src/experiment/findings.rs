@@ -183,6 +183,10 @@ pub fn crosstalk(runs: &[Run]) -> Judged {
     let delivered = |run: &Run| -> Vec<f64> { run.of("account", Some("victim")).map(|row| number(row, "own") + number(row, "lost")).collect() };
     let complete = runs.iter().all(|run| !delivered(run).is_empty() && run.of("windows", Some("victim")).next().is_some());
     judged.goal("every run gave data", complete, format!("{} runs", runs.len()));
+    let idle: Vec<&str> = runs.iter().filter(|run| run.value != "nothing" && mean(&shares(run, "antagonist")) < 0.05).map(|run| run.value.as_str()).collect();
+    judged.goal("every antagonist but `nothing` got time to do harm in", idle.is_empty(), if idle.is_empty() { "5 % and more".into() } else { idle.join(", ") });
+    let lost: f64 = runs.iter().filter(|run| run.value == "calls").flat_map(|run| run.of("account", Some("victim"))).map(|row| number(row, "lost")).sum();
+    judged.goal("time lost by helping is told where there is some", lost > 0.0, format!("{} beside `calls`", shown(lost)));
     let spread = range(runs.iter().flat_map(delivered));
     let off = spread.map_or(1.0, |(least, most)| (most - least) / least.max(1.0));
     judged.goal("delivered time over one second differs by no more than 0.02 % between any two antagonists", spread.is_some() && off <= 0.000_2, format!("{:.5} %", off * 100.0));

@@ -122,9 +122,19 @@ proptest! {
         let outcome = simulate(&mut *policy, &loads, 1_000_000);
         for index in 0..loads.len() {
             // A turn of everybody, with the weights and the warps there are.
-            prop_assert!(outcome.latency[index] <= 10 * QUANTUM * loads.len() as u64, "{index}: {:?} {:?}", outcome.latency, loads);
+            prop_assert!(outcome.latency[index] <= 30 * QUANTUM * loads.len() as u64, "{index}: {:?} {:?}", outcome.latency, loads);
             prop_assert!(outcome.ran[index] > 0);
         }
+    }
+}
+
+#[test]
+fn tickets_are_shares_in_the_long_run() {
+    let mut policy = by_name("lottery", &weighted(&[1, 2, 5]), QUANTUM).unwrap();
+    let outcome = simulate(&mut *policy, &[Load::Greedy; 3], 20_000_000);
+    for (ran, weight) in outcome.ran.iter().zip([1_u64, 2, 5]) {
+        // 20,000 draws: three standard deviations are below 1.1 % of all.
+        assert!(ran.abs_diff(20_000_000 * weight / 8) < 220_000, "{:?}", outcome.ran);
     }
 }
 

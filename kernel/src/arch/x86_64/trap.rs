@@ -31,13 +31,16 @@ pub fn interrupt(cpu: &Cpu, vector: u8) {
         apic::SPURIOUS => {}
         _ => {
             sched::charge(cpu);
-            if let Some(source) = cpu.source(vector)
+            let source = cpu.source(vector);
+            // Before it fires: the owner is who waits for it.
+            let owner = source.and_then(|source| source.owner(cpu));
+            if let Some(source) = source
                 && source.fire(cpu)
             {
                 cpu.must_choose.set(true);
             }
             apic::end_of_interrupt();
-            sched::charge_interrupt(cpu);
+            sched::charge_interrupt(cpu, owner);
         }
     }
 }

@@ -102,7 +102,9 @@ fn field<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
 }
 
 fn sum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+    bytes
+        .iter()
+        .fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
 }
 
 /// Reads a root pointer (ACPI 6.5, 5.2.5.3), at least 20 bytes, 36 from version 2 on. The XSDT is preferred.
@@ -166,7 +168,12 @@ impl Tables {
             .body()
             .chunks_exact(size)
             .take(MOST_TABLES)
-            .map(|entry| entry.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+            .map(|entry| {
+                entry
+                    .iter()
+                    .rev()
+                    .fold(0, |value, byte| value << 8 | u64::from(*byte))
+            })
             .collect();
         let mut tables = Tables {
             root,
@@ -228,5 +235,6 @@ fn dsdt_address(fadt: &Table) -> Option<u64> {
     if wide != 0 {
         return Some(wide);
     }
-    fadt.field(40).map(|bytes| u64::from(u32::from_le_bytes(bytes)))
+    fadt.field(40)
+        .map(|bytes| u64::from(u32::from_le_bytes(bytes)))
 }

@@ -158,7 +158,10 @@ fn read_fadt(fadt: &Table) -> Fixed {
     let register = |wide: usize, narrow: usize| {
         generic_address(bytes, wide).or_else(|| {
             let port = long(bytes, narrow)?;
-            u16::try_from(port).ok().filter(|port| *port != 0).map(Register::Port)
+            u16::try_from(port)
+                .ok()
+                .filter(|port| *port != 0)
+                .map(Register::Port)
         })
     };
     let flags = long(bytes, 112).unwrap_or(0);
@@ -167,11 +170,15 @@ fn read_fadt(fadt: &Table) -> Fixed {
         .flatten();
     Fixed {
         sci: half(bytes, 46).unwrap_or(0),
-        pm_timer: (byte(bytes, 91) == Some(4)).then(|| register(208, 76)).flatten(),
+        pm_timer: (byte(bytes, 91) == Some(4))
+            .then(|| register(208, 76))
+            .flatten(),
         pm_timer_32: flags & TIMER_32 != 0,
         pm1a_control: register(172, 64),
         pm1b_control: register(184, 68),
-        smi_command: long(bytes, 48).and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
+        smi_command: long(bytes, 48)
+            .and_then(|port| u16::try_from(port).ok())
+            .unwrap_or(0),
         acpi_enable: byte(bytes, 52).unwrap_or(0),
         reset,
     }

@@ -5,7 +5,7 @@
 use crate::machine::{Machine, Shared, Width};
 use crate::tables::Tables;
 use crate::value::{MOST_DEPTH, Value};
-use alloc::{boxed::Box, format, string::String};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 use aml::value::Args;
 use aml::{AmlContext, AmlError, AmlName, AmlValue, DebugVerbosity, Handler};
 use moira_proto::platform::PciAddress;
@@ -16,7 +16,9 @@ struct Reader<M>(Shared<M>);
 impl<M: Machine> Reader<M> {
     fn config(&self, segment: u16, at: PciAddress, offset: u16, width: Width) -> u64 {
         match u8::try_from(offset) {
-            Ok(offset) if segment == 0 => self.0.with(|machine| machine.config_read(at, offset, width)),
+            Ok(offset) if segment == 0 => self
+                .0
+                .with(|machine| machine.config_read(at, offset, width)),
             _ => width.ones(),
         }
     }
@@ -63,13 +65,17 @@ impl Second {
     ///
     /// # Errors
     /// In words.
-    pub fn load<M: Machine + 'static>(machine: &Shared<M>, tables: &Tables) -> Result<Second, String> {
+    pub fn load<M: Machine + 'static>(
+        machine: &Shared<M>,
+        tables: &Tables,
+    ) -> Result<Second, String> {
         let mut context = AmlContext::new(Box::new(Reader(machine.clone())), DebugVerbosity::None);
         for table in tables.with_aml() {
             context
                 .parse_table(table.body())
                 .map_err(|error| format!("the table at {:#x}: {error:?}", table.address))?;
         }
+        correct_fields(&mut context);
         Ok(Second(context))
     }
 
@@ -79,7 +85,10 @@ impl Second {
     /// The interpreter's, in words.
     pub fn evaluate(&mut self, path: &str, arguments: &[u64]) -> Result<Option<Value>, String> {
         let name = AmlName::from_str(path).map_err(|error| format!("{error:?}"))?;
-        let arguments = arguments.iter().map(|value| AmlValue::Integer(*value)).collect();
+        let arguments = arguments
+            .iter()
+            .map(|value| AmlValue::Integer(*value))
+            .collect();
         let arguments = Args::from_list(arguments).map_err(|error| format!("{error:?}"))?;
         match self.0.invoke_method(&name, arguments) {
             Ok(found) => Ok(Some(value(&found, 0))),
@@ -89,6 +98,27 @@ impl Second {
                 Ok(None)
             }
             Err(error) => Err(format!("{error:?}")),
+        }
+    }
+}
+
+/// Version 0.16.4 takes a field's offset in bits for one in bytes. Fields that begin on a byte, which are most, are given one in bytes;
+/// of the others it goes on reading nonsense, and what depends on them is reported as a disagreement.
+fn correct_fields(context: &mut AmlContext) {
+    let mut handles = Vec::new();
+    // The closure gives no error, and the names come from the namespace itself.
+    let _ = context.namespace.clone().traverse(|_, level| {
+        handles.extend(level.values.values().copied());
+        Ok(true)
+    });
+    // An alias shares its handle with what it names.
+    handles.sort_unstable();
+    handles.dedup();
+    for handle in handles {
+        if let Ok(AmlValue::Field { offset, .. }) = context.namespace.get_mut(handle)
+            && offset.is_multiple_of(8)
+        {
+            *offset /= 8;
         }
     }
 }
