@@ -16,7 +16,7 @@ use moira_rt::sys::{
 use vmm_core::disk::MemoryDisk;
 use vmm_core::ram::Ram;
 use vmm_core::state::StatePage;
-use vmm_core::vm::{Parts, Vm};
+use vmm_core::vm::{Parts, Vm, cr4_bits};
 use vmm_devices::board::{Board, BoardConfig};
 use vmm_devices::platform;
 use vmm_devices::virtio::{VirtioPci, block::Block, console::Console as VirtioConsole, entropy::Entropy as VirtioEntropy};
@@ -96,7 +96,8 @@ pub fn build(env: Env) -> Result<(Vm<'static>, Kernel), Failure> {
         console: Box::new(Line::new(&console, Device::Serial, &input)),
     });
     plug(&mut board, &console, &input, disk, changes);
-    let vm = Vm::new(Parts { ram, map, page, board, cpuid, msr, tsc_hz, xcr0 });
+    let cr4 = cr4_bits(&cpuid);
+    let vm = Vm::new(Parts { ram, map, page, board, cpuid, msr, tsc_hz, xcr0, cr4 });
     Ok((vm, Kernel { vcpu, notification, input }))
 }
 

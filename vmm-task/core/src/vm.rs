@@ -10,7 +10,7 @@ use crate::state::{StatePage, field};
 use moira_abi::vcpu::{Exit, event, group, interruptibility, request};
 use vmm_devices::board::Board;
 use vmm_devices::fabric::Interrupt;
-use vmm_machine::cpuid::CpuidTable;
+use vmm_machine::cpuid::{CpuidTable, Live};
 use vmm_machine::memory_map::MemoryMap;
 use vmm_machine::msr::{MsrConfig, MsrPolicy};
 
@@ -69,6 +69,8 @@ pub enum Ending {
 pub(crate) enum Next {
     /// Back into the guest.
     Enter,
+    /// The same, but nothing was done: the guest executes the same instruction again.
+    Again,
     /// Wait for an interrupt first.
     Halt,
     /// The machine ended: [`Vm::ending`] says how.
@@ -93,6 +95,28 @@ pub struct Parts<'a> {
     pub tsc_hz: u64,
     /// XCR0 bits that the guest may set.
     pub xcr0: u64,
+    /// CR4 bits that the guest may set: [`cr4_bits`].
+    pub cr4: u64,
+}
+
+/// CR4 bits that go with what CPUID shows (SDM 2.5); the kernel refuses others.
+#[must_use]
+pub fn cr4_bits(cpuid: &CpuidTable) -> u64 {
+    // VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT: on every x86-64 processor.
+    const ALWAYS: u64 = 0x7ff;
+    let basic = cpuid.answer(1, 0, Live::default());
+    let structured = cpuid.answer(7, 0, Live::default());
+    [
+        (structured.ecx, 2, 11),
+        (structured.ebx, 0, 16),
+        (basic.ecx, 17, 17),
+        (basic.ecx, 26, 18),
+        (structured.ebx, 7, 20),
+        (structured.ebx, 20, 21),
+    ]
+    .into_iter()
+    .filter(|(features, feature, _)| features >> feature & 1 != 0)
+    .fold(ALWAYS, |bits, (_, _, bit)| bits | 1 << bit)
 }
 
 /// A virtual machine with one processor.
@@ -124,11 +148,17 @@ pub struct Vm<'a> {
     /// The board's next deadline in nanoseconds, all ones for none, and the same in TSC ticks, 0 for none.
     deadline: u64,
     until: u64,
+    /// Least time between two deadlines of the board, in TSC ticks.
+    least_run: u64,
     /// Added to the TSC for the guest.
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
+    pub(crate) cr4: u64,
     pub(crate) code_page: CodePage<'a>,
     pub(crate) answers: Answers,
+    /// Where the last exit came to nothing (RIP, number of the exit), and how many in a row did.
+    stalled_at: (u64, u64),
+    stalls: u32,
     /// How the machine ended, once it has.
     ending: Ending,
     pub(crate) history: History,
@@ -147,6 +177,8 @@ pub(crate) enum Shadow {
 
 const IF: u64 = 1 << 9;
 const NEVER: u64 = u64::MAX;
+/// Least time that the guest runs between two timers' deadlines, in nanoseconds.
+const LEAST_RUN_NS: u64 = 20_000;
 
 impl<'a> Vm<'a> {
     /// A machine that has not been booted.
@@ -171,10 +203,14 @@ impl<'a> Vm<'a> {
             shadow: Shadow::None,
             deadline: NEVER,
             until: 0,
+            least_run: TscClock::new(parts.tsc_hz).tsc_at(LEAST_RUN_NS),
             tsc_offset: 0,
             xcr0: parts.xcr0,
+            cr4: parts.cr4,
             code_page: CodePage::NONE,
             answers: Answers::default(),
+            stalled_at: (0, 0),
+            stalls: 0,
             ending: Ending::Killed,
             history: History::new(),
         }
@@ -253,6 +289,11 @@ impl<'a> Vm<'a> {
             };
             match next {
                 Next::Enter => {}
+                Next::Again => {
+                    if let Some(ending) = self.again() {
+                        return ending;
+                    }
+                }
                 Next::Halt => {
                     if let Some(ending) = self.halt(cpu) {
                         return ending;
@@ -261,6 +302,18 @@ impl<'a> Vm<'a> {
                 Next::End => return self.ending,
             }
         }
+    }
+
+    /// An exit came to nothing. What the guest does to its code or its tables meanwhile can do that, but not for ever.
+    #[inline(never)]
+    fn again(&mut self) -> Option<Ending> {
+        /// Most exits in a row at one instruction.
+        const MOST: u32 = 1000;
+        let rip = self.page.get(field::RIP);
+        let in_a_row = self.stalled_at == (rip, self.history.total().wrapping_sub(1));
+        self.stalls = if in_a_row { self.stalls + 1 } else { 0 };
+        self.stalled_at = (rip, self.history.total());
+        (self.stalls > MOST).then_some(Ending::Unsupported("an instruction that cannot be read"))
     }
 
     /// Ends the machine.
@@ -370,15 +423,15 @@ impl<'a> Vm<'a> {
     #[inline(never)]
     fn attend(&mut self, now: u64) {
         self.attention = false;
-        // A device may be due again at once, but not for ever.
-        for _ in 0..4 {
-            if self.until == 0 || now < self.until {
-                break;
-            }
-            let now = self.ns(now);
-            self.board.tick(now, &self.ram);
+        if self.until != 0 && now >= self.until {
+            let nanoseconds = self.ns(now);
+            self.board.tick(nanoseconds, &self.ram);
             let deadline = self.board.next_deadline().unwrap_or(NEVER);
             self.set_deadline(deadline);
+            if self.until != 0 {
+                // Whatever period the guest gave a timer, it is left some time of its own.
+                self.until = self.until.max(now.saturating_add(self.least_run));
+            }
         }
         let _ = self.board.take_kicks();
         self.choose_event();
@@ -483,7 +536,7 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// Whether the last exit wrote these groups. If not, the next one will: the caller then answers [`Next::Enter`] without
+    /// Whether the last exit wrote these groups. If not, the next one will: the caller then answers [`Next::Again`] without
     /// having changed anything, and the guest executes the same instruction again.
     #[inline(always)]
     pub(crate) fn needs(&mut self, groups: u64) -> bool {

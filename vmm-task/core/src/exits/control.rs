@@ -16,8 +16,6 @@ const CR0_DEFINED: u64 = 0xe005_003f;
 const CR4_DE: u64 = 1 << 3;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_OSXSAVE: u64 = 1 << 18;
-/// What the guest may set: everything that its CPUID shows is at most this.
-const CR4_DEFINED: u64 = 0x0037_0fff;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
@@ -74,11 +72,11 @@ fn find_move(vm: &mut Vm<'_>) -> Option<Move> {
 pub(super) fn control(vm: &mut Vm<'_>) -> Next {
     let kind = vm.page.get(field::QUALIFICATION);
     if !vm.needs(group::CONTROL) {
-        return Next::Enter;
+        return Next::Again;
     }
     let cr0 = vm.page.get(field::CR0);
     if kind & (control_write::CLTS | control_write::LMSW) != 0 {
-        let Some(length) = decode::length(vm, Expected::ControlRegister) else { return Next::Enter };
+        let Some(length) = decode::length(vm, Expected::ControlRegister) else { return Next::Again };
         let value = if kind & control_write::CLTS != 0 {
             cr0 & !CR0_TS
         } else {
@@ -87,7 +85,7 @@ pub(super) fn control(vm: &mut Vm<'_>) -> Next {
         };
         return set_cr0(vm, value, length);
     }
-    let Some(found) = find_move(vm) else { return Next::Enter };
+    let Some(found) = find_move(vm) else { return Next::Again };
     if kind & control_write::READ != 0 {
         let value = match found.register {
             0 => cr0,
@@ -99,7 +97,7 @@ pub(super) fn control(vm: &mut Vm<'_>) -> Next {
         };
         vm.page.set_gpr(found.general.into(), value);
         vm.advance(found.length);
-        return Next::Enter;
+        return Next::Again;
     }
     let value = vm.page.gpr(found.general.into());
     match found.register {
@@ -143,7 +141,7 @@ fn set_cr0(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
 
 fn set_cr4(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     let long = vm.page.get(field::EFER) & EFER_LMA != 0;
-    if value & !CR4_DEFINED != 0 || long && value & CR4_PAE == 0 {
+    if value & !vm.cr4 != 0 || long && value & CR4_PAE == 0 {
         return vm.raise(vector::PROTECTION, Some(0));
     }
     vm.page.set(field::CR4, value);
@@ -155,7 +153,7 @@ fn set_cr4(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
 /// MOV to or from a debug register. The kernel writes groups CONTROL and DEBUG with it.
 pub(super) fn debug(vm: &mut Vm<'_>) -> Next {
     if !vm.needs(group::CONTROL | group::DEBUG) {
-        return Next::Enter;
+        return Next::Again;
     }
     let kind = vm.page.get(field::QUALIFICATION);
     let dr7 = vm.page.get(field::DR7);
@@ -164,7 +162,7 @@ pub(super) fn debug(vm: &mut Vm<'_>) -> Next {
         const BD: u64 = 1 << 13;
         return super::debug_exception(vm, BD);
     }
-    let Some(found) = find_move(vm) else { return Next::Enter };
+    let Some(found) = find_move(vm) else { return Next::Again };
     let register = match found.register {
         4 | 5 if vm.page.get(field::CR4) & CR4_DE != 0 => return vm.raise(vector::UNDEFINED, None),
         4 | 5 => found.register + 2,
@@ -197,9 +195,9 @@ pub(super) fn debug(vm: &mut Vm<'_>) -> Next {
 
 /// XSETBV, where the processor asks.
 pub(super) fn xsetbv(vm: &mut Vm<'_>) -> Next {
-    let Some(length) = decode::length(vm, Expected::Xsetbv) else { return Next::Enter };
+    let Some(length) = decode::length(vm, Expected::Xsetbv) else { return Next::Again };
     if !vm.needs(group::CONTROL | group::TSC_XCR) {
-        return Next::Enter;
+        return Next::Again;
     }
     if vm.page.get(field::CR4) & CR4_OSXSAVE == 0 {
         return vm.raise(vector::UNDEFINED, None);

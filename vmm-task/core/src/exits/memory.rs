@@ -17,7 +17,7 @@ pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
         return stray(vm, gpa, kind);
     }
     if !vm.needs(group::CONTROL) {
-        return Next::Enter;
+        return Next::Again;
     }
     let mode = decode::mode(vm);
     let mut gprs = Gprs(vm.page.gprs());
@@ -25,7 +25,7 @@ pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
     let op = match decode::bytes(vm, mode).map(|bytes| mmio(bytes.bytes(), mode, &gprs, rflags)) {
         Some(Ok(op)) => op,
         Some(Err(error)) => return undecoded(vm, error),
-        None => return Next::Enter,
+        None => return Next::Again,
     };
     let now = vm.ns(now);
     // The local APIC is among the devices: what can be delivered may change.
@@ -69,7 +69,7 @@ fn stray(vm: &mut Vm<'_>, gpa: u64, kind: u64) -> Next {
 fn undecoded(vm: &mut Vm<'_>, error: DecodeError) -> Next {
     match error {
         // The guest has changed the instruction since, or its tables.
-        DecodeError::NotMemory | DecodeError::Incomplete => Next::Enter,
+        DecodeError::NotMemory | DecodeError::Incomplete => Next::Again,
         DecodeError::Invalid => vm.raise(vector::UNDEFINED, None),
         // Vector and x87 registers and the like: no driver reaches a device with them.
         DecodeError::Unsupported => vm.raise(vector::PROTECTION, Some(0)),
@@ -86,7 +86,7 @@ fn move_string(
     now: u64,
 ) -> Result<(), Next> {
     if !vm.needs(group::SEGMENTS) {
-        return Err(Next::Enter);
+        return Err(Next::Again);
     }
     let place = |vm: &mut Vm<'_>, address: Address, write: bool| {
         let base = vm.page.segment_base(segment_index(address.segment));

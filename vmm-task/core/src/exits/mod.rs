@@ -46,7 +46,7 @@ impl Default for Answers {
 /// CPUID.
 #[inline(always)]
 pub(crate) fn cpuid(vm: &mut Vm<'_>) -> Next {
-    let Some(length) = decode::length(vm, Expected::Cpuid) else { return Next::Enter };
+    let Some(length) = decode::length(vm, Expected::Cpuid) else { return Next::Again };
     let page = vm.page;
     let (leaf, subleaf) = (page.gpr(gpr::RAX) & 0xffff_ffff, page.gpr(gpr::RCX) & 0xffff_ffff);
     let place = Answers::place(leaf, subleaf);
@@ -55,7 +55,7 @@ pub(crate) fn cpuid(vm: &mut Vm<'_>) -> Next {
     } else {
         match ask(vm, leaf, subleaf, place) {
             Some(answer) => answer,
-            None => return Next::Enter,
+            None => return Next::Again,
         }
     };
     page.set_gpr(gpr::RAX, answer.eax.into());
@@ -128,14 +128,14 @@ fn skip(vm: &mut Vm<'_>, expected: Expected, next: Next) -> Next {
             vm.advance(length);
             next
         }
-        None => Next::Enter,
+        None => Next::Again,
     }
 }
 
 fn cache_flush(vm: &mut Vm<'_>) -> Next {
     // Which of the two it was is not told; the one that is there has a length.
     let Some(length) = decode::length(vm, Expected::Wbinvd).or_else(|| decode::length(vm, Expected::Invd)) else {
-        return Next::Enter;
+        return Next::Again;
     };
     vm.advance(length);
     Next::Enter
@@ -144,7 +144,7 @@ fn cache_flush(vm: &mut Vm<'_>) -> Next {
 /// There are no hypercalls: the answer is -1, which no caller takes for success.
 #[inline(always)]
 pub(crate) fn hypercall(vm: &mut Vm<'_>) -> Next {
-    let Some(length) = decode::length(vm, Expected::Hypercall) else { return Next::Enter };
+    let Some(length) = decode::length(vm, Expected::Hypercall) else { return Next::Again };
     vm.page.set_gpr(gpr::RAX, u64::MAX);
     vm.advance(length);
     Next::Enter
@@ -179,7 +179,7 @@ fn exception(vm: &mut Vm<'_>) -> Next {
 fn debug_exception(vm: &mut Vm<'_>, conditions: u64) -> Next {
     const GD: u64 = 1 << 13;
     if !vm.needs(group::DEBUG) {
-        return Next::Enter;
+        return Next::Again;
     }
     vm.page.set(field::DR6, vm.page.get(field::DR6) | conditions);
     vm.page.set(field::DR7, vm.page.get(field::DR7) & !GD);

@@ -11,7 +11,7 @@ use vmm_machine::msr::{CpuState, KernelMsr, Read, Write, number};
 
 /// RDMSR; `now` in TSC ticks.
 pub(super) fn read(vm: &mut Vm<'_>, now: u64) -> Next {
-    let Some(length) = decode::length(vm, Expected::Rdmsr) else { return Next::Enter };
+    let Some(length) = decode::length(vm, Expected::Rdmsr) else { return Next::Again };
     let msr = vm.page.gpr(gpr::RCX) as u32;
     let value = if Board::is_apic_msr(msr) {
         let now = vm.ns(now);
@@ -22,7 +22,7 @@ pub(super) fn read(vm: &mut Vm<'_>, now: u64) -> Next {
             Read::Tsc => Some(now.wrapping_add(vm.tsc_offset)),
             Read::Kernel(kept) => {
                 if !vm.needs(group_of(kept)) {
-                    return Next::Enter;
+                    return Next::Again;
                 }
                 Some(kernel_value(vm, kept))
             }
@@ -39,7 +39,7 @@ pub(super) fn read(vm: &mut Vm<'_>, now: u64) -> Next {
 
 /// WRMSR.
 pub(super) fn write(vm: &mut Vm<'_>, now: u64) -> Next {
-    let Some(length) = decode::length(vm, Expected::Wrmsr) else { return Next::Enter };
+    let Some(length) = decode::length(vm, Expected::Wrmsr) else { return Next::Again };
     let msr = vm.page.gpr(gpr::RCX) as u32;
     let value = vm.page.gpr(gpr::RAX) & 0xffff_ffff | vm.page.gpr(gpr::RDX) << 32;
     let done = if Board::is_apic_msr(msr) {
@@ -65,12 +65,12 @@ fn write_other(vm: &mut Vm<'_>, msr: u32, value: u64, now: u64) -> Result<bool, 
     // The policy stores at once, so all that it may need has to be there before.
     let needed = if msr == number::EFER { group::CONTROL } else { 0 };
     if !vm.needs(needed) {
-        return Err(Next::Enter);
+        return Err(Next::Again);
     }
     let state = CpuState { cr0: vm.page.get(field::CR0), efer: vm.page.get(field::EFER) };
     let stays_the_same = matches!(msr, number::TSC | number::TSC_ADJUST);
     if stays_the_same && !vm.needs(group::TSC_XCR) {
-        return Err(Next::Enter);
+        return Err(Next::Again);
     }
     match vm.msr.write(msr, value, state) {
         Write::Done => {}
@@ -83,7 +83,7 @@ fn write_other(vm: &mut Vm<'_>, msr: u32, value: u64, now: u64) -> Result<bool, 
         Write::Kernel(kept, value) => {
             if kept != KernelMsr::PredCmd {
                 if !vm.needs(group_of(kept)) {
-                    return Err(Next::Enter);
+                    return Err(Next::Again);
                 }
                 set_kernel_value(vm, kept, value);
             }

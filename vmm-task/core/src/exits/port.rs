@@ -70,7 +70,7 @@ pub(super) fn translate(vm: &mut Vm<'_>, linear: u64, write: bool) -> Result<u64
         Ok(translation) => Ok(translation.gpa),
         Err(WalkError::PageFault { code }) => {
             if !vm.needs(group::CONTROL) {
-                return Err(Next::Enter);
+                return Err(Next::Again);
             }
             vm.page.set(field::CR2, linear);
             vm.changed |= group::CONTROL;
@@ -84,14 +84,14 @@ pub(super) fn translate(vm: &mut Vm<'_>, linear: u64, write: bool) -> Result<u64
 #[inline(never)]
 fn string(vm: &mut Vm<'_>, io: PortIo, now: u64) -> Next {
     if !vm.needs(group::CONTROL | group::SEGMENTS) {
-        return Next::Enter;
+        return Next::Again;
     }
     let mode = decode::mode(vm);
     let mut gprs = Gprs(vm.page.gprs());
-    let Some(bytes) = decode::bytes(vm, mode) else { return Next::Enter };
-    let Ok(element) = string_io(bytes.bytes(), mode, &gprs, vm.page.get(field::RFLAGS)) else { return Next::Enter };
+    let Some(bytes) = decode::bytes(vm, mode) else { return Next::Again };
+    let Ok(element) = string_io(bytes.bytes(), mode, &gprs, vm.page.get(field::RFLAGS)) else { return Next::Again };
     if element.output == io.input() {
-        return Next::Enter;
+        return Next::Again;
     }
     if element.op.action != Instruction::Nothing {
         match move_element(vm, io, mode, &element, now) {
@@ -115,7 +115,7 @@ fn move_element(vm: &mut Vm<'_>, io: PortIo, mode: Mode, element: &vmm_decode::S
     let now = vm.ns(now);
     let size = usize::from(element.op.size.clamp(1, 4));
     let mut bytes = [0; 4];
-    let Some(bytes_used) = bytes.get_mut(..size) else { return Next::Enter };
+    let Some(bytes_used) = bytes.get_mut(..size) else { return Next::Again };
     if element.output {
         // What is not memory reads as ones.
         if GuestMemory::read(&vm.ram, gpa, bytes_used).is_err() {
