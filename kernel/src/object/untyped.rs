@@ -318,10 +318,11 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
                 }
             }
             Some(ObjectType::Untyped) => {
-                *budget -= 1;
                 // SAFETY: the header says so.
                 let inner = unsafe { Obj::<Untyped>::at(at) };
+                // Only the first visit costs: coming back into nested ones must leave something for the objects inside.
                 if untyped.inner.get() != at {
+                    *budget -= 1;
                     begin_walk(inner);
                     untyped.inner.set(at);
                 }
