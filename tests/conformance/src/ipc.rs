@@ -186,7 +186,7 @@ fn passive(lab: &mut Lab, check: &mut Check) {
         check.equal("answer", answer.map(|answer| (answer.tag.low(), answer.words[0])), Some((0, round * 100 + 1)));
     }
     let used = client.context.and_then(|context| context.consumed().ok());
-    check.holds("the client paid", used.is_some_and(|used| used.own > 0 && used.lost == 0));
+    check.holds("the client paid", used.is_some_and(|used| used.own > 0 && used.lost == used.gone));
 }
 
 fn chain(lab: &mut Lab, check: &mut Check) {
@@ -333,7 +333,7 @@ fn helping(lab: &mut Lab, check: &mut Check) {
     let used = second.context.and_then(|context| context.consumed().ok());
     check.holds("and lost that time to the first", used.is_some_and(|used| used.lost > used.own));
     let got = first.context.and_then(|context| context.consumed().ok());
-    check.holds("which got it", got.is_some_and(|got| used.is_some_and(|used| got.delivered == used.lost)));
+    check.holds("which got it", got.is_some_and(|got| used.is_some_and(|used| got.delivered == used.lost - used.gone)));
     // The server answers, on the second's time, and takes the second's call.
     check.good("stop", server.thread.stop());
     check.good("prepare", server.prepare(lab, REPLY_RECEIVE, 0, &[77], 0));

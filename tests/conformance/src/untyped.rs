@@ -308,7 +308,7 @@ fn inner(lab: &mut Lab, check: &mut Check) {
     check.equal("ended", Lab::TABLE.inspect(slot.plus(2)).map(|found| found.kind), Ok(None));
     check.equal("not the other", Lab::TABLE.inspect(slot.plus(3)).map(|found| found.kind), Ok(Some(ObjectType::Endpoint)));
     check.equal("whole", first.info().map(|info| info.free), Ok(1 << 16));
-    check.equal("copied", Lab::TABLE.copy(first, slot.plus(2), Rights::ALL).err(), Some(Error::NotCopyable));
+    check.equal("copied", Lab::TABLE.copy(second, slot.plus(2), Rights::ALL).err(), Some(Error::NotCopyable));
     check.good("delete an unused one", Lab::TABLE.delete(first.slot()));
     check.equal("delete a used one", Lab::TABLE.delete(second.slot()), Err(Error::InUse));
 }
