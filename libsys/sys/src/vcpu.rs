@@ -44,6 +44,16 @@ impl Vcpu {
         })
     }
 
+    /// [`Vcpu::run`] with the reason as the number it came as: for loops where each instruction counts.
+    ///
+    /// # Errors
+    /// As [`Vcpu::run`].
+    #[inline(always)]
+    pub fn run_raw(self, changed: u64, until: Deadline) -> Result<(u64, u64), Error> {
+        let [reason, groups, ..] = raw::simple(Method::VcpuRun, self.slot().0, &[changed, until.0])?;
+        Ok((reason, groups))
+    }
+
     /// Makes a running guest exit with *Kicked*, or the next `run` return at once, once. From any CPU.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ pub struct Record {
 /// The last [`KEPT`] exits and how many of each reason there were.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// RIP, and qualification with the reason in its upper byte.
+    /// RIP, and qualification with the reason in its upper byte (no qualification of an exit that a machine survives reaches so far).
     records: [(u64, u64); KEPT],
     total: u64,
     counts: [u64; 32],
@@ -41,12 +41,12 @@ impl History {
         History { records: [(0, 0); KEPT], total: 0, counts: [0; 32] }
     }
 
-    /// Adds an exit.
+    /// Adds an exit: its reason ([`Exit`] as a number), RIP and qualification.
     #[inline(always)]
-    pub fn add(&mut self, exit: Exit, rip: u64, qualification: u64) {
-        self.records[self.total as usize % KEPT] = (rip, qualification & DETAIL | (exit as u64) << REASON_SHIFT);
+    pub fn add(&mut self, reason: u64, rip: u64, qualification: u64) {
+        self.records[self.total as usize % KEPT] = (rip, qualification ^ reason << REASON_SHIFT);
         self.total = self.total.wrapping_add(1);
-        self.counts[exit as usize % 32] += 1;
+        self.counts[reason as usize % 32] += 1;
     }
 
     /// Exits so far.
@@ -79,7 +79,7 @@ mod tests {
     fn keeps_the_last_ones_in_order() {
         let mut history = History::new();
         for rip in 0..40 {
-            history.add(Exit::Port, rip, 0);
+            history.add(Exit::Port as u64, rip, 0);
         }
         assert_eq!(history.last().map(|record| record.rip).collect::<std::vec::Vec<_>>(), (8..40).collect::<std::vec::Vec<_>>());
         assert_eq!((history.total(), history.count(Exit::Port), history.count(Exit::Cpuid)), (40, 40, 0));

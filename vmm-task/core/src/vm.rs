@@ -3,7 +3,7 @@
 use crate::boot::{self, BootError, Guest};
 use crate::clock::TscClock;
 use crate::event::{Both, Event, combine};
-use crate::exits::{self, decode::CodePage};
+use crate::exits::{self, Answers, decode::CodePage};
 use crate::history::History;
 use crate::ram::Ram;
 use crate::state::{StatePage, field};
@@ -17,11 +17,11 @@ use vmm_machine::msr::{MsrConfig, MsrPolicy};
 /// The kernel as the run loop sees it.
 pub trait Processor {
     /// Enters the guest: groups changed (bits 0–31) and wanted (bits 32–63) of the state page, and when to come back at the
-    /// latest (TSC; 0: whenever). Answers why it came back and which groups are current.
+    /// latest (TSC; 0: whenever). Answers why it came back ([`Exit`] as a number) and which groups are current.
     ///
     /// # Errors
     /// Those of the kernel's `run`: the vCPU is gone or was never set up.
-    fn run(&mut self, masks: u64, until: u64) -> Result<(Exit, u64), moira_abi::Error>;
+    fn run(&mut self, masks: u64, until: u64) -> Result<(u64, u64), moira_abi::Error>;
     /// The TSC.
     fn now(&self) -> u64;
     /// Waits for bits of the monitor's own notification, at most until then (TSC; 0: however long). Answers the bits.
@@ -121,13 +121,14 @@ pub struct Vm<'a> {
     pub(crate) attention: bool,
     /// The kernel holds an event of its own since the last exit.
     shadow: Shadow,
-    /// The board's next deadline (nanoseconds) and the same in TSC ticks, 0 for none.
-    deadline: Option<u64>,
+    /// The board's next deadline in nanoseconds, all ones for none, and the same in TSC ticks, 0 for none.
+    deadline: u64,
     until: u64,
     /// Added to the TSC for the guest.
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
-    pub(crate) code_page: CodePage,
+    pub(crate) code_page: CodePage<'a>,
+    pub(crate) answers: Answers,
     /// How the machine ended, once it has.
     ending: Ending,
     pub(crate) history: History,
@@ -145,6 +146,7 @@ pub(crate) enum Shadow {
 }
 
 const IF: u64 = 1 << 9;
+const NEVER: u64 = u64::MAX;
 
 impl<'a> Vm<'a> {
     /// A machine that has not been booted.
@@ -167,11 +169,12 @@ impl<'a> Vm<'a> {
             requested: 0,
             attention: true,
             shadow: Shadow::None,
-            deadline: None,
+            deadline: NEVER,
             until: 0,
             tsc_offset: 0,
             xcr0: parts.xcr0,
-            code_page: CodePage::default(),
+            code_page: CodePage::NONE,
+            answers: Answers::default(),
             ending: Ending::Killed,
             history: History::new(),
         }
@@ -236,10 +239,17 @@ impl<'a> Vm<'a> {
                 Err(error) => return Ending::Kernel(error),
             };
             self.changed = 0;
-            self.history.add(exit, self.page.get(field::RIP), self.page.get(field::QUALIFICATION));
+            let page = self.page;
+            self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
+            const PORT: u64 = Exit::Port as u64;
+            const HYPERCALL: u64 = Exit::Hypercall as u64;
+            const CPUID: u64 = Exit::Cpuid as u64;
             let next = match exit {
-                Exit::Port => exits::port(self, cpu.now()),
-                _ => self.other_exit(cpu, exit),
+                // These cannot exit during the delivery of an event, and completing them ends an interrupt shadow.
+                PORT => exits::port(self, cpu.now()),
+                HYPERCALL => exits::hypercall(self),
+                CPUID => exits::cpuid(self),
+                _ => self.other_exit(cpu, Exit::from_code(exit).unwrap_or(Exit::Other)),
             };
             match next {
                 Next::Enter => {}
@@ -270,7 +280,7 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// All exits but ports. Handlers that complete the instruction end its interrupt shadow; else nothing is known of it.
+    /// All exits but the hottest. Handlers that complete the instruction end its interrupt shadow; else nothing is known of it.
     #[inline(always)]
     fn other_exit(&mut self, cpu: &mut impl Processor, exit: Exit) -> Next {
         self.shadow = Shadow::Unknown;
@@ -341,7 +351,7 @@ impl<'a> Vm<'a> {
     /// Makes everything ready for the next entry: due work of devices, events, the deadline.
     #[inline(always)]
     fn prepare(&mut self, cpu: &impl Processor) {
-        let deadline = self.board.next_deadline();
+        let deadline = self.board.next_deadline().unwrap_or(NEVER);
         if deadline != self.deadline {
             self.set_deadline(deadline);
         }
@@ -351,9 +361,9 @@ impl<'a> Vm<'a> {
     }
 
     #[inline(never)]
-    fn set_deadline(&mut self, deadline: Option<u64>) {
+    fn set_deadline(&mut self, deadline: u64) {
         self.deadline = deadline;
-        self.until = deadline.map_or(0, |at| self.clock.tsc_at(at));
+        self.until = if deadline == NEVER { 0 } else { self.clock.tsc_at(deadline).max(1) };
     }
 
     /// Lets devices work and finds out what to inject.
@@ -367,7 +377,7 @@ impl<'a> Vm<'a> {
             }
             let now = self.ns(now);
             self.board.tick(now, &self.ram);
-            let deadline = self.board.next_deadline();
+            let deadline = self.board.next_deadline().unwrap_or(NEVER);
             self.set_deadline(deadline);
         }
         let _ = self.board.take_kicks();
@@ -461,9 +471,10 @@ impl<'a> Vm<'a> {
     pub(crate) fn set_rip(&mut self, rip: u64) {
         const RF: u64 = 1 << 16;
         const TF: u64 = 1 << 8;
-        let flags = self.page.get(field::RFLAGS);
-        self.page.set(field::RIP, rip);
-        self.page.set(field::RFLAGS, flags & !RF);
+        let page = self.page;
+        let flags = page.get(field::RFLAGS);
+        page.set(field::RIP, rip);
+        page.set(field::RFLAGS, flags & !RF);
         self.changed |= group::RIP;
         self.wanted = 0;
         self.shadow = Shadow::None;
@@ -479,6 +490,7 @@ impl<'a> Vm<'a> {
         let there = self.groups & groups == groups;
         if !there {
             self.wanted |= groups;
+            self.shadow = Shadow::Unknown;
         }
         there
     }

@@ -2,6 +2,7 @@
 
 use crate::state::field;
 use crate::vm::Vm;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use moira_abi::vcpu::{group, seg};
 use vmm_decode::{Access, Expected, Fetched, Mode, Paging, fetch, length_at, walk};
 
@@ -57,16 +58,26 @@ fn linear_rip(vm: &Vm<'_>, mode: Mode) -> u64 {
 /// compared at each exit, but the page tables need not be walked again: should the page be another one by now, the bytes
 /// there are those of the instruction without prefixes by chance at most. For accesses to devices, whose bytes say what to
 /// do, the tables are walked every time.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct CodePage {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CodePage<'a> {
     cr3: u64,
     /// Linear address of the page.
     page: u64,
     /// Selector and rights of CS.
     code: u64,
     efer: u64,
-    /// Guest-physical address of the page.
-    gpa: u64,
+    /// The page.
+    words: &'a [AtomicU64; PAGE_WORDS],
+}
+
+/// Quadwords of a page.
+pub(crate) const PAGE_WORDS: usize = 512;
+static NOTHING: [AtomicU64; PAGE_WORDS] = [const { AtomicU64::new(0) }; PAGE_WORDS];
+
+impl CodePage<'_> {
+    /// No page: the address is none that code can have.
+    pub(crate) const NONE: CodePage<'static> =
+        CodePage { cr3: u64::MAX, page: 1 << 63, code: 0, efer: 0, words: &NOTHING };
 }
 
 /// The encoding without prefixes, as a little-endian number, and its length.
@@ -107,14 +118,13 @@ fn is_at_rip(vm: &Vm<'_>, pattern: u64, bytes: u32) -> bool {
         | (vm.page.get(field::EFER) ^ known.efer)
         | (vm.page.segment_word(seg::CS) ^ known.code);
     // At the end of the page the instruction may go on in the next one.
-    if same != 0 || offset > 4096 - 8 {
+    if same != 0 || offset > 4096 - 16 {
         return false;
     }
-    let gpa = known.gpa + offset;
-    let skip = 8 * (gpa & 7) as u32;
-    let mut found = vm.ram.word(gpa).unwrap_or(0) >> skip;
+    let (index, skip) = ((offset >> 3) as usize % PAGE_WORDS, 8 * (offset & 7) as u32);
+    let mut found = known.words[index].load(Relaxed) >> skip;
     if skip + 8 * bytes > 64 {
-        found |= vm.ram.word(gpa + 8).unwrap_or(0) << (64 - skip);
+        found |= known.words[(index + 1) % PAGE_WORDS].load(Relaxed) << (64 - skip);
     }
     (found ^ pattern) & ((1 << (8 * bytes)) - 1) == 0
 }
@@ -131,13 +141,14 @@ fn find_length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
     let access = Access { write: false, user: vm.page.get(field::CPL) == 3, fetch: true };
     if mode == Mode::Bits64
         && let Ok(place) = walk(&paging, rip, access, &mut |gpa| ram.word(gpa))
+        && let Some(words) = ram.page(place.gpa)
     {
         vm.code_page = CodePage {
             cr3: vm.page.get(field::CR3),
             page: rip & !0xfff,
             code: vm.page.segment_word(seg::CS),
             efer: vm.page.get(field::EFER),
-            gpa: place.gpa & !0xfff,
+            words,
         };
     }
     Some(length.into())

@@ -13,12 +13,13 @@ use vmm_devices::traits::GuestMemory;
 /// One port access; `now` in TSC ticks.
 #[inline(always)]
 pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
-    let io = PortIo(vm.page.get(field::QUALIFICATION));
+    let page = vm.page;
+    let io = PortIo(page.get(field::QUALIFICATION));
     if io.string() {
         return string(vm, io, now);
     }
     let now = vm.ns(now);
-    let (size, rax) = (io.size(), vm.page.gpr(gpr::RAX));
+    let (size, rax) = (io.size(), page.gpr(gpr::RAX));
     if io.input() {
         let value = u64::from(vm.board.port_read(io.port(), size, now, &vm.ram));
         // A 32-bit result clears the upper half, narrower ones keep it (SDM vol. 1, 3.4.1.1).
@@ -27,14 +28,14 @@ pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
             2 => rax & !0xffff | value & 0xffff,
             _ => value,
         };
-        vm.page.set_gpr(gpr::RAX, rax);
+        page.set_gpr(gpr::RAX, rax);
     } else {
         let action = vm.board.port_write(io.port(), size, rax as u32, now, &vm.ram);
         if action != Action::None {
             return act(vm, action);
         }
     }
-    vm.advance(vm.page.get(field::LENGTH));
+    vm.advance(page.get(field::LENGTH));
     Next::Enter
 }
 

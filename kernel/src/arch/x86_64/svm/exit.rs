@@ -24,10 +24,12 @@ mod code {
     pub const NMI: u64 = 0x61;
     pub const SMI: u64 = 0x62;
     pub const VINTR: u64 = 0x64;
+    pub const CPUID: u64 = 0x72;
     pub const IRET: u64 = 0x74;
     pub const IO: u64 = 0x7b;
     pub const MSR: u64 = 0x7c;
     pub const TASK_SWITCH: u64 = 0x7d;
+    pub const VMMCALL: u64 = 0x81;
     pub const NESTED_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
     pub const BUSY: u64 = u64::MAX - 1;
@@ -56,7 +58,20 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
         );
         return guest(cpu, hw, page, Exit::Port, out);
     }
-    dispatch(cpu, hw, page, out)
+    match block.exit_code {
+        code::CPUID => plain(cpu, hw, page, out, Exit::Cpuid),
+        code::VMMCALL => plain(cpu, hw, page, out, Exit::Hypercall),
+        _ => dispatch(cpu, hw, page, out),
+    }
+}
+
+/// An exit for an instruction that says all by itself.
+#[inline(always)]
+fn plain(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, exit: Exit) -> Outcome {
+    let length = length(vmcb(hw));
+    report(page, exit, 0, length);
+    let needed = if length == 0 { group::CONTROL } else { 0 };
+    guest(cpu, hw, page, exit, out | needed)
 }
 
 /// Exits during the delivery of an event, while an NMI handler runs, and the like.
@@ -170,7 +185,7 @@ fn unknown_length(block: &Vmcb) -> u64 {
     }
 }
 
-#[inline]
+#[inline(never)]
 fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let block = vmcb(hw);
     let exit = match block.exit_code {

@@ -151,7 +151,7 @@ fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
 ///
 /// # Safety
 /// As for `virt::run`.
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let shadow = hw.shadow();
     if cpu.resident != hw.address() || shadow.generation != cpu.tags.generation {

@@ -40,7 +40,7 @@ pub(super) fn reset(vmcb: &mut Vmcb) {
 }
 
 /// Loads the groups of `mask` after checking them.
-#[inline]
+#[inline(always)]
 pub(in super::super) fn load_state(
     cpu: &mut CpuVirt,
     hw: VcpuHw,
@@ -200,7 +200,7 @@ fn load_segments(vmcb: &mut Vmcb, segments: &[Segment; 8]) {
 }
 
 /// Writes the groups of `mask` to the state page.
-#[inline]
+#[inline(always)]
 pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     if mask & group::RIP != 0 {
         let vmcb = vmcb(hw);
