@@ -81,8 +81,10 @@ fn fill(plan: Obj<Plan>, caller: Obj<Thread>, asked: &[[u64; 3]]) -> Result<(), 
     let (table, length, count) = (caller.table()?, plan.length.get(), plan.count.get() as usize);
     let mut home = plan.cpu.get();
     let mut previous = if count == 0 { 0 } else { plan.window(count - 1).end };
-    let mut windows = [Window::default(); MANY];
-    for (window, [slot, start, end]) in windows.iter_mut().zip(asked) {
+    if count + asked.len() > plan.capacity() as usize {
+        return Err(Error::NoMemory);
+    }
+    for (index, [slot, start, end]) in asked.iter().enumerate() {
         let context = sched_context::source(table, *slot)?;
         if context.header.life() != super::life::ACTIVE {
             return Err(Error::Inactive);
@@ -97,13 +99,8 @@ fn fill(plan: Obj<Plan>, caller: Obj<Thread>, asked: &[[u64; 3]]) -> Result<(), 
         }
         previous = *end;
         let Some(owner) = context.in_window() else { return Err(Error::TooDeep) };
-        *window = Window { start: *start, end: *end, owner, reserved: 0 };
-    }
-    if count + asked.len() > plan.capacity() as usize {
-        return Err(Error::NoMemory);
-    }
-    for (index, window) in windows.iter().take(asked.len()).enumerate() {
-        plan.cell(count + index).set(*window);
+        // Not a window before it is counted: an error later on leaves the plan as it was.
+        plan.cell(count + index).set(Window { start: *start, end: *end, owner, reserved: 0 });
     }
     plan.count.set((count + asked.len()) as u64);
     plan.cpu.set(home);

@@ -156,12 +156,14 @@ impl Plan {
         windows: &[(SchedContext, u64, u64)],
     ) -> Result<(), Error> {
         for chunk in windows.chunks(8) {
-            for (index, (context, start, end)) in chunk.iter().enumerate() {
+            let mut bytes = [0; 8 * 24];
+            for (place, (context, start, end)) in bytes.chunks_exact_mut(24).zip(chunk) {
                 let words = [context.slot().word(), *start, *end];
-                for (offset, word) in words.into_iter().enumerate() {
-                    buffer.set_word(3 * index + offset, word);
+                for (place, word) in place.chunks_exact_mut(8).zip(words) {
+                    place.copy_from_slice(&word.to_le_bytes());
                 }
             }
+            buffer.write(&bytes);
             let count = [chunk.len() as u64];
             raw::simple(Method::PlanAppendMany, self.slot().0, &count)?;
         }
