@@ -295,6 +295,11 @@ fn begin_walk(untyped: Obj<Untyped>) {
 /// memories inside. `visit` answers whether the object is done with. Answers whether the walk is over. Recursion is bounded by
 /// the nesting of untyped memories.
 fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<Header>, &mut u32) -> Result<bool, Error>) -> Result<bool, Error> {
+    // An inner one that was itself being revoked, and had come to zeroing: its objects are gone, and what is left of their memory
+    // must not be read as headers (windows of a plan and a vCPU's state are what tasks wrote).
+    if untyped.phase.get() == phase::ZERO {
+        return Ok(true);
+    }
     if untyped.space.get() != 0 {
         // Its memory is a space's tables: that space ends with it.
         if let Some(space) = address_space::by_id(untyped.space.get()) {
