@@ -59,8 +59,15 @@ impl Root {
 
     /// Whether the system is at its end: when all that have an end have reached it.
     fn outcome(&self) -> Option<Result<(), Failure>> {
-        let lasting = |task: &Task| task.serves || task.restart == Restart::Always || task.role != Role::None;
-        let ending = || self.system.tasks.iter().zip(&self.tasks).filter(|(task, _)| !lasting(task));
+        let lasting =
+            |task: &Task| task.serves || task.restart == Restart::Always || task.role != Role::None;
+        let ending = || {
+            self.system
+                .tasks
+                .iter()
+                .zip(&self.tasks)
+                .filter(|(task, _)| !lasting(task))
+        };
         if ending().count() == 0 || ending().any(|(_, built)| built.life == Life::Running) {
             // A task that is made anew counts as long as it runs; without any that ends, only `end-system` ends it.
             return None;
@@ -73,14 +80,18 @@ impl Root {
 
     /// A task may have stopped.
     fn look_at(&mut self, index: usize, buffer: &mut MessageBuffer) -> Result<(), Failure> {
-        let (Some(spec), Some(built)) = (self.system.tasks.get(index).cloned(), self.tasks.get(index)) else { return Ok(()) };
+        let (Some(spec), Some(built)) =
+            (self.system.tasks.get(index).cloned(), self.tasks.get(index))
+        else {
+            return Ok(());
+        };
         if built.life != Life::Running {
             return Ok(());
         }
         let restarts = built.restarts;
         let end = match built.thread.read_registers(buffer) {
-            // Another task with the same bit.
-            Err(Error::Active) => return Ok(()),
+            // It runs, here or on its own CPU: another task has the same bit.
+            Err(Error::Active | Error::WrongCpu) => return Ok(()),
             Err(error) => End::Fault(format!("stopped; its registers cannot be read: {error:?}")),
             Ok(snapshot) if snapshot.fault.is_none() => return Ok(()),
             Ok(snapshot) => self.end_of(index, &snapshot),
@@ -123,7 +134,9 @@ impl Root {
     }
 
     fn remove(&mut self, index: usize, life: Life) -> Result<(), Failure> {
-        let Some(mut built) = self.tasks.get_mut(index).map(Built::take) else { return Ok(()) };
+        let Some(mut built) = self.tasks.get_mut(index).map(Built::take) else {
+            return Ok(());
+        };
         self.tear_down(&mut built)?;
         built.life = life;
         if let Some(place) = self.tasks.get_mut(index) {
@@ -133,7 +146,9 @@ impl Root {
     }
 
     fn end_of(&mut self, index: usize, snapshot: &Snapshot) -> End {
-        let Some(fault) = snapshot.fault else { return End::Finished };
+        let Some(fault) = snapshot.fault else {
+            return End::Finished;
+        };
         // `end` leaves a marker in rax and the length of a text in rdi.
         let (marker, length) = (snapshot.registers.gpr[0], snapshot.registers.gpr[7]);
         if fault.vector == end::VECTOR && marker == end::FINISHED {
@@ -141,9 +156,16 @@ impl Root {
         }
         if fault.vector == end::VECTOR && marker == end::PANICKED {
             let text = self.text(index, (length as usize).min(MOST_TEXT));
-            return End::Panicked(text.unwrap_or_else(|why| format!("panicked; its text cannot be read: {why}")));
+            return End::Panicked(
+                text.unwrap_or_else(|why| format!("panicked; its text cannot be read: {why}")),
+            );
         }
-        let mut text = format!("fault vector {} ({}) at rip {:#x}", fault.vector, name_of(fault.vector), fault.rip);
+        let mut text = format!(
+            "fault vector {} ({}) at rip {:#x}",
+            fault.vector,
+            name_of(fault.vector),
+            fault.rip
+        );
         if fault.vector == 14 {
             let kind = match fault.error_code {
                 code if code & 16 != 0 => "execute",
@@ -160,7 +182,11 @@ impl Root {
 
     /// The text at the start of a task's message buffer, printable characters only.
     fn text(&mut self, index: usize, length: usize) -> Result<String, Failure> {
-        let buffer = self.tasks.get(index).map(|built| built.buffer).ok_or_else(|| failure("no such task"))?;
+        let buffer = self
+            .tasks
+            .get(index)
+            .map(|built| built.buffer)
+            .ok_or_else(|| failure("no such task"))?;
         let copy = self.copy(buffer, Rights::READ.or(Rights::WRITE))?;
         let mut bytes = alloc::vec![0; length];
         let read = self.memory.view(copy, FrameSize::Small).map(|view| {
@@ -174,7 +200,16 @@ impl Root {
             Ok(Ok(())) => {}
             Ok(Err(why)) | Err(why) => return Err(format!("{why:?}")),
         }
-        let printable: Vec<u8> = bytes.into_iter().map(|byte| if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' }).collect();
+        let printable: Vec<u8> = bytes
+            .into_iter()
+            .map(|byte| {
+                if byte == b' ' || byte.is_ascii_graphic() {
+                    byte
+                } else {
+                    b'.'
+                }
+            })
+            .collect();
         String::from_utf8(printable).map_err(failure)
     }
 }

@@ -30,10 +30,19 @@ impl Root {
                 continue;
             }
             let doing = || format!("registering the scheduler {}", spec.name);
-            let context = identity.context.ok_or_else(|| format!("{}: it has no time of its own", doing()))?;
-            let status = self.store.regions.get(&status_of(spec.cpu)).and_then(|page| page.parts.first());
+            let context = identity
+                .context
+                .ok_or_else(|| format!("{}: it has no time of its own", doing()))?;
+            let status = self
+                .store
+                .regions
+                .get(&status_of(spec.cpu))
+                .and_then(|page| page.parts.first());
             let status = status.ok_or_else(|| format!("{}: it has no status page", doing()))?;
-            self.machine.cpu(spec.cpu)?.set_scheduler(context, status.frame).doing(doing)?;
+            self.machine
+                .cpu(spec.cpu)?
+                .set_scheduler(context, status.frame)
+                .doing(doing)?;
         }
         Ok(())
     }
@@ -42,17 +51,28 @@ impl Root {
     /// its windows.
     pub fn install_plans(&mut self) -> Result<(), Failure> {
         for index in (0..self.machine.cpus.len() as u32).rev() {
-            let scheduled = self.system.tasks.iter().any(|task| task.cpu == index && task.role == Role::Scheduler);
+            let scheduled = self
+                .system
+                .tasks
+                .iter()
+                .any(|task| task.cpu == index && task.role == Role::Scheduler);
             let mut owners: Vec<SchedContext> = Vec::new();
             let mut names = Vec::new();
             let mut contracts = Vec::new();
             if index == 0 {
                 owners.push(SchedContext::new(Slot(slot::CONTEXT)));
                 names.push("root");
-                contracts.push(Contract { slice: self.ticks(OWN_SLICE), period: self.ticks(OWN_PERIOD), latency: 0, extra: false });
+                contracts.push(Contract {
+                    slice: self.ticks(OWN_SLICE),
+                    period: self.ticks(OWN_PERIOD),
+                    latency: 0,
+                    extra: false,
+                });
             }
             for (spec, identity) in self.system.tasks.iter().zip(&self.identities) {
-                let Some(context) = identity.context.filter(|_| spec.cpu == index) else { continue };
+                let Some(context) = identity.context.filter(|_| spec.cpu == index) else {
+                    continue;
+                };
                 owners.push(context);
                 names.push(&spec.name);
                 contracts.push(Contract {
@@ -65,24 +85,46 @@ impl Root {
             if owners.is_empty() {
                 continue;
             }
-            let terms =
-                Terms { cycle: self.ticks(CYCLE), shortest: self.ticks(SHORTEST).max(1000), quantum: self.ticks(QUANTUM), fill: !scheduled };
+            let terms = Terms {
+                cycle: self.ticks(CYCLE),
+                shortest: self.ticks(SHORTEST).max(1000),
+                quantum: self.ticks(QUANTUM),
+                fill: !scheduled,
+            };
             let plan = plan::make(&contracts, &terms).map_err(|why| {
-                let name = why.owner().and_then(|owner| names.get(owner)).copied().unwrap_or_default();
+                let name = why
+                    .owner()
+                    .and_then(|owner| names.get(owner))
+                    .copied()
+                    .unwrap_or_default();
                 format!("CPU {index}: the time of task {name} cannot be promised: {why}")
             })?;
-            let promised = (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2) / u128::from(plan.cycle.max(1));
+            let promised = (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2)
+                / u128::from(plan.cycle.max(1));
             let (windows, whole, part) = (plan.windows.len(), promised / 10, promised % 10);
-            info!("root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised", crate::microseconds(self.info, plan.cycle));
+            info!(
+                "root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised",
+                crate::microseconds(self.info, plan.cycle)
+            );
             for window in &plan.windows {
-                debug!("root: CPU {index}: {} to {}: {}", window.start, window.end, names.get(window.owner).copied().unwrap_or_default());
+                debug!(
+                    "root: CPU {index}: {} to {}: {}",
+                    window.start,
+                    window.end,
+                    names.get(window.owner).copied().unwrap_or_default()
+                );
             }
             self.install(index, &plan, &owners)?;
         }
         Ok(())
     }
 
-    fn install(&mut self, index: u32, plan: &plan::Plan, owners: &[SchedContext]) -> Result<(), Failure> {
+    fn install(
+        &mut self,
+        index: u32,
+        plan: &plan::Plan,
+        owners: &[SchedContext],
+    ) -> Result<(), Failure> {
         let doing = || format!("the plan of CPU {index}");
         let bytes = (plan.windows.len() as u64 + 2) * 32;
         let bits = bytes.next_power_of_two().trailing_zeros().max(12) as u8;
@@ -92,7 +134,9 @@ impl Root {
         object.clear(plan.cycle).doing(doing)?;
         for window in &plan.windows {
             if let Some(owner) = owners.get(window.owner) {
-                object.append(*owner, window.start, window.end).doing(doing)?;
+                object
+                    .append(*owner, window.start, window.end)
+                    .doing(doing)?;
             }
         }
         let cpu = self.machine.cpu(index)?;
