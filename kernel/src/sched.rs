@@ -5,8 +5,7 @@
 //! the scheduler dispatched, idle.
 
 use crate::{
-    arch,
-    ipc,
+    arch, ipc,
     memory::Obj,
     object::{
         life,
@@ -17,7 +16,10 @@ use crate::{
     smp, switch, trace,
 };
 use core::sync::atomic::Ordering::*;
-use moira_abi::{Error, time::{NEWS_LOG, blocked, dispatch}};
+use moira_abi::{
+    Error,
+    time::{NEWS_LOG, blocked, dispatch},
+};
 use moira_kernel_core::plan;
 
 /// Where a walk ends.
@@ -284,7 +286,11 @@ fn choose_slack(
         }
         Walked::Blocked(at, until) => {
             watch(cpu, context, at, until);
-            let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
+            let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) {
+                blocked::STOPPED
+            } else {
+                blocked::WAITING
+            };
             (kind as u64, until, number(at) as u64)
         }
         Walked::Gone => (blocked::GONE as u64, 0, 0),

@@ -20,11 +20,7 @@ pub fn files(archive: &[u8]) -> Vec<File<'_>> {
         .map(|entry| {
             let bytes = entry.file();
             let offset = (bytes.as_ptr() as usize).wrapping_sub(archive.as_ptr() as usize) as u64;
-            File {
-                name: entry.name().trim_end_matches('\0').into(),
-                offset,
-                bytes,
-            }
+            File { name: entry.name().trim_end_matches('\0').into(), offset, bytes }
         })
         .collect()
 }
@@ -42,21 +38,7 @@ mod tests {
 
     fn entry(name: &str, name_bytes: usize, contents: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let fields = [
-            1,
-            0o100_644,
-            0,
-            0,
-            1,
-            0,
-            contents.len(),
-            0,
-            0,
-            0,
-            0,
-            name_bytes,
-            0,
-        ];
+        let fields = [1, 0o100_644, 0, 0, 1, 0, contents.len(), 0, 0, 0, 0, name_bytes, 0];
         bytes.extend_from_slice(b"070701");
         for field in fields {
             bytes.extend_from_slice(format!("{field:08x}").as_bytes());

@@ -21,22 +21,14 @@ impl Budget {
     /// With frames.
     #[must_use]
     pub fn frames(self, size: FrameSize, count: u64) -> Budget {
-        Budget {
-            upper: self
-                .upper
-                .saturating_add(size.bytes().saturating_mul(count)),
-            ..self
-        }
+        Budget { upper: self.upper.saturating_add(size.bytes().saturating_mul(count)), ..self }
     }
 
     /// With an untyped memory of its own.
     #[must_use]
     pub fn untyped(self, size_bits: u8) -> Budget {
         let bytes = 1u64.checked_shl(u32::from(size_bits)).unwrap_or(u64::MAX);
-        Budget {
-            upper: self.upper.saturating_add(bytes),
-            lower: self.lower.saturating_add(2 * CONTROL),
-        }
+        Budget { upper: self.upper.saturating_add(bytes), lower: self.lower.saturating_add(2 * CONTROL) }
     }
 
     /// With an object; `size` as in `ObjectType::size_bits`.
@@ -44,10 +36,7 @@ impl Budget {
     pub fn object(self, kind: ObjectType, size: u8) -> Budget {
         let bytes = kind.size_bits(size).map_or(0, |bits| 1u64 << bits);
         // Alignment may leave as much again unused below it.
-        Budget {
-            lower: self.lower.saturating_add(2 * bytes),
-            ..self
-        }
+        Budget { lower: self.lower.saturating_add(2 * bytes), ..self }
     }
 
     /// log2 of the size of the untyped that holds it all.
@@ -76,17 +65,8 @@ mod tests {
     #[test]
     fn sizes_are_powers_of_two() {
         assert_eq!(Budget::default().size_bits(), 12);
-        assert_eq!(
-            Budget::default().frames(FrameSize::Small, 16).size_bits(),
-            16
-        );
-        assert_eq!(
-            Budget::default()
-                .frames(FrameSize::Small, 16)
-                .object(ObjectType::Thread, 0)
-                .size_bits(),
-            17
-        );
+        assert_eq!(Budget::default().frames(FrameSize::Small, 16).size_bits(), 16);
+        assert_eq!(Budget::default().frames(FrameSize::Small, 16).object(ObjectType::Thread, 0).size_bits(), 17);
         assert_eq!(table_bits(7, 0), 16);
     }
 

@@ -20,8 +20,8 @@ use moira_root::{
     image::{self, Access, Image},
 };
 use moira_rt::sys::{
-    AddressSpace, CapTable, Capability, Configuration, Error, Frame, MapFlags, SchedContext, Slot,
-    Space, Thread, Untyped,
+    AddressSpace, CapTable, Capability, Configuration, Error, Frame, MapFlags, SchedContext, Slot, Space, Thread,
+    Untyped,
 };
 
 /// How a task is.
@@ -94,12 +94,7 @@ struct Area<'a> {
 }
 
 fn area(address: u64, length: u64, flags: MapFlags) -> Area<'static> {
-    Area {
-        address,
-        length: length.next_multiple_of(PAGE),
-        flags,
-        contents: None,
-    }
+    Area { address, length: length.next_multiple_of(PAGE), flags, contents: None }
 }
 
 impl Root {
@@ -122,23 +117,14 @@ impl Root {
         let limit = layout::STACK_TOP - spec.stack - 2 * PAGE;
         let file = archive::find(&self.files, &spec.image)
             .ok_or_else(|| format!("the system image has no file `{}`", spec.image))?;
-        let image = image::read(file.bytes, limit)
-            .map_err(|why| format!("file `{}`: {why}", spec.image))?;
+        let image = image::read(file.bytes, limit).map_err(|why| format!("file `{}`: {why}", spec.image))?;
         let mapped = self.mapped(index)?;
         let start = self.start_info(index, spec, built.restarts, &mapped)?;
         built.start_bytes = start.len() as u64;
         let mut areas = areas(spec, &image, &start);
-        let large = if spec.heap >= FrameSize::Large.bytes() {
-            spec.heap / FrameSize::Large.bytes()
-        } else {
-            0
-        };
+        let large = if spec.heap >= FrameSize::Large.bytes() { spec.heap / FrameSize::Large.bytes() } else { 0 };
         let rest = spec.heap - large * FrameSize::Large.bytes();
-        areas.push(area(
-            layout::HEAP + large * FrameSize::Large.bytes(),
-            rest,
-            MapFlags::READ_WRITE,
-        ));
+        areas.push(area(layout::HEAP + large * FrameSize::Large.bytes(), rest, MapFlags::READ_WRITE));
 
         let granted: Vec<u8> = self
             .items(index)?
@@ -150,14 +136,10 @@ impl Root {
             })
             .collect();
         let small: u64 = areas.iter().map(|area| area.length).sum();
-        let shared = mapped
-            .iter()
-            .flat_map(|one| &one.whole.parts)
-            .filter(|part| part.size == FrameSize::Small)
-            .count() as u64
+        let shared = mapped.iter().flat_map(|one| &one.whole.parts).filter(|part| part.size == FrameSize::Small).count()
+            as u64
             * PAGE;
-        let table_bits =
-            budget::table_bits((areas.len() + mapped.len() + 1) as u64, small + shared);
+        let table_bits = budget::table_bits((areas.len() + mapped.len() + 1) as u64, small + shared);
         let budget = Budget::default()
             .frames(FrameSize::Large, large)
             .frames(FrameSize::Small, small / PAGE)
@@ -176,22 +158,15 @@ impl Root {
         built.space = AddressSpace::new(self.part(built, 1)?);
         built.table = CapTable::new(self.part(built, 1)?);
         built.thread = Thread::new(self.part(built, 1)?);
-        memory
-            .retype_space(built.space.slot())
-            .doing(|| "its space".into())?;
-        memory
-            .retype_table(spec.table_bits, built.table.slot())
-            .doing(|| "its table".into())?;
-        memory
-            .retype_threads(1, built.thread.slot())
-            .doing(|| "its thread".into())?;
+        memory.retype_space(built.space.slot()).doing(|| "its space".into())?;
+        memory.retype_table(spec.table_bits, built.table.slot()).doing(|| "its table".into())?;
+        memory.retype_threads(1, built.thread.slot()).doing(|| "its thread".into())?;
         self.cut_upper(built, memory, large, table_bits)?;
         for area in &areas {
             self.make_area(built, memory, area)?;
         }
         for one in &mapped {
-            self.map_whole(built, one)
-                .map_err(|why| format!("{}: {why}", one.region.name))?;
+            self.map_whole(built, one).map_err(|why| format!("{}: {why}", one.region.name))?;
         }
         self.configure(index, spec, built, image.entry)?;
         self.grant(index, spec, built)
@@ -205,19 +180,11 @@ impl Root {
     }
 
     fn take_block(&mut self, bits: u8) -> Result<Block, Failure> {
-        self.pool
-            .take(bits, &mut self.memory.slots)
-            .doing(|| format!("{} KiB of memory", (1u64 << bits) >> 10))
+        self.pool.take(bits, &mut self.memory.slots).doing(|| format!("{} KiB of memory", (1u64 << bits) >> 10))
     }
 
     /// Makes the page tables and the large pages of the heap, the larger ones first.
-    fn cut_upper(
-        &mut self,
-        built: &mut Built,
-        memory: Untyped,
-        large: u64,
-        table_bits: u8,
-    ) -> Result<(), Failure> {
+    fn cut_upper(&mut self, built: &mut Built, memory: Untyped, large: u64, table_bits: u8) -> Result<(), Failure> {
         let tables_first = table_bits > FrameSize::Large.bits();
         if tables_first {
             self.make_tables(built, memory, table_bits)?;
@@ -225,9 +192,7 @@ impl Root {
         let mut heap = Vec::new();
         for _ in 0..large {
             let slot = self.part(built, 1)?;
-            memory
-                .retype_frames(FrameSize::Large, 1, slot)
-                .doing(|| "its heap".into())?;
+            memory.retype_frames(FrameSize::Large, 1, slot).doing(|| "its heap".into())?;
             heap.push(Frame::new(slot));
         }
         if !tables_first {
@@ -235,39 +200,24 @@ impl Root {
         }
         for (frame, number) in heap.into_iter().zip(0u64..) {
             let address = layout::HEAP + number * FrameSize::Large.bytes();
-            built
-                .space
-                .map(frame, address, MapFlags::READ_WRITE)
-                .doing(|| "its heap".into())?;
+            built.space.map(frame, address, MapFlags::READ_WRITE).doing(|| "its heap".into())?;
         }
         Ok(())
     }
 
     fn make_tables(&mut self, built: &mut Built, memory: Untyped, bits: u8) -> Result<(), Failure> {
         let slot = self.part(built, 1)?;
-        memory
-            .retype_untypeds(bits, 1, slot)
-            .doing(|| "its page tables".into())?;
-        built
-            .space
-            .add_memory(Untyped::new(slot))
-            .doing(|| "its page tables".into())
+        memory.retype_untypeds(bits, 1, slot).doing(|| "its page tables".into())?;
+        built.space.add_memory(Untyped::new(slot)).doing(|| "its page tables".into())
     }
 
-    fn make_area(
-        &mut self,
-        built: &mut Built,
-        memory: Untyped,
-        area: &Area,
-    ) -> Result<(), Failure> {
+    fn make_area(&mut self, built: &mut Built, memory: Untyped, area: &Area) -> Result<(), Failure> {
         let doing = || format!("memory at {:#x}", area.address);
         let mut offset = 0;
         while offset < area.length {
             let batch = ((area.length - offset) / PAGE).clamp(1, 16) as u32;
             let first = self.part(built, batch)?;
-            let frames = memory
-                .retype_frames(FrameSize::Small, batch, first)
-                .doing(doing)?;
+            let frames = memory.retype_frames(FrameSize::Small, batch, first).doing(doing)?;
             for frame in frames.iter() {
                 if area.address == layout::BUFFER {
                     built.buffer = frame;
@@ -275,10 +225,7 @@ impl Root {
                 if let Some((start, bytes)) = area.contents {
                     self.fill(frame, offset, start, bytes).doing(doing)?;
                 }
-                built
-                    .space
-                    .map(frame, area.address + offset, area.flags)
-                    .doing(doing)?;
+                built.space.map(frame, area.address + offset, area.flags).doing(doing)?;
                 offset += PAGE;
             }
         }
@@ -295,9 +242,7 @@ impl Root {
     ) -> Result<(), moira_rt::memory::MemoryError> {
         let from = offset.max(start);
         let to = (offset + PAGE).min(start + bytes.len() as u64);
-        let Some(bytes) =
-            bytes.get(from.wrapping_sub(start) as usize..to.saturating_sub(start) as usize)
-        else {
+        let Some(bytes) = bytes.get(from.wrapping_sub(start) as usize..to.saturating_sub(start) as usize) else {
             return Ok(());
         };
         if bytes.is_empty() {
@@ -311,9 +256,7 @@ impl Root {
     fn map_whole(&mut self, built: &mut Built, one: &Mapped) -> Result<(), Failure> {
         for part in &one.whole.parts {
             let slot = self.part(built, 1)?;
-            let copy = TABLE
-                .copy(part.frame, slot, moira_abi::Rights::ALL)
-                .doing(|| "copying a frame".into())?;
+            let copy = TABLE.copy(part.frame, slot, moira_abi::Rights::ALL).doing(|| "copying a frame".into())?;
             built
                 .space
                 .map(copy, one.region.address + part.offset, one.flags)
@@ -322,13 +265,7 @@ impl Root {
         Ok(())
     }
 
-    fn configure(
-        &mut self,
-        index: usize,
-        spec: &Task,
-        built: &Built,
-        entry: u64,
-    ) -> Result<(), Failure> {
+    fn configure(&mut self, index: usize, spec: &Task, built: &Built, entry: u64) -> Result<(), Failure> {
         let cpu = self.machine.cpu(spec.cpu)?;
         let Some(identity) = self.identities.get(index) else {
             return Err("it is not known".into());
@@ -343,22 +280,11 @@ impl Root {
             entry,
             stack: layout::STACK_TOP,
         };
-        built
-            .thread
-            .configure(&with)
-            .doing(|| "configuring its thread".into())?;
-        built
-            .thread
-            .receive_slots(Slot(slot::RECEIVE))
-            .doing(|| "its receive slots".into())?;
-        built
-            .thread
-            .bind_notification(identity.notification)
-            .doing(|| "binding its notification".into())?;
+        built.thread.configure(&with).doing(|| "configuring its thread".into())?;
+        built.thread.receive_slots(Slot(slot::RECEIVE)).doing(|| "its receive slots".into())?;
+        built.thread.bind_notification(identity.notification).doing(|| "binding its notification".into())?;
         if let Some(endpoint) = identity.endpoint {
-            endpoint
-                .bind(built.thread)
-                .doing(|| "binding its endpoint".into())?;
+            endpoint.bind(built.thread).doing(|| "binding its endpoint".into())?;
         }
         if let Some(context) = identity.context {
             bind(context, built.thread, cpu).doing(|| "binding its scheduling context".into())?;
@@ -368,31 +294,19 @@ impl Root {
 
     /// Lets a task run when its time comes.
     pub fn activate(&mut self, index: usize) -> Result<(), Failure> {
-        let (Some(spec), Some(built)) = (self.system.tasks.get(index), self.tasks.get(index))
-        else {
+        let (Some(spec), Some(built)) = (self.system.tasks.get(index), self.tasks.get(index)) else {
             return Ok(());
         };
         let cpu = self.machine.cpu(spec.cpu)?;
-        built
-            .thread
-            .activate(cpu, [layout::START, built.start_bytes])
-            .doing(|| format!("starting task {}", spec.name))
+        built.thread.activate(cpu, [layout::START, built.start_bytes]).doing(|| format!("starting task {}", spec.name))
     }
 
     /// Ends a task: whatever it has, and whatever was made from its memory, is gone when this returns, and the memory is clean.
     pub fn tear_down(&mut self, built: &mut Built) -> Result<(), Failure> {
         // Its own memory first: a thread that runs on could go on making things from what it is lent.
-        let blocks: Vec<Block> = built
-            .block
-            .take()
-            .into_iter()
-            .chain(built.lent.drain(..))
-            .collect();
+        let blocks: Vec<Block> = built.block.take().into_iter().chain(built.lent.drain(..)).collect();
         for block in &blocks {
-            block
-                .untyped
-                .revoke_fully()
-                .doing(|| "ending a task".into())?;
+            block.untyped.revoke_fully().doing(|| "ending a task".into())?;
         }
         for (first, count) in built.slots.drain(..) {
             for number in 0..count {
@@ -411,13 +325,7 @@ impl Root {
         Ok(())
     }
 
-    fn start_info(
-        &self,
-        index: usize,
-        spec: &Task,
-        restarts: u32,
-        mapped: &[Mapped],
-    ) -> Result<Vec<u8>, Failure> {
+    fn start_info(&self, index: usize, spec: &Task, restarts: u32, mapped: &[Mapped]) -> Result<Vec<u8>, Failure> {
         let slot_count = moira_abi::object::cap_table_slots(spec.table_bits);
         let mut next = slot::NAMED;
         let mut capabilities: Vec<(String, u32, u32)> = Vec::new();
@@ -426,10 +334,7 @@ impl Root {
             next += items.len() as u32;
         }
         if next > slot_count + 2 {
-            return Err(format!(
-                "its capability table has {slot_count} slots, it needs {}",
-                next - 2
-            ));
+            return Err(format!("its capability table has {slot_count} slots, it needs {}", next - 2));
         }
         let info = StartInfo {
             name: spec.name.clone(),
@@ -476,15 +381,8 @@ fn areas<'a>(spec: &Task, image: &Image<'a>, start: &'a [u8]) -> Vec<Area<'a>> {
             }
         })
         .collect();
-    areas.push(area(
-        layout::STACK_TOP - spec.stack.next_multiple_of(PAGE),
-        spec.stack,
-        MapFlags::READ_WRITE,
-    ));
+    areas.push(area(layout::STACK_TOP - spec.stack.next_multiple_of(PAGE), spec.stack, MapFlags::READ_WRITE));
     areas.push(area(layout::BUFFER, PAGE, MapFlags::READ_WRITE));
-    areas.push(Area {
-        contents: Some((0, start)),
-        ..area(layout::START, start.len() as u64, MapFlags::READ)
-    });
+    areas.push(Area { contents: Some((0, start)), ..area(layout::START, start.len() as u64, MapFlags::READ) });
     areas
 }

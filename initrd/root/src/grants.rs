@@ -53,11 +53,7 @@ pub fn status_of(cpu: u32) -> String {
 
 impl Root {
     fn find(&self, name: &str) -> Result<usize, Failure> {
-        self.system
-            .tasks
-            .iter()
-            .position(|task| task.name == name)
-            .ok_or_else(|| format!("there is no task `{name}`"))
+        self.system.tasks.iter().position(|task| task.name == name).ok_or_else(|| format!("there is no task `{name}`"))
     }
 
     /// Contexts that live on the slack of a CPU, in the order in which they were bound: by index.
@@ -71,48 +67,28 @@ impl Root {
 
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
     pub fn items(&self, index: usize) -> Result<Vec<(String, Vec<Item>)>, Failure> {
-        let (Some(spec), Some(identity)) =
-            (self.system.tasks.get(index), self.identities.get(index))
-        else {
+        let (Some(spec), Some(identity)) = (self.system.tasks.get(index), self.identities.get(index)) else {
             return Err(format!("there is no task {index}"));
         };
         let mut items: Vec<(String, Vec<Item>)> = Vec::new();
         match spec.role {
             Role::None => {}
             Role::Scheduler => {
-                items.push((
-                    "cpu".into(),
-                    alloc::vec![Item::Cpu(spec.cpu, Rights::DISPATCH)],
-                ));
+                items.push(("cpu".into(), alloc::vec![Item::Cpu(spec.cpu, Rights::DISPATCH)]));
                 items.push(("contexts".into(), self.slack_contexts(spec.cpu)));
             }
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
-                items.push((
-                    "cpus".into(),
-                    cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect(),
-                ));
-                let all = self
-                    .system
-                    .tasks
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, task)| task.time.context);
-                items.push((
-                    "contexts".into(),
-                    all.map(|(index, _)| Item::Context(index)).collect(),
-                ));
+                items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
+                let all = self.system.tasks.iter().enumerate().filter(|(_, task)| task.time.context);
+                items.push(("contexts".into(), all.map(|(index, _)| Item::Context(index)).collect()));
             }
         }
         for (name, grant) in &spec.grants {
             if items.iter().any(|(taken, _)| taken == name) {
                 continue;
             }
-            let device = identity
-                .devices
-                .iter()
-                .find(|(device, _)| device == name)
-                .map(|(_, device)| device);
+            let device = identity.devices.iter().find(|(device, _)| device == name).map(|(_, device)| device);
             let list = match (grant, device) {
                 (Grant::Call { task, badge }, _) => {
                     alloc::vec![Item::Call(self.find(task)?, *badge)]
@@ -121,18 +97,15 @@ impl Root {
                     alloc::vec![Item::Signal(self.find(task)?, *bits)]
                 }
                 (Grant::Context { task }, _) => alloc::vec![Item::Context(self.find(task)?)],
-                (Grant::Control { task }, _) => alloc::vec![
-                    Item::Thread(self.find(task)?),
-                    Item::Space(self.find(task)?)
-                ],
+                (Grant::Control { task }, _) => {
+                    alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
+                }
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
                 (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
                 (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
                 (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
-                (_, Some(Device::Frames(frames))) => {
-                    frames.iter().map(|frame| Item::Frame(*frame)).collect()
-                }
+                (_, Some(Device::Frames(frames))) => frames.iter().map(|frame| Item::Frame(*frame)).collect(),
                 _ => continue,
             };
             items.push((name.clone(), list));
@@ -159,61 +132,29 @@ impl Root {
         for (name, grant) in &spec.grants {
             let one = match grant {
                 Grant::File { file } => {
-                    let whole = self
-                        .store
-                        .files
-                        .get(file)
-                        .cloned()
-                        .ok_or_else(|| format!("there is no file `{file}`"))?;
+                    let whole =
+                        self.store.files.get(file).cloned().ok_or_else(|| format!("there is no file `{file}`"))?;
                     place(name, whole, MapFlags::READ, false, 0, &mut next)
                 }
                 Grant::Region { region, writable } => {
                     let whole = self.region(region)?;
-                    let (flags, physical) = (
-                        if *writable {
-                            MapFlags::READ_WRITE
-                        } else {
-                            MapFlags::READ
-                        },
-                        whole.physical,
-                    );
+                    let (flags, physical) =
+                        (if *writable { MapFlags::READ_WRITE } else { MapFlags::READ }, whole.physical);
                     place(name, whole, flags, *writable, physical, &mut next)
                 }
                 Grant::Device { physical, length } => {
-                    let devices = self
-                        .identities
-                        .get(index)
-                        .into_iter()
-                        .flat_map(|identity| &identity.devices);
-                    let frames =
-                        devices
-                            .filter(|device| device.0 == *name)
-                            .find_map(|(_, device)| match device {
-                                Device::Frames(frames) => Some(frames),
-                                _ => None,
-                            });
-                    let parts = frames
-                        .into_iter()
-                        .flatten()
-                        .zip(0u64..)
-                        .map(|(frame, number)| crate::store::Part {
-                            frame: *frame,
-                            size: FrameSize::Small,
-                            offset: number * FrameSize::Small.bytes(),
-                        });
-                    let whole = Whole {
-                        parts: parts.collect(),
-                        physical: *physical,
-                        length: *length,
-                    };
-                    place(
-                        name,
-                        whole,
-                        MapFlags::READ_WRITE.uncached(),
-                        true,
-                        *physical,
-                        &mut next,
-                    )
+                    let devices = self.identities.get(index).into_iter().flat_map(|identity| &identity.devices);
+                    let frames = devices.filter(|device| device.0 == *name).find_map(|(_, device)| match device {
+                        Device::Frames(frames) => Some(frames),
+                        _ => None,
+                    });
+                    let parts = frames.into_iter().flatten().zip(0u64..).map(|(frame, number)| crate::store::Part {
+                        frame: *frame,
+                        size: FrameSize::Small,
+                        offset: number * FrameSize::Small.bytes(),
+                    });
+                    let whole = Whole { parts: parts.collect(), physical: *physical, length: *length };
+                    place(name, whole, MapFlags::READ_WRITE.uncached(), true, *physical, &mut next)
                 }
                 _ => continue,
             };
@@ -223,34 +164,20 @@ impl Root {
     }
 
     fn region(&self, name: &str) -> Result<Whole, Failure> {
-        self.store
-            .regions
-            .get(name)
-            .cloned()
-            .ok_or_else(|| format!("there is no region `{name}`"))
+        self.store.regions.get(name).cloned().ok_or_else(|| format!("there is no region `{name}`"))
     }
 
     /// Fills a task's capability table.
     pub fn grant(&mut self, index: usize, spec: &Task, built: &Built) -> Result<(), Failure> {
-        let (table, own) = (built.table, |what: &str| {
-            format!("{what} of task {}", spec.name)
-        });
+        let (table, own) = (built.table, |what: &str| format!("{what} of task {}", spec.name));
         let doing = || own("a capability");
         let Some(identity) = self.identities.get(index) else {
             return Err(doing());
         };
-        table
-            .copy(table, Slot(slot::TABLE), Rights::ALL)
-            .doing(doing)?;
-        table
-            .copy(built.space, Slot(slot::SPACE), Rights::ALL)
-            .doing(doing)?;
-        table
-            .copy(built.thread, Slot(slot::THREAD), Rights::ALL)
-            .doing(doing)?;
-        table
-            .copy(identity.notification, Slot(slot::NOTIFICATION), Rights::ALL)
-            .doing(doing)?;
+        table.copy(table, Slot(slot::TABLE), Rights::ALL).doing(doing)?;
+        table.copy(built.space, Slot(slot::SPACE), Rights::ALL).doing(doing)?;
+        table.copy(built.thread, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
+        table.copy(identity.notification, Slot(slot::NOTIFICATION), Rights::ALL).doing(doing)?;
         let mut lent = built.lent.iter();
         let mut at = Slot(slot::NAMED);
         for (name, items) in self.items(index)? {
@@ -262,8 +189,7 @@ impl Root {
                     };
                     table.copy(memory.untyped, at, Rights::ALL).doing(doing)?;
                 } else {
-                    self.put(table, at, item)
-                        .map_err(|why| format!("{}: {why}", own(&name)))?;
+                    self.put(table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
                 }
                 at = at.plus(1);
             }
@@ -276,25 +202,15 @@ impl Root {
         fn done<T: Capability, E: core::fmt::Debug>(result: Result<T, E>) -> Result<(), Failure> {
             result.map(|_| ()).doing(|| String::from("copying"))
         }
-        let identity = |task: usize| {
-            self.identities
-                .get(task)
-                .ok_or_else(|| format!("there is no task {task}"))
-        };
+        let identity = |task: usize| self.identities.get(task).ok_or_else(|| format!("there is no task {task}"));
         match item {
             Item::Call(task, badge) => {
-                let endpoint = identity(task)?
-                    .endpoint
-                    .ok_or_else(|| String::from("it serves nothing"))?;
+                let endpoint = identity(task)?.endpoint.ok_or_else(|| String::from("it serves nothing"))?;
                 done(table.mint(endpoint, at, Rights::CALL, badge))
             }
-            Item::Signal(task, bits) => {
-                done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits))
-            }
+            Item::Signal(task, bits) => done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits)),
             Item::Context(task) => {
-                let context = identity(task)?
-                    .context
-                    .ok_or_else(|| String::from("it has no time of its own"))?;
+                let context = identity(task)?.context.ok_or_else(|| String::from("it has no time of its own"))?;
                 done(table.copy(context, at, all))
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
@@ -309,12 +225,7 @@ impl Root {
 
     /// Gives task number `index` its capabilities to the threads and spaces of others, as far as the slots are empty.
     pub fn grant_controls(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(table) = self
-            .tasks
-            .get(index)
-            .filter(|built| built.block.is_some())
-            .map(|built| built.table)
-        else {
+        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else {
             return Ok(());
         };
         let items = self.items(index)?.into_iter().flat_map(|(_, items)| items);
@@ -341,14 +252,7 @@ impl Root {
 }
 
 /// Finds room for something that is mapped: a page is left free between any two, and large frames lie where they can be mapped.
-fn place(
-    name: &str,
-    whole: Whole,
-    flags: MapFlags,
-    writable: bool,
-    physical: u64,
-    next: &mut u64,
-) -> Mapped {
+fn place(name: &str, whole: Whole, flags: MapFlags, writable: bool, physical: u64, next: &mut u64) -> Mapped {
     let large = FrameSize::Large.bytes();
     let address = if whole.parts.iter().any(|part| part.size == FrameSize::Large) {
         next.next_multiple_of(large) + whole.physical % large
@@ -356,16 +260,6 @@ fn place(
         *next
     };
     *next = (address + whole.length + 4096).next_multiple_of(4096);
-    let region = Region {
-        name: name.into(),
-        address,
-        length: whole.length,
-        writable,
-        physical,
-    };
-    Mapped {
-        region,
-        whole,
-        flags,
-    }
+    let region = Region { name: name.into(), address, length: whole.length, writable, physical };
+    Mapped { region, whole, flags }
 }

@@ -5,9 +5,7 @@
 use crate::{Doing, Failure, PLATFORM, Root, no_slots};
 use alloc::{format, string::String, vec::Vec};
 use moira_proto::system::Grant;
-use moira_rt::sys::{
-    Endpoint, Frame, Interrupt, InterruptFlags, IoPorts, Notification, Rights, SchedContext, Slot,
-};
+use moira_rt::sys::{Endpoint, Frame, Interrupt, InterruptFlags, IoPorts, Notification, Rights, SchedContext, Slot};
 
 /// One task's.
 pub struct Identity {
@@ -44,8 +42,7 @@ impl Root {
         let own = self.memory.untyped;
         let what = |what| format!("the {what} of task {}", spec.name);
         let slot = self.slot()?;
-        own.retype_notifications(1, slot)
-            .doing(|| what("notification"))?;
+        own.retype_notifications(1, slot).doing(|| what("notification"))?;
         let notification = Notification::new(slot);
         let mut endpoint = None;
         if spec.serves {
@@ -56,8 +53,7 @@ impl Root {
         let mut context = None;
         if spec.time.context {
             let slot = self.slot()?;
-            own.retype_contexts(1, slot)
-                .doing(|| what("scheduling context"))?;
+            own.retype_contexts(1, slot).doing(|| what("scheduling context"))?;
             context = Some(SchedContext::new(slot));
         }
         let slot = self.slot()?;
@@ -72,23 +68,14 @@ impl Root {
                     let slot = self.slot()?;
                     Device::Ports(PLATFORM.make_ports(first, last, slot).doing(doing)?)
                 }
-                Grant::Interrupt {
-                    gsi,
-                    level,
-                    active_low,
-                    bits,
-                } => {
+                Grant::Interrupt { gsi, level, active_low, bits } => {
                     self.machine.need_io_apic()?;
                     let slot = self.slot()?;
                     own.retype_interrupts(1, slot).doing(doing)?;
                     let (interrupt, slot) = (Interrupt::new(slot), self.slot()?);
-                    let target = crate::TABLE
-                        .mint(notification, slot, Rights::SIGNAL, bits)
-                        .doing(doing)?;
+                    let target = crate::TABLE.mint(notification, slot, Rights::SIGNAL, bits).doing(doing)?;
                     let flags = InterruptFlags { level, active_low };
-                    PLATFORM
-                        .make_line(interrupt, gsi, flags, self.machine.cpu(spec.cpu)?, target)
-                        .doing(doing)?;
+                    PLATFORM.make_line(interrupt, gsi, flags, self.machine.cpu(spec.cpu)?, target).doing(doing)?;
                     Device::Interrupt(interrupt)
                 }
                 Grant::Device { physical, length } => {
@@ -96,11 +83,7 @@ impl Root {
                     for offset in (0..length).step_by(4096) {
                         let slot = self.slot()?;
                         let size = moira_abi::FrameSize::Small;
-                        frames.push(
-                            PLATFORM
-                                .make_frame(physical.saturating_add(offset), size, slot)
-                                .doing(doing)?,
-                        );
+                        frames.push(PLATFORM.make_frame(physical.saturating_add(offset), size, slot).doing(doing)?);
                     }
                     Device::Frames(frames)
                 }
@@ -108,13 +91,7 @@ impl Root {
             };
             devices.push((name.clone(), device));
         }
-        self.identities.push(Identity {
-            endpoint,
-            notification,
-            context,
-            stopped,
-            devices,
-        });
+        self.identities.push(Identity { endpoint, notification, context, stopped, devices });
         Ok(())
     }
 }

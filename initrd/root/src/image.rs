@@ -59,9 +59,7 @@ impl fmt::Display for ImageError {
             ImageError::NotElf => "not an ELF file",
             ImageError::WrongKind => "not a program for this machine",
             ImageError::WritableCode => "a segment is both writable and executable",
-            ImageError::BadSegment => {
-                "a segment overlaps another, or lies outside of the file or of user space"
-            }
+            ImageError::BadSegment => "a segment overlaps another, or lies outside of the file or of user space",
         })
     }
 }
@@ -80,23 +78,15 @@ pub fn read(file: &[u8], limit: u64) -> Result<Image<'_>, ImageError> {
         if header.p_type != abi::PT_LOAD || header.p_memsz == 0 {
             continue;
         }
-        let access = match (
-            header.p_flags & abi::PF_W != 0,
-            header.p_flags & abi::PF_X != 0,
-        ) {
+        let access = match (header.p_flags & abi::PF_W != 0, header.p_flags & abi::PF_X != 0) {
             (true, true) => return Err(ImageError::WritableCode),
             (true, false) => Access::Write,
             (false, true) => Access::Execute,
             (false, false) => Access::Read,
         };
         let address = header.p_vaddr & !(PAGE - 1);
-        let end = header
-            .p_vaddr
-            .checked_add(header.p_memsz)
-            .and_then(|end| end.checked_next_multiple_of(PAGE));
-        let end = end
-            .filter(|end| *end <= limit.min(USER_END))
-            .ok_or(ImageError::BadSegment)?;
+        let end = header.p_vaddr.checked_add(header.p_memsz).and_then(|end| end.checked_next_multiple_of(PAGE));
+        let end = end.filter(|end| *end <= limit.min(USER_END)).ok_or(ImageError::BadSegment)?;
         if address == 0 || header.p_filesz > header.p_memsz {
             return Err(ImageError::BadSegment);
         }
@@ -105,33 +95,16 @@ pub fn read(file: &[u8], limit: u64) -> Result<Image<'_>, ImageError> {
             .zip(usize::try_from(header.p_filesz).ok())
             .and_then(|(start, length)| file.get(start..start.checked_add(length)?))
             .ok_or(ImageError::BadSegment)?;
-        segments.push(Segment {
-            address,
-            length: end - address,
-            offset: header.p_vaddr - address,
-            bytes,
-            access,
-        });
+        segments.push(Segment { address, length: end - address, offset: header.p_vaddr - address, bytes, access });
     }
     segments.sort_by_key(|segment| segment.address);
-    let overlap = segments
-        .iter()
-        .zip(segments.iter().skip(1))
-        .any(|(one, next)| one.address + one.length > next.address);
-    let inside = |segment: &Segment| {
-        (segment.address..segment.address + segment.length).contains(&elf.ehdr.e_entry)
-    };
-    if overlap
-        || !segments
-            .iter()
-            .any(|segment| segment.access == Access::Execute && inside(segment))
-    {
+    let overlap =
+        segments.iter().zip(segments.iter().skip(1)).any(|(one, next)| one.address + one.length > next.address);
+    let inside = |segment: &Segment| (segment.address..segment.address + segment.length).contains(&elf.ehdr.e_entry);
+    if overlap || !segments.iter().any(|segment| segment.access == Access::Execute && inside(segment)) {
         return Err(ImageError::BadSegment);
     }
-    Ok(Image {
-        entry: elf.ehdr.e_entry,
-        segments,
-    })
+    Ok(Image { entry: elf.ehdr.e_entry, segments })
 }
 
 #[cfg(test)]
@@ -164,20 +137,11 @@ mod tests {
 
     #[test]
     fn segments_are_rounded_to_pages() {
-        let bytes = file(
-            &[
-                (5, 0x1000, 0x20_0000, 0x800, 0x800),
-                (6, 0x1800, 0x20_1800, 0x10, 0x2000),
-            ],
-            0x20_0010,
-        );
+        let bytes = file(&[(5, 0x1000, 0x20_0000, 0x800, 0x800), (6, 0x1800, 0x20_1800, 0x10, 0x2000)], 0x20_0010);
         let image = read(&bytes, LIMIT).unwrap();
         assert_eq!(image.segments.len(), 2);
         let data = &image.segments[1];
-        assert_eq!(
-            (data.address, data.length, data.offset, data.bytes.len()),
-            (0x20_1000, 0x3000, 0x800, 0x10)
-        );
+        assert_eq!((data.address, data.length, data.offset, data.bytes.len()), (0x20_1000, 0x3000, 0x800, 0x10));
         assert_eq!(data.access, Access::Write);
     }
 
@@ -186,31 +150,13 @@ mod tests {
         let text = (5, 0x1000, 0x20_0000, 0x800, 0x800);
         let refused = |headers: &[_], entry| read(&file(headers, entry), LIMIT).unwrap_err();
         assert_eq!(read(b"#!/bin/sh", LIMIT), Err(ImageError::NotElf));
-        assert_eq!(
-            refused(&[(7, 0x1000, 0x20_0000, 8, 8)], 0x20_0000),
-            ImageError::WritableCode
-        );
+        assert_eq!(refused(&[(7, 0x1000, 0x20_0000, 8, 8)], 0x20_0000), ImageError::WritableCode);
         assert_eq!(refused(&[text], 0x30_0000), ImageError::BadSegment);
-        assert_eq!(
-            refused(&[text, (6, 0, 0x20_0800, 8, 8)], 0x20_0000),
-            ImageError::BadSegment
-        );
-        assert_eq!(
-            refused(&[text, (6, 0x2ff9, 0x30_0000, 8, 8)], 0x20_0000),
-            ImageError::BadSegment
-        );
-        assert_eq!(
-            refused(&[text, (6, 0, u64::MAX - 4, 0, 8)], 0x20_0000),
-            ImageError::BadSegment
-        );
-        assert_eq!(
-            refused(&[text, (6, 0, 0x10, 0, 8)], 0x20_0000),
-            ImageError::BadSegment
-        );
-        assert_eq!(
-            refused(&[text, (6, 0, 0x30_0000, 9, 8)], 0x20_0000),
-            ImageError::BadSegment
-        );
+        assert_eq!(refused(&[text, (6, 0, 0x20_0800, 8, 8)], 0x20_0000), ImageError::BadSegment);
+        assert_eq!(refused(&[text, (6, 0x2ff9, 0x30_0000, 8, 8)], 0x20_0000), ImageError::BadSegment);
+        assert_eq!(refused(&[text, (6, 0, u64::MAX - 4, 0, 8)], 0x20_0000), ImageError::BadSegment);
+        assert_eq!(refused(&[text, (6, 0, 0x10, 0, 8)], 0x20_0000), ImageError::BadSegment);
+        assert_eq!(refused(&[text, (6, 0, 0x30_0000, 9, 8)], 0x20_0000), ImageError::BadSegment);
     }
 
     proptest! {

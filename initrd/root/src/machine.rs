@@ -21,26 +21,18 @@ pub struct Machine {
 impl Machine {
     /// The boot processor alone.
     pub fn new() -> Machine {
-        Machine {
-            cpus: alloc::vec![Cpu::new(Slot(slot::CPU))],
-            io_apic: false,
-        }
+        Machine { cpus: alloc::vec![Cpu::new(Slot(slot::CPU))], io_apic: false }
     }
 
     /// A processor by its index.
     pub fn cpu(&self, index: u32) -> Result<Cpu, Failure> {
-        self.cpus
-            .get(index as usize)
-            .copied()
-            .ok_or_else(|| format!("there is no CPU {index}"))
+        self.cpus.get(index as usize).copied().ok_or_else(|| format!("there is no CPU {index}"))
     }
 
     /// Makes sure that interrupt lines can be made.
     pub fn need_io_apic(&mut self) -> Result<(), Failure> {
         if !self.io_apic {
-            PLATFORM
-                .add_io_apic(IO_APIC, 0)
-                .doing(|| failure("the I/O APIC"))?;
+            PLATFORM.add_io_apic(IO_APIC, 0).doing(|| failure("the I/O APIC"))?;
             self.io_apic = true;
         }
         Ok(())

@@ -42,8 +42,8 @@ use moira_rt::{
     logging::{self, Sink},
     memory::{Addresses, Memory, Slots},
     sys::{
-        AddressSpace, CapTable, Deadline, Error, MessageBuffer, Notification, Outcome, Platform,
-        Rights, Slot, now, receive,
+        AddressSpace, CapTable, Deadline, Error, MessageBuffer, Notification, Outcome, Platform, Rights, Slot, now,
+        receive,
     },
 };
 use pool::Pool;
@@ -117,18 +117,11 @@ struct Root {
 }
 
 fn main(info: &'static BootInfo, mut buffer: MessageBuffer, archive: &'static [u8]) {
-    let line = core::str::from_utf8(
-        &info.command_line[..(info.command_line_length as usize).min(info.command_line.len())],
-    );
-    let level = line
-        .unwrap_or_default()
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix("log=")?.parse().ok());
+    let line =
+        core::str::from_utf8(&info.command_line[..(info.command_line_length as usize).min(info.command_line.len())]);
+    let level = line.unwrap_or_default().split_whitespace().find_map(|word| word.strip_prefix("log=")?.parse().ok());
     logging::set_sink(&SINK, level.unwrap_or(LevelFilter::Info));
-    info!(
-        "root: up after {} us",
-        microseconds(info, now() - info.boot_tsc)
-    );
+    info!("root: up after {} us", microseconds(info, now() - info.boot_tsc));
     let why = match Root::new(info, archive) {
         Err(why) => why,
         Ok(mut root) => match root.start() {
@@ -147,35 +140,16 @@ fn microseconds(info: &BootInfo, ticks: u64) -> u64 {
 impl Root {
     fn new(info: &'static BootInfo, archive: &'static [u8]) -> Result<Root, Failure> {
         let files = archive::files(archive);
-        let system = archive::find(&files, "system")
-            .ok_or_else(|| failure("the system image has no file `system`"))?;
-        let system: System = postcard::from_bytes(system.bytes).map_err(|_| {
-            failure(
-                "the file `system` of the system image cannot be read: packed by another version?",
-            )
-        })?;
+        let system = archive::find(&files, "system").ok_or_else(|| failure("the system image has no file `system`"))?;
+        let system: System = postcard::from_bytes(system.bytes)
+            .map_err(|_| failure("the file `system` of the system image cannot be read: packed by another version?"))?;
         let mut slots = Slots::new(Slot(info.free_slot), info.slot_count);
         let mut pool = Pool::new(info);
-        debug!(
-            "root: {} KiB of memory, {} files",
-            pool.free() >> 10,
-            files.len()
-        );
-        let own = pool
-            .take(OWN_BITS, &mut slots)
-            .doing(|| failure("the root task's own memory"))?
-            .untyped;
-        let mut memory = Memory {
-            untyped: own,
-            space: SPACE,
-            table: TABLE,
-            slots,
-            addresses: Addresses::new(),
-        };
+        debug!("root: {} KiB of memory, {} files", pool.free() >> 10, files.len());
+        let own = pool.take(OWN_BITS, &mut slots).doing(|| failure("the root task's own memory"))?.untyped;
+        let mut memory = Memory { untyped: own, space: SPACE, table: TABLE, slots, addresses: Addresses::new() };
         // The tables for what is mapped for a while later come from the root task's own memory, now.
-        let first = memory
-            .make(1, moira_abi::FrameSize::Small)
-            .doing(|| failure("the root task's own pages"))?;
+        let first = memory.make(1, moira_abi::FrameSize::Small).doing(|| failure("the root task's own pages"))?;
         memory.unmake(first);
         let stopped = own
             .retype_notifications(1, memory.slots.take(1).ok_or_else(no_slots)?)
@@ -184,34 +158,16 @@ impl Root {
         let machine = Machine::new();
         let store = Store::default();
         let (identities, tasks) = (Vec::new(), Vec::new());
-        Ok(Root {
-            info,
-            system,
-            files,
-            machine,
-            pool,
-            memory,
-            store,
-            stopped,
-            identities,
-            tasks,
-        })
+        Ok(Root { info, system, files, machine, pool, memory, store, stopped, identities, tasks })
     }
 
     /// Makes the whole system; nothing of it has run when this returns, as the boot window is the root task's own.
     fn start(&mut self) -> Result<(), Failure> {
         let begun = now();
-        info!(
-            "root: system `{}`: {} tasks, {} CPUs",
-            self.system.name,
-            self.system.tasks.len(),
-            self.system.cpus
-        );
+        info!("root: system `{}`: {} tasks, {} CPUs", self.system.name, self.system.tasks.len(), self.system.cpus);
         if self.pool.free() < self.system.memory {
             let (has, needs) = (self.pool.free() >> 20, self.system.memory.div_ceil(1 << 20));
-            return Err(format!(
-                "the system needs {needs} MiB of memory, the machine has {has} MiB left"
-            ));
+            return Err(format!("the system needs {needs} MiB of memory, the machine has {has} MiB left"));
         }
         self.start_cpus()?;
         self.store_files()?;
@@ -228,24 +184,14 @@ impl Root {
             self.activate(index)?;
         }
         self.register_schedulers()?;
-        info!(
-            "root: {} tasks made in {} us",
-            self.tasks.len(),
-            microseconds(self.info, now() - begun)
-        );
+        info!("root: {} tasks made in {} us", self.tasks.len(), microseconds(self.info, now() - begun));
         self.install_plans()
     }
 
     /// A copy of a capability of the root task's, in a fresh slot of its own.
-    fn copy<T: moira_rt::sys::Capability>(
-        &mut self,
-        source: T,
-        rights: Rights,
-    ) -> Result<T, Failure> {
+    fn copy<T: moira_rt::sys::Capability>(&mut self, source: T, rights: Rights) -> Result<T, Failure> {
         let slot = self.memory.slots.take(1).ok_or_else(no_slots)?;
-        TABLE
-            .copy(source, slot, rights)
-            .doing(|| failure("copying a capability"))
+        TABLE.copy(source, slot, rights).doing(|| failure("copying a capability"))
     }
 }
 

@@ -76,9 +76,7 @@ impl PlanError {
     #[must_use]
     pub const fn owner(self) -> Option<usize> {
         match self {
-            PlanError::Overload(owner)
-            | PlanError::Impossible(owner)
-            | PlanError::Starved(owner) => Some(owner),
+            PlanError::Overload(owner) | PlanError::Impossible(owner) | PlanError::Starved(owner) => Some(owner),
             PlanError::TooMany => None,
         }
     }
@@ -89,9 +87,7 @@ impl fmt::Display for PlanError {
         f.write_str(match self {
             PlanError::Overload(_) => "its time does not fit beside what others are promised",
             PlanError::Impossible(_) => "its slice is longer than its period",
-            PlanError::Starved(_) => {
-                "it would never run: nothing is promised to it and no slack is left"
-            }
+            PlanError::Starved(_) => "it would never run: nothing is promised to it and no slack is left",
             PlanError::TooMany => "the periods differ too much: too many windows",
         })
     }
@@ -102,8 +98,7 @@ pub const MOST_WINDOWS: usize = (1 << 20) / 32 - 2;
 
 /// `a · b / c`, rounded up.
 fn scale(a: u64, b: u64, c: u64) -> u64 {
-    u64::try_from((u128::from(a) * u128::from(b)).div_ceil(u128::from(c.max(1))))
-        .unwrap_or(u64::MAX)
+    u64::try_from((u128::from(a) * u128::from(b)).div_ceil(u128::from(c.max(1)))).unwrap_or(u64::MAX)
 }
 
 /// A contract with its harmonic period.
@@ -116,11 +111,7 @@ struct Entry {
 /// Contracts with a slice, by harmonic period.
 fn harmonic(contracts: &[Contract], shortest: u64) -> Result<Vec<Entry>, PlanError> {
     let mut entries = Vec::new();
-    for (owner, contract) in contracts
-        .iter()
-        .enumerate()
-        .filter(|(_, contract)| contract.slice > 0)
-    {
+    for (owner, contract) in contracts.iter().enumerate().filter(|(_, contract)| contract.slice > 0) {
         if contract.period == 0 || contract.slice > contract.period {
             return Err(PlanError::Impossible(owner));
         }
@@ -129,36 +120,22 @@ fn harmonic(contracts: &[Contract], shortest: u64) -> Result<Vec<Entry>, PlanErr
         let wanted = match contract.latency {
             0 => contract.period,
             latency if idle > latency => {
-                u64::try_from(u128::from(contract.period) * u128::from(latency) / u128::from(idle))
-                    .unwrap_or(u64::MAX)
+                u64::try_from(u128::from(contract.period) * u128::from(latency) / u128::from(idle)).unwrap_or(u64::MAX)
             }
             _ => contract.period,
         };
-        entries.push((
-            wanted.max(1),
-            Entry {
-                owner,
-                slice: contract.slice,
-                period: contract.period,
-            },
-        ));
+        entries.push((wanted.max(1), Entry { owner, slice: contract.slice, period: contract.period }));
     }
     entries.sort_by_key(|(wanted, entry)| (*wanted, entry.owner));
     let mut previous = 0;
     let mut harmonic = Vec::new();
     for (wanted, entry) in entries {
-        let period = wanted
-            .checked_div(previous)
-            .map_or(wanted, |times| times * previous);
+        let period = wanted.checked_div(previous).map_or(wanted, |times| times * previous);
         let slice = scale(entry.slice, period, entry.period).max(shortest);
         if slice > period {
             return Err(PlanError::Overload(entry.owner));
         }
-        harmonic.push(Entry {
-            owner: entry.owner,
-            slice,
-            period,
-        });
+        harmonic.push(Entry { owner: entry.owner, slice, period });
         previous = period;
     }
     Ok(harmonic)
@@ -188,9 +165,7 @@ fn take(free: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     let Some(&(from, to)) = free.get(index) else {
         return;
     };
-    let rest = [(from, start), (end, to)]
-        .into_iter()
-        .filter(|piece| piece.0 < piece.1);
+    let rest = [(from, start), (end, to)].into_iter().filter(|piece| piece.0 < piece.1);
     free.splice(index..=index, rest);
 }
 
@@ -204,19 +179,14 @@ pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Plan, PlanError> {
     let mut free = vec![(0, cycle)];
     let mut windows = Vec::new();
     for entry in &entries {
-        let pieces = pick(&free, entry.period, entry.slice, terms.shortest)
-            .ok_or(PlanError::Overload(entry.owner))?;
+        let pieces = pick(&free, entry.period, entry.slice, terms.shortest).ok_or(PlanError::Overload(entry.owner))?;
         if windows.len() as u64 + cycle / entry.period * pieces.len() as u64 > MOST_WINDOWS as u64 {
             return Err(PlanError::TooMany);
         }
         for base in (0..cycle / entry.period).map(|turn| turn * entry.period) {
             for (start, end) in &pieces {
                 take(&mut free, base + start, base + end);
-                windows.push(Window {
-                    start: base + start,
-                    end: base + end,
-                    owner: entry.owner,
-                });
+                windows.push(Window { start: base + start, end: base + end, owner: entry.owner });
             }
         }
     }
@@ -232,11 +202,7 @@ pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Plan, PlanError> {
         }
         joined
     });
-    Ok(Plan {
-        cycle,
-        windows,
-        promised,
-    })
+    Ok(Plan { cycle, windows, promised })
 }
 
 /// Hands out what is free in turns.
@@ -246,43 +212,28 @@ fn fill(
     free: &[(u64, u64)],
     windows: &mut Vec<Window>,
 ) -> Result<(), PlanError> {
-    let takers = contracts
-        .iter()
-        .enumerate()
-        .filter(|(_, contract)| contract.extra || contract.slice == 0);
+    let takers = contracts.iter().enumerate().filter(|(_, contract)| contract.extra || contract.slice == 0);
     let takers: Vec<usize> = takers.map(|(owner, _)| owner).collect();
     if takers.is_empty() {
         return Ok(());
     }
     let mut turn = 0;
     for (start, end) in free {
-        let fair = ((end - start) / takers.len() as u64)
-            .min(terms.quantum)
-            .max(terms.shortest);
+        let fair = ((end - start) / takers.len() as u64).min(terms.quantum).max(terms.shortest);
         let mut at = *start;
         while end - at >= terms.shortest {
             if windows.len() >= MOST_WINDOWS {
                 return Err(PlanError::TooMany);
             }
-            let to = if end - at < fair + terms.shortest {
-                *end
-            } else {
-                at + fair
-            };
+            let to = if end - at < fair + terms.shortest { *end } else { at + fair };
             if let Some(owner) = takers.get(turn % takers.len()) {
-                windows.push(Window {
-                    start: at,
-                    end: to,
-                    owner: *owner,
-                });
+                windows.push(Window { start: at, end: to, owner: *owner });
             }
             turn += 1;
             at = to;
         }
     }
-    let starved = takers
-        .into_iter()
-        .find(|owner| !windows.iter().any(|window| window.owner == *owner));
+    let starved = takers.into_iter().find(|owner| !windows.iter().any(|window| window.owner == *owner));
     starved.map_or(Ok(()), |owner| Err(PlanError::Starved(owner)))
 }
 
@@ -291,84 +242,37 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const TERMS: Terms = Terms {
-        cycle: 10_000_000,
-        shortest: 2_000,
-        quantum: 1_000_000,
-        fill: false,
-    };
+    const TERMS: Terms = Terms { cycle: 10_000_000, shortest: 2_000, quantum: 1_000_000, fill: false };
 
     fn promise(slice: u64, period: u64, latency: u64) -> Contract {
-        Contract {
-            slice,
-            period,
-            latency,
-            extra: false,
-        }
+        Contract { slice, period, latency, extra: false }
     }
 
     #[test]
     fn harmonic_contracts_keep_their_periods() {
-        let plan = make(
-            &[
-                promise(200_000, 1_000_000, 0),
-                promise(1_000_000, 2_000_000, 0),
-            ],
-            &TERMS,
-        )
-        .unwrap();
+        let plan = make(&[promise(200_000, 1_000_000, 0), promise(1_000_000, 2_000_000, 0)], &TERMS).unwrap();
         assert_eq!((plan.cycle, plan.promised), (2_000_000, 1_400_000));
         let of = |start, end, owner| Window { start, end, owner };
         assert_eq!(
             plan.windows,
-            [
-                of(0, 200_000, 0),
-                of(200_000, 1_000_000, 1),
-                of(1_000_000, 1_200_000, 0),
-                of(1_200_000, 1_400_000, 1)
-            ]
+            [of(0, 200_000, 0), of(200_000, 1_000_000, 1), of(1_000_000, 1_200_000, 0), of(1_200_000, 1_400_000, 1)]
         );
     }
 
     #[test]
     fn what_does_not_fit_is_refused_by_name() {
-        let contracts = [
-            promise(600_000, 1_000_000, 0),
-            promise(500_000, 1_000_000, 0),
-        ];
+        let contracts = [promise(600_000, 1_000_000, 0), promise(500_000, 1_000_000, 0)];
         assert_eq!(make(&contracts, &TERMS), Err(PlanError::Overload(1)));
-        assert_eq!(
-            make(&[promise(2, 1, 0)], &TERMS),
-            Err(PlanError::Impossible(0))
-        );
-        assert_eq!(
-            make(&[promise(2, 0, 0)], &TERMS),
-            Err(PlanError::Impossible(0))
-        );
-        let fill = Terms {
-            fill: true,
-            ..TERMS
-        };
-        let all = [
-            promise(1_000_000, 1_000_000, 0),
-            Contract {
-                extra: true,
-                ..Contract::default()
-            },
-        ];
+        assert_eq!(make(&[promise(2, 1, 0)], &TERMS), Err(PlanError::Impossible(0)));
+        assert_eq!(make(&[promise(2, 0, 0)], &TERMS), Err(PlanError::Impossible(0)));
+        let fill = Terms { fill: true, ..TERMS };
+        let all = [promise(1_000_000, 1_000_000, 0), Contract { extra: true, ..Contract::default() }];
         assert_eq!(make(&all, &fill), Err(PlanError::Starved(1)));
     }
 
     #[test]
     fn without_contracts_all_get_the_same() {
-        let plan = make(
-            &[Contract::default(); 3],
-            &Terms {
-                fill: true,
-                ..TERMS
-            },
-        )
-        .unwrap();
+        let plan = make(&[Contract::default(); 3], &Terms { fill: true, ..TERMS }).unwrap();
         let time = |owner| {
             plan.windows
                 .iter()
@@ -379,37 +283,15 @@ mod tests {
         assert_eq!(plan.cycle, 10_000_000);
         assert!(time(0) >= 3_000_000 && time(1) >= 3_000_000 && time(2) >= 3_000_000);
         assert_eq!(time(0) + time(1) + time(2), 10_000_000);
-        assert!(
-            make(
-                &[],
-                &Terms {
-                    fill: true,
-                    ..TERMS
-                }
-            )
-            .unwrap()
-            .windows
-            .is_empty()
-        );
+        assert!(make(&[], &Terms { fill: true, ..TERMS }).unwrap().windows.is_empty());
     }
 
     /// Longest wait between two windows of a context, over the end of the cycle too.
     fn longest_wait(plan: &Plan, owner: usize) -> u64 {
-        let mine: Vec<_> = plan
-            .windows
-            .iter()
-            .filter(|window| window.owner == owner)
-            .collect();
-        let again = mine
-            .iter()
-            .skip(1)
-            .map(|window| window.start)
-            .chain(mine.first().map(|window| window.start + plan.cycle));
-        mine.iter()
-            .zip(again)
-            .map(|(window, next)| next - window.end)
-            .max()
-            .unwrap_or(plan.cycle)
+        let mine: Vec<_> = plan.windows.iter().filter(|window| window.owner == owner).collect();
+        let again =
+            mine.iter().skip(1).map(|window| window.start).chain(mine.first().map(|window| window.start + plan.cycle));
+        mine.iter().zip(again).map(|(window, next)| next - window.end).max().unwrap_or(plan.cycle)
     }
 
     fn contracts() -> impl Strategy<Value = Vec<Contract>> {
@@ -420,12 +302,7 @@ mod tests {
             any::<bool>(),
         );
         prop::collection::vec(
-            one.prop_map(|(slice, period, latency, extra)| Contract {
-                slice,
-                period,
-                latency,
-                extra,
-            }),
+            one.prop_map(|(slice, period, latency, extra)| Contract { slice, period, latency, extra }),
             1..9,
         )
     }

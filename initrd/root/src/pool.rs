@@ -32,31 +32,16 @@ impl Pool {
         let blocks = info.untyped.iter().zip(slot::UNTYPED..).take(count);
         let mut dirty: Vec<Block> = blocks
             .filter(|(block, _)| block.kind == untyped_kind::DIRTY)
-            .map(|(block, slot)| Block {
-                untyped: Untyped::new(Slot(slot)),
-                bits: block.size_bits as u8,
-            })
+            .map(|(block, slot)| Block { untyped: Untyped::new(Slot(slot)), bits: block.size_bits as u8 })
             .collect();
         dirty.sort_by_key(|block| block.bits);
-        Pool {
-            dirty,
-            clean: Vec::new(),
-        }
+        Pool { dirty, clean: Vec::new() }
     }
 
     /// Bytes that nobody has.
     pub fn free(&self) -> u64 {
-        let dirty = self
-            .dirty
-            .iter()
-            .filter_map(|block| block.untyped.info().ok())
-            .map(|info| info.free);
-        dirty.sum::<u64>()
-            + self
-                .clean
-                .iter()
-                .map(|block| 1u64 << block.bits)
-                .sum::<u64>()
+        let dirty = self.dirty.iter().filter_map(|block| block.untyped.info().ok()).map(|info| info.free);
+        dirty.sum::<u64>() + self.clean.iter().map(|block| 1u64 << block.bits).sum::<u64>()
     }
 
     /// A clean untyped of `2^bits` bytes, from the smallest memory that has room.
@@ -67,13 +52,7 @@ impl Pool {
         if let Some(index) = self.clean.iter().position(|block| block.bits == bits) {
             return Ok(self.clean.swap_remove(index));
         }
-        let whole = |block: &Block| {
-            block.bits == bits
-                && block
-                    .untyped
-                    .info()
-                    .is_ok_and(|info| info.free == 1 << bits)
-        };
+        let whole = |block: &Block| block.bits == bits && block.untyped.info().is_ok_and(|info| info.free == 1 << bits);
         if let Some(index) = self.dirty.iter().position(whole) {
             let block = self.dirty.remove(index);
             block.untyped.revoke_fully()?;
@@ -93,12 +72,8 @@ impl Pool {
         }
         slots.give(slot, 1);
         // A larger one that was given back is better than none.
-        let larger = self
-            .clean
-            .iter()
-            .enumerate()
-            .filter(|(_, block)| block.bits > bits)
-            .min_by_key(|(_, block)| block.bits);
+        let larger =
+            self.clean.iter().enumerate().filter(|(_, block)| block.bits > bits).min_by_key(|(_, block)| block.bits);
         let index = larger.map(|(index, _)| index).ok_or(Error::NoMemory)?;
         Ok(self.clean.swap_remove(index))
     }

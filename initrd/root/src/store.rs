@@ -61,28 +61,17 @@ impl Root {
             if wanted.iter().any(|file| file.name == *name) {
                 continue;
             }
-            let file = archive::find(&self.files, name)
-                .ok_or_else(|| format!("the system image has no file `{name}`"))?;
+            let file =
+                archive::find(&self.files, name).ok_or_else(|| format!("the system image has no file `{name}`"))?;
             let start = self.info.initrd_physical + file.offset;
             if !file.offset.is_multiple_of(PAGE) {
-                return Err(format!(
-                    "the file `{name}` does not begin on a page of the system image"
-                ));
+                return Err(format!("the file `{name}` does not begin on a page of the system image"));
             }
             let length = file.bytes.len() as u64;
-            wanted.push(Wanted {
-                name: name.clone(),
-                start,
-                end: (start + length).next_multiple_of(PAGE),
-                length,
-            });
+            wanted.push(Wanted { name: name.clone(), start, end: (start + length).next_multiple_of(PAGE), length });
         }
         for file in &wanted {
-            let whole = Whole {
-                parts: Vec::new(),
-                physical: file.start,
-                length: file.length,
-            };
+            let whole = Whole { parts: Vec::new(), physical: file.start, length: file.length };
             self.store.files.insert(file.name.clone(), whole);
         }
         if wanted.is_empty() {
@@ -92,12 +81,7 @@ impl Root {
         for (number, block) in self.info.untyped.iter().take(count).enumerate() {
             if block.kind == untyped_kind::CONTENT {
                 let untyped = Untyped::new(Slot(slot::UNTYPED + number as u32));
-                self.cut(
-                    untyped,
-                    block.address,
-                    block.address + (1 << block.size_bits),
-                    &wanted,
-                )?;
+                self.cut(untyped, block.address, block.address + (1 << block.size_bits), &wanted)?;
             }
         }
         for whole in self.store.files.values_mut() {
@@ -107,55 +91,30 @@ impl Root {
     }
 
     /// Makes frames of one block of the archive, from its upper end down as the kernel does; keeps what is wanted.
-    fn cut(
-        &mut self,
-        untyped: Untyped,
-        start: u64,
-        end: u64,
-        wanted: &[Wanted],
-    ) -> Result<(), Failure> {
+    fn cut(&mut self, untyped: Untyped, start: u64, end: u64, wanted: &[Wanted]) -> Result<(), Failure> {
         let mut at = end;
         while at > start {
-            let overlaps = |from: u64| {
-                wanted
-                    .iter()
-                    .find(|file| file.start < at && file.end > from)
-            };
+            let overlaps = |from: u64| wanted.iter().find(|file| file.start < at && file.end > from);
             let large = at
                 .checked_sub(FrameSize::Large.bytes())
                 .filter(|from| *from >= start && at.is_multiple_of(FrameSize::Large.bytes()));
             let size = match large {
-                Some(from)
-                    if overlaps(from).is_none_or(|file| file.start <= from && file.end >= at) =>
-                {
+                Some(from) if overlaps(from).is_none_or(|file| file.start <= from && file.end >= at) => {
                     FrameSize::Large
                 }
                 _ => FrameSize::Small,
             };
             let from = at - size.bytes();
             let slot = self.slot()?;
-            untyped
-                .retype_frames(size, 1, slot)
-                .doing(|| failure("frames of the system image"))?;
+            untyped.retype_frames(size, 1, slot).doing(|| failure("frames of the system image"))?;
             match overlaps(from) {
                 Some(file) => {
-                    let part = Part {
-                        frame: Frame::new(slot),
-                        size,
-                        offset: from.saturating_sub(file.start),
-                    };
-                    self.store
-                        .files
-                        .entry(file.name.clone())
-                        .or_default()
-                        .parts
-                        .push(part);
+                    let part = Part { frame: Frame::new(slot), size, offset: from.saturating_sub(file.start) };
+                    self.store.files.entry(file.name.clone()).or_default().parts.push(part);
                 }
                 None => {
                     let table: CapTable = crate::TABLE;
-                    table
-                        .delete_fully(slot)
-                        .doing(|| failure("frames of the system image"))?;
+                    table.delete_fully(slot).doing(|| failure("frames of the system image"))?;
                     self.memory.slots.give(slot, 1);
                 }
             }
@@ -167,9 +126,7 @@ impl Root {
     /// Makes the shared regions.
     pub fn store_regions(&mut self) -> Result<(), Failure> {
         for (name, bytes) in self.system.regions.clone() {
-            let whole = self
-                .make_region(bytes)
-                .map_err(|why| format!("region `{name}`: {why}"))?;
+            let whole = self.make_region(bytes).map_err(|why| format!("region `{name}`: {why}"))?;
             self.store.regions.insert(name, whole);
         }
         Ok(())
@@ -179,16 +136,9 @@ impl Root {
     pub fn make_region(&mut self, bytes: u64) -> Result<Whole, Failure> {
         let bytes = bytes.max(PAGE).next_multiple_of(PAGE);
         let bits = bytes.next_power_of_two().trailing_zeros() as u8;
-        let block = self
-            .pool
-            .take(bits, &mut self.memory.slots)
-            .doing(|| failure("its memory"))?;
+        let block = self.pool.take(bits, &mut self.memory.slots).doing(|| failure("its memory"))?;
         let info = block.untyped.info().doing(|| failure("its memory"))?;
-        let size = if bytes.is_multiple_of(FrameSize::Large.bytes()) {
-            FrameSize::Large
-        } else {
-            FrameSize::Small
-        };
+        let size = if bytes.is_multiple_of(FrameSize::Large.bytes()) { FrameSize::Large } else { FrameSize::Small };
         let mut parts = Vec::new();
         // From the upper end of the untyped down.
         let mut at = info.address + (1 << info.size_bits);
@@ -196,10 +146,7 @@ impl Root {
         while at > physical {
             let batch = ((at - physical) / size.bytes()).min(16) as u32;
             let first = self.memory.slots.take(batch).ok_or_else(no_slots)?;
-            let frames = block
-                .untyped
-                .retype_frames(size, batch, first)
-                .doing(|| failure("its frames"))?;
+            let frames = block.untyped.retype_frames(size, batch, first).doing(|| failure("its frames"))?;
             at -= u64::from(batch) * size.bytes();
             let offset = at - physical;
             parts.extend(frames.iter().zip(0u64..).map(|(frame, index)| Part {
@@ -209,10 +156,6 @@ impl Root {
             }));
         }
         parts.sort_by_key(|part| part.offset);
-        Ok(Whole {
-            parts,
-            physical,
-            length: bytes,
-        })
+        Ok(Whole { parts, physical, length: bytes })
     }
 }

@@ -59,15 +59,8 @@ impl Root {
 
     /// Whether the system is at its end: when all that have an end have reached it.
     fn outcome(&self) -> Option<Result<(), Failure>> {
-        let lasting =
-            |task: &Task| task.serves || task.restart == Restart::Always || task.role != Role::None;
-        let ending = || {
-            self.system
-                .tasks
-                .iter()
-                .zip(&self.tasks)
-                .filter(|(task, _)| !lasting(task))
-        };
+        let lasting = |task: &Task| task.serves || task.restart == Restart::Always || task.role != Role::None;
+        let ending = || self.system.tasks.iter().zip(&self.tasks).filter(|(task, _)| !lasting(task));
         if ending().count() == 0 || ending().any(|(_, built)| built.life == Life::Running) {
             // A task that is made anew counts as long as it runs; without any that ends, only `end-system` ends it.
             return None;
@@ -80,9 +73,7 @@ impl Root {
 
     /// A task may have stopped.
     fn look_at(&mut self, index: usize, buffer: &mut MessageBuffer) -> Result<(), Failure> {
-        let (Some(spec), Some(built)) =
-            (self.system.tasks.get(index).cloned(), self.tasks.get(index))
-        else {
+        let (Some(spec), Some(built)) = (self.system.tasks.get(index).cloned(), self.tasks.get(index)) else {
             return Ok(());
         };
         if built.life != Life::Running {
@@ -156,16 +147,9 @@ impl Root {
         }
         if fault.vector == end::VECTOR && marker == end::PANICKED {
             let text = self.text(index, (length as usize).min(MOST_TEXT));
-            return End::Panicked(
-                text.unwrap_or_else(|why| format!("panicked; its text cannot be read: {why}")),
-            );
+            return End::Panicked(text.unwrap_or_else(|why| format!("panicked; its text cannot be read: {why}")));
         }
-        let mut text = format!(
-            "fault vector {} ({}) at rip {:#x}",
-            fault.vector,
-            name_of(fault.vector),
-            fault.rip
-        );
+        let mut text = format!("fault vector {} ({}) at rip {:#x}", fault.vector, name_of(fault.vector), fault.rip);
         if fault.vector == 14 {
             let kind = match fault.error_code {
                 code if code & 16 != 0 => "execute",
@@ -182,11 +166,7 @@ impl Root {
 
     /// The text at the start of a task's message buffer, printable characters only.
     fn text(&mut self, index: usize, length: usize) -> Result<String, Failure> {
-        let buffer = self
-            .tasks
-            .get(index)
-            .map(|built| built.buffer)
-            .ok_or_else(|| failure("no such task"))?;
+        let buffer = self.tasks.get(index).map(|built| built.buffer).ok_or_else(|| failure("no such task"))?;
         let copy = self.copy(buffer, Rights::READ.or(Rights::WRITE))?;
         let mut bytes = alloc::vec![0; length];
         let read = self.memory.view(copy, FrameSize::Small).map(|view| {
@@ -200,16 +180,8 @@ impl Root {
             Ok(Ok(())) => {}
             Ok(Err(why)) | Err(why) => return Err(format!("{why:?}")),
         }
-        let printable: Vec<u8> = bytes
-            .into_iter()
-            .map(|byte| {
-                if byte == b' ' || byte.is_ascii_graphic() {
-                    byte
-                } else {
-                    b'.'
-                }
-            })
-            .collect();
+        let printable: Vec<u8> =
+            bytes.into_iter().map(|byte| if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' }).collect();
         String::from_utf8(printable).map_err(failure)
     }
 }

@@ -30,19 +30,10 @@ impl Root {
                 continue;
             }
             let doing = || format!("registering the scheduler {}", spec.name);
-            let context = identity
-                .context
-                .ok_or_else(|| format!("{}: it has no time of its own", doing()))?;
-            let status = self
-                .store
-                .regions
-                .get(&status_of(spec.cpu))
-                .and_then(|page| page.parts.first());
+            let context = identity.context.ok_or_else(|| format!("{}: it has no time of its own", doing()))?;
+            let status = self.store.regions.get(&status_of(spec.cpu)).and_then(|page| page.parts.first());
             let status = status.ok_or_else(|| format!("{}: it has no status page", doing()))?;
-            self.machine
-                .cpu(spec.cpu)?
-                .set_scheduler(context, status.frame)
-                .doing(doing)?;
+            self.machine.cpu(spec.cpu)?.set_scheduler(context, status.frame).doing(doing)?;
         }
         Ok(())
     }
@@ -51,11 +42,7 @@ impl Root {
     /// its windows.
     pub fn install_plans(&mut self) -> Result<(), Failure> {
         for index in (0..self.machine.cpus.len() as u32).rev() {
-            let scheduled = self
-                .system
-                .tasks
-                .iter()
-                .any(|task| task.cpu == index && task.role == Role::Scheduler);
+            let scheduled = self.system.tasks.iter().any(|task| task.cpu == index && task.role == Role::Scheduler);
             let mut owners: Vec<SchedContext> = Vec::new();
             let mut names = Vec::new();
             let mut contracts = Vec::new();
@@ -92,15 +79,11 @@ impl Root {
                 fill: !scheduled,
             };
             let plan = plan::make(&contracts, &terms).map_err(|why| {
-                let name = why
-                    .owner()
-                    .and_then(|owner| names.get(owner))
-                    .copied()
-                    .unwrap_or_default();
+                let name = why.owner().and_then(|owner| names.get(owner)).copied().unwrap_or_default();
                 format!("CPU {index}: the time of task {name} cannot be promised: {why}")
             })?;
-            let promised = (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2)
-                / u128::from(plan.cycle.max(1));
+            let promised =
+                (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2) / u128::from(plan.cycle.max(1));
             let (windows, whole, part) = (plan.windows.len(), promised / 10, promised % 10);
             info!(
                 "root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised",
@@ -119,12 +102,7 @@ impl Root {
         Ok(())
     }
 
-    fn install(
-        &mut self,
-        index: u32,
-        plan: &plan::Plan,
-        owners: &[SchedContext],
-    ) -> Result<(), Failure> {
+    fn install(&mut self, index: u32, plan: &plan::Plan, owners: &[SchedContext]) -> Result<(), Failure> {
         let doing = || format!("the plan of CPU {index}");
         let bytes = (plan.windows.len() as u64 + 2) * 32;
         let bits = bytes.next_power_of_two().trailing_zeros().max(12) as u8;
@@ -134,9 +112,7 @@ impl Root {
         object.clear(plan.cycle).doing(doing)?;
         for window in &plan.windows {
             if let Some(owner) = owners.get(window.owner) {
-                object
-                    .append(*owner, window.start, window.end)
-                    .doing(doing)?;
+                object.append(*owner, window.start, window.end).doing(doing)?;
             }
         }
         let cpu = self.machine.cpu(index)?;
