@@ -5,8 +5,7 @@
 //! the scheduler dispatched, idle.
 
 use crate::{
-    arch,
-    ipc,
+    arch, ipc,
     memory::Obj,
     object::{
         life,
@@ -17,7 +16,10 @@ use crate::{
     smp, switch, trace,
 };
 use core::sync::atomic::Ordering::*;
-use moira_abi::{Error, time::{NEWS_LOG, blocked, dispatch}};
+use moira_abi::{
+    Error,
+    time::{NEWS_LOG, blocked, dispatch},
+};
 use moira_kernel_core::plan;
 
 /// Where a walk ends.
@@ -226,7 +228,12 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
 }
 
 /// The slack's part of Choose: the scheduler if it can run, else what it dispatched.
-fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mut u64) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
+fn choose_slack(
+    cpu: &Cpu,
+    scheduler: Obj<SchedContext>,
+    now: u64,
+    deadline: &mut u64,
+) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
     let mut earlier = |other: u64| {
         if other != 0 && other < *deadline {
             *deadline = other;
@@ -247,7 +254,11 @@ fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mu
                 }
                 Walked::Blocked(at, until) => {
                     watch(cpu, context, at, until);
-                    let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
+                    let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) {
+                        blocked::STOPPED
+                    } else {
+                        blocked::WAITING
+                    };
                     (kind as u64, until, number(at) as u64)
                 }
                 Walked::Gone => (blocked::GONE as u64, 0, 0),

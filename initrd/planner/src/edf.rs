@@ -4,10 +4,7 @@
 //! whenever there is one (Liu and Layland 1973). Ties go to the shorter period: then a set of harmonic periods gets the
 //! same windows in each period, and its waits are as short as its periods.
 
-use alloc::{
-    collections::BinaryHeap,
-    vec::Vec,
-};
+use alloc::{collections::BinaryHeap, vec::Vec};
 use core::cmp::Reverse;
 
 /// One contract in grains: `slice` in each of `parts` equal parts of the cycle.

@@ -59,7 +59,10 @@ impl Root {
     /// Contexts that live on the slack of a CPU, in the order in which they were bound: by index.
     fn slack_contexts(&self, cpu: u32) -> Vec<Item> {
         let tasks = self.system.tasks.iter().enumerate();
-        tasks.filter(|(_, task)| task.cpu == cpu && task.time.context && task.time.extra).map(|(index, _)| Item::Context(index)).collect()
+        tasks
+            .filter(|(_, task)| task.cpu == cpu && task.time.context && task.time.extra)
+            .map(|(index, _)| Item::Context(index))
+            .collect()
     }
 
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
@@ -90,7 +93,9 @@ impl Root {
                 (Grant::Call { task, badge }, _) => alloc::vec![Item::Call(self.find(task)?, *badge)],
                 (Grant::Signal { task, bits }, _) => alloc::vec![Item::Signal(self.find(task)?, *bits)],
                 (Grant::Context { task }, _) => alloc::vec![Item::Context(self.find(task)?)],
-                (Grant::Control { task }, _) => alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)],
+                (Grant::Control { task }, _) => {
+                    alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
+                }
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
                 (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
@@ -121,12 +126,14 @@ impl Root {
         for (name, grant) in &spec.grants {
             let one = match grant {
                 Grant::File { file } => {
-                    let whole = self.store.files.get(file).cloned().ok_or_else(|| format!("there is no file `{file}`"))?;
+                    let whole =
+                        self.store.files.get(file).cloned().ok_or_else(|| format!("there is no file `{file}`"))?;
                     place(name, whole, MapFlags::READ, false, 0, &mut next)
                 }
                 Grant::Region { region, writable } => {
                     let whole = self.region(region)?;
-                    let (flags, physical) = (if *writable { MapFlags::READ_WRITE } else { MapFlags::READ }, whole.physical);
+                    let (flags, physical) =
+                        (if *writable { MapFlags::READ_WRITE } else { MapFlags::READ }, whole.physical);
                     place(name, whole, flags, *writable, physical, &mut next)
                 }
                 Grant::Device { physical, length } => {
@@ -208,7 +215,9 @@ impl Root {
 
     /// Gives task number `index` its capabilities to the threads and spaces of others, as far as the slots are empty.
     pub fn grant_controls(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else { return Ok(()) };
+        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else {
+            return Ok(());
+        };
         let items = self.items(index)?.into_iter().flat_map(|(_, items)| items);
         for (item, number) in items.zip(slot::NAMED..) {
             let at = Slot(number);

@@ -73,7 +73,9 @@ impl Root {
 
     /// A task may have stopped.
     fn look_at(&mut self, index: usize, buffer: &mut MessageBuffer) -> Result<(), Failure> {
-        let (Some(spec), Some(built)) = (self.system.tasks.get(index).cloned(), self.tasks.get(index)) else { return Ok(()) };
+        let (Some(spec), Some(built)) = (self.system.tasks.get(index).cloned(), self.tasks.get(index)) else {
+            return Ok(());
+        };
         if built.life != Life::Running {
             return Ok(());
         }
@@ -174,7 +176,8 @@ impl Root {
             Ok(Ok(())) => {}
             Ok(Err(why)) | Err(why) => return Err(format!("{why:?}")),
         }
-        let printable: Vec<u8> = bytes.into_iter().map(|byte| if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' }).collect();
+        let printable: Vec<u8> =
+            bytes.into_iter().map(|byte| if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' }).collect();
         String::from_utf8(printable).map_err(failure)
     }
 }

@@ -111,7 +111,8 @@ pub fn make_interrupt(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error
     if interrupt.header.life() != life::INACTIVE {
         return Err(Error::InUse);
     }
-    let vector = (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
+    let vector =
+        (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
     cap::derive(cap::slot_of(table, caller.word(5))?, Obj::from_ref(&interrupt.target), Rights::SIGNAL, None)?;
     interrupt.header.home.store(home.index, Relaxed);
     interrupt.header.life.store(life::ACTIVE, Relaxed);

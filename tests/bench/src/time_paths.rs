@@ -104,8 +104,10 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
     let own: SchedContext = env.capability("installer-context").ok_or(Error::Empty)?;
     let untyped: Untyped = env.capability("objects").ok_or(Error::Empty)?;
     let mut slots = env.slots();
-    let plans: Vec<Plan> = (0..2).map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?)).collect::<Result<_, _>>()?;
-    let windows: Vec<(SchedContext, u64, u64)> = (0..COUNT).map(|index| (own, index * LENGTH, (index + 1) * LENGTH)).collect();
+    let plans: Vec<Plan> =
+        (0..2).map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?)).collect::<Result<_, _>>()?;
+    let windows: Vec<(SchedContext, u64, u64)> =
+        (0..COUNT).map(|index| (own, index * LENGTH, (index + 1) * LENGTH)).collect();
     let mut samples = Vec::with_capacity(PLANS);
     for turn in 0..PLANS {
         let plan = plans.get(turn % 2).copied().ok_or(Error::Empty)?;
@@ -130,7 +132,9 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
 
 /// The share that a scheduler takes for itself, in one second of a CPU that is full of contracts which take slack too.
 pub fn share(env: &mut Env) {
-    let (Some(context), Some(cpu)) = (env.capability::<SchedContext>("scheduler-context"), env.capability::<Cpu>("cpu")) else {
+    let (Some(context), Some(cpu)) =
+        (env.capability::<SchedContext>("scheduler-context"), env.capability::<Cpu>("cpu"))
+    else {
         log::error!("bench: no scheduler to look at");
         return;
     };
@@ -148,7 +152,9 @@ pub fn share(env: &mut Env) {
         }
     }
     shares.sort_unstable();
-    let show = |index: usize| shares.get(index).map_or_else(|| format!("0"), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000));
+    let show = |index: usize| {
+        shares.get(index).map_or_else(|| format!("0"), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000))
+    };
     log::info!(
         "bench: {{\"name\":\"time.scheduler_share\",\"unit\":\"%\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{}}}",
         show(0),
