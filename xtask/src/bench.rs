@@ -140,7 +140,11 @@ fn measure(
 }
 
 /// Runs the system until it ends or falls silent.
-pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
+pub fn follow(
+    machine: &Machine,
+    system: &build::System,
+    folder: &std::path::Path,
+) -> Result<Watch> {
     let mut running = machine.start(system, "", folder)?;
     running
         .serial

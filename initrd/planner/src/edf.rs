@@ -4,10 +4,7 @@
 //! whenever there is one (Liu and Layland 1973). Ties go to the shorter period: then a set of harmonic periods gets the
 //! same windows in each period, and its waits are as short as its periods.
 
-use alloc::{
-    collections::BinaryHeap,
-    vec::Vec,
-};
+use alloc::{collections::BinaryHeap, vec::Vec};
 use core::cmp::Reverse;
 
 /// One contract in grains: `slice` in each of `parts` equal parts of the cycle.
@@ -36,7 +33,11 @@ impl Entry {
 fn ratio(part: u64, cycle: u64, parts: u64, up: bool) -> u64 {
     let product = u128::from(part) * u128::from(cycle);
     let parts = u128::from(parts.max(1));
-    let value = if up { product.div_ceil(parts) } else { product / parts };
+    let value = if up {
+        product.div_ceil(parts)
+    } else {
+        product / parts
+    };
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
@@ -78,13 +79,22 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
             && release <= now
         {
             waiting.pop();
-            let Some(entry) = entries.get(index) else { continue };
-            ready.push(Reverse((entry.deadline(part, cycle), cycle / entry.parts.max(1), index, entry.slice)));
+            let Some(entry) = entries.get(index) else {
+                continue;
+            };
+            ready.push(Reverse((
+                entry.deadline(part, cycle),
+                cycle / entry.parts.max(1),
+                index,
+                entry.slice,
+            )));
             if part + 1 < entry.parts {
                 waiting.push(Reverse((entry.release(part + 1, cycle), index, part + 1)));
             }
         }
-        let next = waiting.peek().map_or(cycle, |Reverse((release, ..))| *release);
+        let next = waiting
+            .peek()
+            .map_or(cycle, |Reverse((release, ..))| *release);
         let Some(Reverse((deadline, rank, index, left))) = ready.pop() else {
             if waiting.is_empty() {
                 return Ok(runs);
@@ -92,12 +102,25 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
             now = next;
             continue;
         };
-        let Some(entry) = entries.get(index) else { continue };
+        let Some(entry) = entries.get(index) else {
+            continue;
+        };
         if now + left > deadline {
             return Err(Failure::Missed(entry.owner));
         }
-        let end = if next > now { (now + left).min(next) } else { now + left };
-        push(&mut runs, Run { start: now, end, owner: entry.owner });
+        let end = if next > now {
+            (now + left).min(next)
+        } else {
+            now + left
+        };
+        push(
+            &mut runs,
+            Run {
+                start: now,
+                end,
+                owner: entry.owner,
+            },
+        );
         if runs.len() > limit {
             return Err(Failure::TooMany);
         }

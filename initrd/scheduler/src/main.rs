@@ -84,7 +84,10 @@ fn main(env: Env) {
         quantum,
         fail: fail.and_then(Failure::named),
         fail_at: fail.map_or(u64::MAX, |_| {
-            let after: u64 = env.argument("after_ms").and_then(|text| text.parse().ok()).unwrap_or(0);
+            let after: u64 = env
+                .argument("after_ms")
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0);
             sys::now().saturating_add(env.ticks(after.saturating_mul(1_000_000)))
         }),
     };
@@ -138,7 +141,9 @@ impl Scheduler<'_> {
             let context = request
                 .context
                 .and_then(|number| self.contexts.get(u32::try_from(number).ok()?));
-            let answer = self.cpu.dispatch(context, Deadline(request.until), request.token);
+            let answer = self
+                .cpu
+                .dispatch(context, Deadline(request.until), request.token);
             // Not registered: sleep, since a supervisor may be about to do it.
             if !self.slack.answered(answer, sys::now())
                 && let Err(error) = sys::receive(Deadline::after(self.retry))
@@ -151,14 +156,22 @@ impl Scheduler<'_> {
 
     /// Takes another policy if one is wanted.
     fn obey(&mut self, now: u64) {
-        let Some(wanted) = self.control.and_then(|region| region.words64().first().map(|word| word.load(Ordering::Relaxed))) else { return };
+        let Some(wanted) = self.control.and_then(|region| {
+            region
+                .words64()
+                .first()
+                .map(|word| word.load(Ordering::Relaxed))
+        }) else {
+            return;
+        };
         if wanted == self.wanted {
             return;
         }
         self.wanted = wanted;
         let index = usize::try_from(wanted).unwrap_or(0).wrapping_sub(1);
         if let Some((name, make)) = POLICIES.get(index) {
-            self.slack.replace_policy(make(&self.shares, self.quantum), now);
+            self.slack
+                .replace_policy(make(&self.shares, self.quantum), now);
             info!("policy is now {name}");
         }
     }
@@ -171,8 +184,14 @@ impl Scheduler<'_> {
             },
             Some(Failure::Storm) => loop {
                 // Whatever it answers.
-                let _ = self.cpu.dispatch(self.contexts.get(0), Deadline(sys::now()), u64::MAX);
-                let _ = self.cpu.dispatch(Some(SchedContext::at(sys::Slot(u32::MAX))), Deadline::NEVER, 0);
+                let _ = self
+                    .cpu
+                    .dispatch(self.contexts.get(0), Deadline(sys::now()), u64::MAX);
+                let _ = self.cpu.dispatch(
+                    Some(SchedContext::at(sys::Slot(u32::MAX))),
+                    Deadline::NEVER,
+                    0,
+                );
             },
             Some(Failure::Crash) => moira_rt::end::write_to_null(),
         }

@@ -172,12 +172,26 @@ impl<'a> Slack<'a> {
             self.policy.ran(context, *used, now);
         }
         match (asked, answer) {
-            (Some(context), Ok((Dispatched::Blocked { kind: Blocked::Gone, .. }, _)) | Err(_)) => {
+            (
+                Some(context),
+                Ok((
+                    Dispatched::Blocked {
+                        kind: Blocked::Gone,
+                        ..
+                    },
+                    _,
+                ))
+                | Err(_),
+            ) => {
                 self.put(context, Standing::Missing, now);
             }
             (Some(context), Ok((Dispatched::Blocked { deadline, at, .. }, _))) => {
                 // The kernel wrote the word before it answered, and writes it again only at another dispatch of this context.
-                let told = || self.indices.get(context).map_or(0, |index| self.page.blocked_at(*index));
+                let told = || {
+                    self.indices
+                        .get(context)
+                        .map_or(0, |index| self.page.blocked_at(*index))
+                };
                 let at = if at == 0 { told() } else { at };
                 self.put(context, Standing::Asleep { at, deadline }, now);
             }

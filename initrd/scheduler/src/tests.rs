@@ -1,6 +1,10 @@
 //! The scheduler against a model of the kernel's side: tokens, news, deadlines, contexts that come and go at any moment.
 
-use crate::{page::Page, policy::{RoundRobin, by_name, POLICIES, Share}, slack::Slack};
+use crate::{
+    page::Page,
+    policy::{POLICIES, RoundRobin, Share, by_name},
+    slack::Slack,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
 use moira_abi::time::blocked;
 use moira_rt::sys::{Blocked, Dispatched, Error};
@@ -131,7 +135,11 @@ impl Kernel {
             _ => until.max(start),
         };
         self.now = end.max(start + 1);
-        let used = if context.is_some() { self.now - start } else { 0 };
+        let used = if context.is_some() {
+            self.now - start
+        } else {
+            0
+        };
         if let Some(context) = context {
             self.ran[context] += used;
         }

@@ -4,7 +4,10 @@ use crate::{Report, time};
 use alloc::{format, vec::Vec};
 use core::sync::atomic::Ordering;
 use moira_rt::Env;
-use moira_sys::{Caps, Cpu, Deadline, Dispatched, Notification, Outcome, Plan, Platform, SchedContext, Untyped, now};
+use moira_sys::{
+    Caps, Cpu, Deadline, Dispatched, Notification, Outcome, Plan, Platform, SchedContext, Untyped,
+    now,
+};
 
 /// A step of the TSC that is longer than this is somebody else's window.
 const WINDOW: u64 = 5_000;
@@ -13,7 +16,10 @@ const PLANS: usize = 100;
 
 /// Writes the time to the shared page, always: the last value before its window ends is all but the end itself.
 pub fn mark(env: &Env) {
-    let Some(word) = env.shared("marks").and_then(|region| region.words64().first()) else {
+    let Some(word) = env
+        .shared("marks")
+        .and_then(|region| region.words64().first())
+    else {
         log::error!("bench: no region `marks`");
         return;
     };
@@ -25,7 +31,10 @@ pub fn mark(env: &Env) {
 
 /// Runs in the window after the marker's: the first time that it reads there, less the last mark.
 pub fn window_switch(env: &Env, report: &mut Report) {
-    let Some(word) = env.shared("marks").and_then(|region| region.words64().first()) else {
+    let Some(word) = env
+        .shared("marks")
+        .and_then(|region| region.words64().first())
+    else {
         log::error!("bench: no region `marks`");
         return;
     };
@@ -53,7 +62,8 @@ pub fn dispatch(env: &Env, report: &mut Report) {
     let (Some(cpu), Some(contexts), Some(page), Some(wake)) = (
         env.capability::<Cpu>("cpu"),
         env.capabilities::<SchedContext>("contexts"),
-        env.shared("status").and_then(|region| region.words64().first()),
+        env.shared("status")
+            .and_then(|region| region.words64().first()),
         env.capability::<Notification>("dispatched-signal"),
     ) else {
         log::error!("bench: not a scheduler");
@@ -99,13 +109,18 @@ pub fn install(env: &mut Env, report: &mut Report) {
 fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
     use moira_sys::Error;
     const COUNT: u64 = 512;
-    const LENGTH: u64 = 2_000;
+    // Long ones: their ends would interrupt what is measured.
+    const LENGTH: u64 = 20_000;
     let cpu: Cpu = env.capability("cpu").ok_or(Error::Empty)?;
     let own: SchedContext = env.capability("installer-context").ok_or(Error::Empty)?;
     let untyped: Untyped = env.capability("objects").ok_or(Error::Empty)?;
     let mut slots = env.slots();
-    let plans: Vec<Plan> = (0..2).map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?)).collect::<Result<_, _>>()?;
-    let windows: Vec<(SchedContext, u64, u64)> = (0..COUNT).map(|index| (own, index * LENGTH, (index + 1) * LENGTH)).collect();
+    let plans: Vec<Plan> = (0..2)
+        .map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?))
+        .collect::<Result<_, _>>()?;
+    let windows: Vec<(SchedContext, u64, u64)> = (0..COUNT)
+        .map(|index| (own, index * LENGTH, (index + 1) * LENGTH))
+        .collect();
     let mut samples = Vec::with_capacity(PLANS);
     for turn in 0..PLANS {
         let plan = plans.get(turn % 2).copied().ok_or(Error::Empty)?;
@@ -115,13 +130,10 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
         cpu.install_plan(Some(plan))?;
         samples.push((now() - begin).saturating_sub(report.overhead));
         // The old one's cycle ends, and the new one is in force: only then the other can be filled again.
-        let until = now() + env.ticks(120_000_000);
-        while now() < until && turn == 0 {
-            core::hint::spin_loop();
-        }
-        let until = now() + 2 * COUNT * LENGTH;
+        let cycle = if turn == 0 { env.ticks(120_000_000) } else { 0 };
+        let until = now() + cycle + COUNT * LENGTH;
         while now() < until {
-            core::hint::spin_loop();
+            core::hint::black_box(turn);
         }
     }
     report.samples("time.install_plan_512", samples);
@@ -130,7 +142,10 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
 
 /// The share that a scheduler takes for itself, in one second of a CPU that is full of contracts which take slack too.
 pub fn share(env: &mut Env) {
-    let (Some(context), Some(cpu)) = (env.capability::<SchedContext>("scheduler-context"), env.capability::<Cpu>("cpu")) else {
+    let (Some(context), Some(cpu)) = (
+        env.capability::<SchedContext>("scheduler-context"),
+        env.capability::<Cpu>("cpu"),
+    ) else {
         log::error!("bench: no scheduler to look at");
         return;
     };
@@ -143,12 +158,22 @@ pub fn share(env: &mut Env) {
             log::error!("bench: accounts cannot be read");
             return;
         };
-        if let Some((used_before, elapsed_before)) = last.replace((used.own + used.lost, ledger.elapsed)) {
-            shares.push((used.own + used.lost - used_before) * 1_000_000 / (ledger.elapsed - elapsed_before).max(1));
+        if let Some((used_before, elapsed_before)) =
+            last.replace((used.own + used.lost, ledger.elapsed))
+        {
+            shares.push(
+                (used.own + used.lost - used_before) * 1_000_000
+                    / (ledger.elapsed - elapsed_before).max(1),
+            );
         }
     }
     shares.sort_unstable();
-    let show = |index: usize| shares.get(index).map_or_else(|| format!("0"), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000));
+    let show = |index: usize| {
+        shares.get(index).map_or_else(
+            || format!("0"),
+            |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000),
+        )
+    };
     log::info!(
         "bench: {{\"name\":\"time.scheduler_share\",\"unit\":\"%\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{}}}",
         show(0),

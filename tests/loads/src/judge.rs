@@ -4,7 +4,10 @@ use crate::{stretch, time};
 use alloc::{format, string::String, vec::Vec};
 use moira_rt::{
     Env,
-    sys::{self, Consumed, Cpu, MessageBuffer, SchedContext, Thread, abi::fault::Registers, abi::time::CpuLedger},
+    sys::{
+        self, Consumed, Cpu, MessageBuffer, SchedContext, Thread, abi::fault::Registers,
+        abi::time::CpuLedger,
+    },
 };
 
 struct Watched {
@@ -25,7 +28,11 @@ pub fn run(env: &mut Env) {
             log::error!("judge: no context of {name}");
             return;
         };
-        watched.push(Watched { name: name.into(), context, samples: Vec::with_capacity(64) });
+        watched.push(Watched {
+            name: name.into(),
+            context,
+            samples: Vec::with_capacity(64),
+        });
     }
     let mut guard = Guard::new(env);
     let (mut times, mut ledgers) = (Vec::with_capacity(64), Vec::with_capacity(64));
@@ -52,7 +59,10 @@ fn report(watched: &[Watched], times: &[u64]) {
     for one in watched {
         for (index, pair) in one.samples.windows(2).enumerate() {
             let [before, after] = pair else { continue };
-            let length = times.get(index + 1).zip(times.get(index)).map_or(0, |(end, begin)| end - begin);
+            let length = times
+                .get(index + 1)
+                .zip(times.get(index))
+                .map_or(0, |(end, begin)| end - begin);
             log::info!(
                 "data: {{\"kind\":\"account\",\"task\":\"{}\",\"interval\":{index},\"length\":{length},\"own\":{},\"lost\":{},\"helped\":{},\"structural\":{}}}",
                 one.name,
@@ -68,11 +78,19 @@ fn report(watched: &[Watched], times: &[u64]) {
 fn ledger(ledgers: &[CpuLedger]) {
     for (index, pair) in ledgers.windows(2).enumerate() {
         let [before, after] = pair else { continue };
-        let (elapsed, contexts) = (after.elapsed - before.elapsed, after.contexts - before.contexts);
-        let (idle, interrupts) = (after.idle - before.idle, after.interrupts - before.interrupts);
+        let (elapsed, contexts) = (
+            after.elapsed - before.elapsed,
+            after.contexts - before.contexts,
+        );
+        let (idle, interrupts) = (
+            after.idle - before.idle,
+            after.interrupts - before.interrupts,
+        );
         // The parts sum to the whole, to the tick.
         if elapsed != contexts + idle + interrupts {
-            log::error!("judge: the ledger does not add up: {elapsed} is not {contexts} + {idle} + {interrupts}");
+            log::error!(
+                "judge: the ledger does not add up: {elapsed} is not {contexts} + {idle} + {interrupts}"
+            );
         }
         log::info!(
             "data: {{\"kind\":\"ledger\",\"interval\":{index},\"elapsed\":{elapsed},\"contexts\":{contexts},\"idle\":{idle},\"interrupts\":{interrupts},\"gone\":{},\"choices\":{}}}",
@@ -100,15 +118,24 @@ impl Guard {
 
     /// The canary lives on slack and always wants some: three samples in a row without any mean a scheduler that does nothing.
     fn look(&mut self, watched: &[Watched], at: u64, buffer: &mut MessageBuffer) {
-        let (None, Some(thread)) = (self.acted, self.thread) else { return };
-        let Some(canary) = watched.iter().find(|one| one.name == self.canary) else { return };
-        let [.., a, b, c, d] = canary.samples.as_slice() else { return };
+        let (None, Some(thread)) = (self.acted, self.thread) else {
+            return;
+        };
+        let Some(canary) = watched.iter().find(|one| one.name == self.canary) else {
+            return;
+        };
+        let [.., a, b, c, d] = canary.samples.as_slice() else {
+            return;
+        };
         if a.own == b.own && b.own == c.own && c.own == d.own && d.own > 0 {
             self.acted = Some(at);
             // Stopped, sent to where no code is, let go: it faults.
             let stopped = thread.stop().and_then(|()| thread.read_registers(buffer));
             let broken = stopped.and_then(|snapshot| {
-                let registers = Registers { rip: 0, ..snapshot.registers };
+                let registers = Registers {
+                    rip: 0,
+                    ..snapshot.registers
+                };
                 thread.write_registers(buffer, &registers)
             });
             if let Err(error) = broken.and_then(|()| thread.resume()) {
