@@ -73,7 +73,6 @@ pub fn unlock() {
 }
 
 /// Runs a structural step of another operation; *Again* if the lock is taken.
-#[inline(always)]
 pub fn structural<T>(cpu: &Cpu, step: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     if !try_lock(cpu) {
         return Err(Error::Again);
