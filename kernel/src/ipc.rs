@@ -13,8 +13,9 @@ use crate::{
         notification::Notification,
         thread::{self, Dispatch, State, Thread, reg},
     },
+    panic,
     percpu::Cpu,
-    panic, sched, smp, switch, trace,
+    sched, smp, switch, trace,
 };
 use moira_abi::{Error, FrameSize, MESSAGE_CAPS, ObjectType, Rights, Tag, fault, time};
 
@@ -196,7 +197,8 @@ fn transfer_caps(from: Obj<Thread>, to: Obj<Thread>, caps: usize) -> Result<(), 
     for i in 0..caps {
         let given = cap::slot_of(source, from.word(4 + i)).and_then(|slot| {
             let to = cap::slot_of(target, first + i as u64).map_err(|_| Error::PeerSlots)?;
-            cap::derive(slot, to, Rights::ALL, None).map_err(|error| if error == Error::SlotInUse { Error::PeerSlots } else { error })
+            cap::derive(slot, to, Rights::ALL, None)
+                .map_err(|error| if error == Error::SlotInUse { Error::PeerSlots } else { error })
         });
         if let Err(error) = given {
             // All or nothing: what was given already is taken back.
@@ -231,7 +233,10 @@ fn retry_fault(cpu: &Cpu, thread: Obj<Thread>) -> Attempt {
     sched::news(cpu, server);
     let (vector, error, address) = thread.fault.get();
     let rip = thread.regs[reg::RIP].get();
-    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()].into_iter().enumerate() {
+    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()]
+        .into_iter()
+        .enumerate()
+    {
         server.set_word(i, word);
     }
     server.regs[reg::RAX].set(Tag::new(fault::FAULT_LABEL, 0, 0).0);
@@ -257,15 +262,20 @@ fn stop_by_fault(cpu: &Cpu, thread: Obj<Thread>) {
 
 #[cold]
 fn unhandled(thread: Obj<Thread>) {
+    // Only the root task's fault is worth the time of the log: that it happens is the end. Others' stop is seen by who asks for it.
+    if !thread::is_root(thread) {
+        return;
+    }
     let (vector, error, address) = thread.fault.get();
     crate::log!(
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
-        thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
+        thread.physical(),
+        vector.wrapping_sub(1),
+        error,
+        address,
+        sched::rip(thread)
     );
-    // Nobody could ever mend or restart the root task: its fault is the end.
-    if thread::is_root(thread) {
-        panic::root_fault(thread);
-    }
+    panic::root_fault(thread);
 }
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.

@@ -3,14 +3,20 @@
 use crate::{
     cap::Slot,
     memory::{Obj, Object},
-    object::{address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread, vcpu::Vcpu},
+    object::{
+        address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread,
+        vcpu::Vcpu,
+    },
     trace::Ring,
 };
 use core::{
     cell::Cell,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
-use moira_abi::{ObjectType, time::{STATUS_CONTEXTS, StatusPage}};
+use moira_abi::{
+    ObjectType,
+    time::{STATUS_CONTEXTS, StatusPage},
+};
 use moira_kernel_core::plan::Position;
 
 /// Bits of `Cpu::attention`.
@@ -117,6 +123,8 @@ pub struct Cpu {
 
     /// Mailbox: threads with messages (a stack).
     pub mailbox: AtomicU64,
+    /// What was taken out of it and not acted upon yet.
+    pub backlog: Cell<u64>,
     /// Messages to the CPU itself.
     pub mail: AtomicU32,
     /// Whether a wake from another CPU may interrupt.

@@ -5,8 +5,7 @@
 //! the scheduler dispatched, idle.
 
 use crate::{
-    arch,
-    ipc,
+    arch, ipc,
     memory::Obj,
     object::{
         life,
@@ -17,7 +16,10 @@ use crate::{
     smp, switch, trace,
 };
 use core::sync::atomic::Ordering::*;
-use moira_abi::{Error, time::{NEWS_LOG, blocked, dispatch}};
+use moira_abi::{
+    Error,
+    time::{NEWS_LOG, blocked, dispatch},
+};
 use moira_kernel_core::plan;
 
 /// Where a walk ends.
@@ -295,7 +297,11 @@ fn choose_slack(
         }
         Walked::Blocked(at, until) => {
             watch(cpu, context, at, until);
-            let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
+            let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) {
+                blocked::STOPPED
+            } else {
+                blocked::WAITING
+            };
             (kind as u64, until, number(at) as u64)
         }
         Walked::Gone => (blocked::GONE as u64, 0, 0),
@@ -416,6 +422,8 @@ pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
         smp::drain(cpu);
         let chosen = choose(cpu);
         if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
+            // However much there is, interrupts are not kept out longer than one go takes.
+            arch::take_interrupts();
             continue;
         }
         let Some(thread) = chosen else {

@@ -16,7 +16,13 @@
 use crate::{
     arch,
     memory::{DIRECT_MAP, Obj},
-    object::{Header, address_space::AddressSpace, life, thread::{State, Thread}, untyped},
+    object::{
+        Header,
+        address_space::AddressSpace,
+        life,
+        thread::{State, Thread},
+        untyped,
+    },
     percpu::{self, Cpu, MAX_CPUS},
     sched,
 };
@@ -40,6 +46,9 @@ pub mod mail {
     /// What the thread waits on is gone.
     pub const PEER_GONE: u32 = 64;
 }
+
+/// Messages that are acted upon at a time.
+const MAIL_BATCH: usize = 16;
 
 /// A set of CPUs.
 pub type CpuSet = [u64; MAX_CPUS / 64];
@@ -134,7 +143,7 @@ pub fn collect(index: u32) {
 
 /// Whether anything waits for this CPU.
 pub fn has_mail(cpu: &Cpu) -> bool {
-    cpu.mailbox.load(SeqCst) != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
+    cpu.mailbox.load(SeqCst) != 0 || cpu.backlog.get() != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
 }
 
 fn flush_due(cpu: &Cpu) -> bool {
@@ -156,9 +165,15 @@ fn drain_all(cpu: &'static Cpu) {
     if own & mail::SCHEDULER != 0 {
         sched::register(cpu);
     }
-    let mut at = cpu.mailbox.swap(0, SeqCst);
-    // One pass: what arrives meanwhile interrupts again.
-    while at != 0 {
+    // What others send is in their hands, so only so much is taken at a time: the rest stays in the backlog for the next choice.
+    let mut at = match cpu.backlog.take() {
+        0 => cpu.mailbox.swap(0, SeqCst),
+        rest => rest,
+    };
+    for _ in 0..MAIL_BATCH {
+        if at == 0 {
+            break;
+        }
         // SAFETY: objects with messages stay until these are taken (revoke looks for both, RETIRE acknowledged and no mail left).
         let header = unsafe { Obj::<Header>::at(at) };
         at = header.mail_next.load(Relaxed);
@@ -169,6 +184,7 @@ fn drain_all(cpu: &'static Cpu) {
             receive(cpu, header, messages);
         }
     }
+    cpu.backlog.set(at);
 }
 
 fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
@@ -181,7 +197,8 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
     }
     // SAFETY: only threads get the other messages.
     let thread = unsafe { Obj::<Thread>::at(header.physical()) };
-    if messages & mail::ACTIVATE != 0 {
+    // Somebody here may have stopped it before the message came.
+    if messages & mail::ACTIVATE != 0 && thread.state.get() == State::Inactive {
         sched::make_ready(cpu, thread);
     }
     if messages & (mail::WAKE | mail::KICK) != 0 {
@@ -196,7 +213,8 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
         thread.finish(Err(Error::PeerGone));
         sched::news(cpu, thread);
     }
-    if messages & mail::PEER_GONE != 0 && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
+    if messages & mail::PEER_GONE != 0
+        && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
         && let Some(notification) = thread.bound.take()
     {
         notification.waiter.store(0, Release);

@@ -5,7 +5,11 @@ use crate::{
     cap::{self, Cap, Slot},
     ipc,
     memory::Obj,
-    object::{address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context, thread::{self, Thread, reg}, untyped, vcpu},
+    object::{
+        address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
+        thread::{self, Thread, reg},
+        untyped, vcpu,
+    },
     percpu::Cpu,
     sched, smp, trace,
 };
@@ -36,7 +40,12 @@ extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thre
 }
 
 const _: () = {
-    assert!(Method::Call as u8 == 1 && Method::ReplyReceive as u8 == 2 && Method::Signal as u8 == 6 && Method::VcpuRun as u8 == 9);
+    assert!(
+        Method::Call as u8 == 1
+            && Method::ReplyReceive as u8 == 2
+            && Method::Signal as u8 == 6
+            && Method::VcpuRun as u8 == 9
+    );
 };
 
 /// Everything else, from `entry.s`.

@@ -2,7 +2,6 @@
 
 use alloc::rc::Rc;
 use core::cell::Cell;
-use moira_rt::sys::abi::vcpu::Exit;
 use moira_rt::sys::{self, Deadline, Error, Event, Notification, Vcpu};
 use vmm_core::vm::{Orders, Processor};
 
@@ -23,8 +22,8 @@ pub struct Kernel {
 
 impl Processor for Kernel {
     #[inline(always)]
-    fn run(&mut self, masks: u64, until: u64) -> Result<(Exit, u64), Error> {
-        self.vcpu.run(masks, Deadline(until)).map(|exit| (exit.reason, exit.groups))
+    fn run(&mut self, masks: u64, until: u64) -> Result<(u64, u64), Error> {
+        self.vcpu.run_raw(masks, Deadline(until))
     }
 
     #[inline(always)]

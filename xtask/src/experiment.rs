@@ -71,9 +71,7 @@ const EXPERIMENTS: &[Experiment] = &[
         name: "crosstalk-cpu",
         title: "What an antagonist takes from a victim's time",
         option: "antagonist",
-        values: &[
-            "nothing", "spinner", "syscalls", "faults", "calls", "objects", "signals",
-        ],
+        values: &["nothing", "spinner", "syscalls", "faults", "calls", "objects", "signals"],
         judge: findings::crosstalk,
     },
 ];
@@ -92,11 +90,8 @@ pub struct Run {
 impl Run {
     /// The lines of a kind, of a task if one is named.
     pub fn of<'a>(&'a self, kind: &'a str, task: Option<&'a str>) -> impl Iterator<Item = &'a Row> {
-        let is =
-            |row: &Row, key: &str, text: &str| row.get(key).and_then(Value::as_str) == Some(text);
-        self.rows.iter().filter(move |row| {
-            is(row, "kind", kind) && task.is_none_or(|task| is(row, "task", task))
-        })
+        let is = |row: &Row, key: &str, text: &str| row.get(key).and_then(Value::as_str) == Some(text);
+        self.rows.iter().filter(move |row| is(row, "kind", kind) && task.is_none_or(|task| is(row, "task", task)))
     }
 }
 
@@ -107,24 +102,12 @@ pub fn number(row: &Row, key: &str) -> f64 {
 
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let names: Vec<&str> = EXPERIMENTS
-        .iter()
-        .map(|experiment| experiment.name)
-        .collect();
+    let names: Vec<&str> = EXPERIMENTS.iter().map(|experiment| experiment.name).collect();
     let experiment = EXPERIMENTS
         .iter()
         .find(|experiment| experiment.name == options.name)
-        .with_context(|| {
-            format!(
-                "no experiment {:?}; there are {}",
-                options.name,
-                names.join(", ")
-            )
-        })?;
-    let machine = Machine {
-        icount: true,
-        ..Machine::usual(Emulator::Qemu)
-    };
+        .with_context(|| format!("no experiment {:?}; there are {}", options.name, names.join(", ")))?;
+    let machine = Machine { icount: true, ..Machine::usual(Emulator::Qemu) };
     let mut tools = machine.tools();
     tools.push(hosttools::BINUTILS);
     hosttools::require(&tools, global.install())?;
@@ -136,40 +119,22 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let mut runs = Vec::new();
     for value in experiment.values {
         let first = boot(experiment, value, &images, &machine, &folder)?;
-        if options.twice && boot(experiment, value, &images, &machine, &folder)?.rows != first.rows
-        {
-            bail!(
-                "{} with {value} did not repeat: two runs differ",
-                experiment.name
-            );
+        if options.twice && boot(experiment, value, &images, &machine, &folder)?.rows != first.rows {
+            bail!("{} with {value} did not repeat: two runs differ", experiment.name);
         }
         runs.push(first);
     }
     let mut judged = (experiment.judge)(&runs);
     if options.twice {
-        judged.goal(
-            "two runs are alike, value by value",
-            true,
-            "compared".into(),
-        );
+        judged.goal("two runs are alike, value by value", true, "compared".into());
     }
     write(experiment, &runs, &judged, &folder)?;
     print!("{}", judged.text());
     println!("report: {}", folder.join("index.html").display());
-    Ok(if judged.good() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
-    })
+    Ok(if judged.good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-fn boot(
-    experiment: &Experiment,
-    value: &str,
-    images: &build::Images,
-    machine: &Machine,
-    folder: &Path,
-) -> Result<Run> {
+fn boot(experiment: &Experiment, value: &str, images: &build::Images, machine: &Machine, folder: &Path) -> Result<Run> {
     let mut values = BTreeMap::new();
     if !experiment.option.is_empty() {
         values.insert(experiment.option.to_owned(), value.to_owned());
@@ -183,53 +148,26 @@ fn boot(
     fs::write(&log, watch.text())?;
     match &watch.end {
         Some(End::Ok) => {}
-        Some(End::Failed(why)) => bail!(
-            "{value}: the system ended: failed: {why}; the log is {}",
-            log.display()
-        ),
-        None => bail!(
-            "{value}: the system did not end as it should; the log is {}",
-            log.display()
-        ),
+        Some(End::Failed(why)) => bail!("{value}: the system ended: failed: {why}; the log is {}", log.display()),
+        None => bail!("{value}: the system did not end as it should; the log is {}", log.display()),
     }
-    if let Some(line) = watch
-        .text()
-        .lines()
-        .find(|line| line.contains("error: judge: "))
-    {
+    if let Some(line) = watch.text().lines().find(|line| line.contains("error: judge: ")) {
         bail!("{value}: {line}; the log is {}", log.display());
     }
-    Ok(Run {
-        value: value.to_owned(),
-        rows: rows(watch.text())?,
-    })
+    Ok(Run { value: value.to_owned(), rows: rows(watch.text())? })
 }
 
 /// The lines of data in a log.
 fn rows(log: &str) -> Result<Vec<Row>> {
-    let lines = log.lines().filter_map(|line| {
-        line.split_once("data: {")
-            .map(|(_, rest)| format!("{{{rest}"))
-    });
+    let lines = log.lines().filter_map(|line| line.split_once("data: {").map(|(_, rest)| format!("{{{rest}")));
     lines
-        .map(|json| {
-            serde_json::from_str(json.trim_end())
-                .with_context(|| format!("not a line of data: {json}"))
-        })
+        .map(|json| serde_json::from_str(json.trim_end()).with_context(|| format!("not a line of data: {json}")))
         .collect()
 }
 
-fn write(
-    experiment: &Experiment,
-    runs: &[Run],
-    judged: &findings::Judged,
-    folder: &Path,
-) -> Result<()> {
-    let kinds: BTreeSet<&str> = runs
-        .iter()
-        .flat_map(|run| &run.rows)
-        .filter_map(|row| row.get("kind")?.as_str())
-        .collect();
+fn write(experiment: &Experiment, runs: &[Run], judged: &findings::Judged, folder: &Path) -> Result<()> {
+    let kinds: BTreeSet<&str> =
+        runs.iter().flat_map(|run| &run.rows).filter_map(|row| row.get("kind")?.as_str()).collect();
     let mut files = Vec::new();
     for kind in kinds {
         let name = format!("{kind}.csv");
@@ -239,30 +177,16 @@ fn write(
     for (index, chart) in judged.charts.iter().enumerate() {
         fs::write(folder.join(format!("plot-{}.svg", index + 1)), chart.svg())?;
     }
-    fs::write(
-        folder.join("index.html"),
-        report::html(experiment.name, experiment.title, judged, &files),
-    )?;
+    fs::write(folder.join("index.html"), report::html(experiment.name, experiment.title, judged, &files))?;
     Ok(())
 }
 
 /// All lines of a kind as CSV: first the option's value, then the columns in alphabetical order.
 fn csv(runs: &[Run], kind: &str, option: &str) -> String {
-    let columns: BTreeSet<&String> = runs
-        .iter()
-        .flat_map(|run| run.of(kind, None))
-        .flat_map(Row::keys)
-        .filter(|key| *key != "kind")
-        .collect();
+    let columns: BTreeSet<&String> =
+        runs.iter().flat_map(|run| run.of(kind, None)).flat_map(Row::keys).filter(|key| *key != "kind").collect();
     let option = if option.is_empty() { "run" } else { option };
-    let mut text = format!(
-        "{option},{}\n",
-        columns
-            .iter()
-            .map(|column| column.as_str())
-            .collect::<Vec<_>>()
-            .join(",")
-    );
+    let mut text = format!("{option},{}\n", columns.iter().map(|column| column.as_str()).collect::<Vec<_>>().join(","));
     for run in runs {
         for row in run.of(kind, None) {
             let cell = |column: &&String| match row.get(*column) {
@@ -270,11 +194,7 @@ fn csv(runs: &[Run], kind: &str, option: &str) -> String {
                 Some(Value::String(text)) => text.clone(),
                 Some(value) => value.to_string(),
             };
-            text += &format!(
-                "{},{}\n",
-                run.value,
-                columns.iter().map(cell).collect::<Vec<_>>().join(",")
-            );
+            text += &format!("{},{}\n", run.value, columns.iter().map(cell).collect::<Vec<_>>().join(","));
         }
     }
     text
@@ -288,16 +208,8 @@ mod tests {
 
     #[test]
     fn lines_become_a_table() {
-        let run = Run {
-            value: "spinner".into(),
-            rows: rows(LOG).unwrap(),
-        };
-        assert_eq!(
-            run.of("account", Some("victim"))
-                .map(|row| number(row, "own"))
-                .sum::<f64>(),
-            300.0
-        );
+        let run = Run { value: "spinner".into(), rows: rows(LOG).unwrap() };
+        assert_eq!(run.of("account", Some("victim")).map(|row| number(row, "own")).sum::<f64>(), 300.0);
         assert_eq!(
             csv(&[run], "account", "antagonist"),
             "antagonist,lost,own,task\nspinner,,300,victim\nspinner,1,5,other\n"
@@ -308,14 +220,8 @@ mod tests {
     #[test]
     fn every_experiment_fails_without_data() {
         for experiment in EXPERIMENTS {
-            let runs: Vec<Run> = experiment
-                .values
-                .iter()
-                .map(|value| Run {
-                    value: (*value).into(),
-                    rows: Vec::new(),
-                })
-                .collect();
+            let runs: Vec<Run> =
+                experiment.values.iter().map(|value| Run { value: (*value).into(), rows: Vec::new() }).collect();
             assert!(!(experiment.judge)(&runs).good(), "{}", experiment.name);
         }
     }

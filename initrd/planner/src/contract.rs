@@ -105,42 +105,23 @@ pub fn longest_wait(windows: &[Window], cycle: u64, owner: usize) -> Option<u64>
 /// Ticks that `owner` gets in `[from, to)`.
 fn given(windows: &[Window], owner: usize, from: u64, to: u64) -> u64 {
     let inside = |window: &Window| window.end.min(to).saturating_sub(window.start.max(from));
-    windows
-        .iter()
-        .filter(|window| window.owner == owner)
-        .map(inside)
-        .sum()
+    windows.iter().filter(|window| window.owner == owner).map(inside).sum()
 }
 
 /// Whether the windows (sorted, disjoint, inside the cycle) keep a contract.
 ///
 /// # Errors
 /// [`Broken`]: the first promise that they break.
-pub fn check(
-    windows: &[Window],
-    cycle: u64,
-    owner: usize,
-    contract: &Contract,
-) -> Result<(), Broken> {
+pub fn check(windows: &[Window], cycle: u64, owner: usize, contract: &Contract) -> Result<(), Broken> {
     if !contract.promises() {
         return Ok(());
     }
     if cycle == 0 {
-        return Err(Broken::Short {
-            owner,
-            given: 0,
-            promised: contract.slice,
-        });
+        return Err(Broken::Short { owner, given: 0, promised: contract.slice });
     }
     let parts = cycle.div_ceil(contract.period.max(1));
-    let edge = |part: u64| {
-        u64::try_from(u128::from(part) * u128::from(cycle) / u128::from(parts)).unwrap_or(u64::MAX)
-    };
-    let mine: alloc::vec::Vec<Window> = windows
-        .iter()
-        .copied()
-        .filter(|window| window.owner == owner)
-        .collect();
+    let edge = |part: u64| u64::try_from(u128::from(part) * u128::from(cycle) / u128::from(parts)).unwrap_or(u64::MAX);
+    let mine: alloc::vec::Vec<Window> = windows.iter().copied().filter(|window| window.owner == owner).collect();
     let mut at = 0;
     for part in 0..parts {
         let (from, to) = (edge(part), edge(part + 1));
@@ -149,25 +130,15 @@ pub fn check(
         }
         let behind = mine.get(at..).unwrap_or_default();
         let count = behind.partition_point(|window| window.start < to);
-        let (given, promised) = (
-            given(behind.get(..count).unwrap_or_default(), owner, from, to),
-            contract.share_of(to - from),
-        );
+        let (given, promised) =
+            (given(behind.get(..count).unwrap_or_default(), owner, from, to), contract.share_of(to - from));
         if given < promised {
-            return Err(Broken::Short {
-                owner,
-                given,
-                promised,
-            });
+            return Err(Broken::Short { owner, given, promised });
         }
     }
     let wait = longest_wait(&mine, cycle, owner).unwrap_or(cycle);
     if contract.latency > 0 && wait > contract.latency {
-        return Err(Broken::Late {
-            owner,
-            wait,
-            bound: contract.latency,
-        });
+        return Err(Broken::Late { owner, wait, bound: contract.latency });
     }
     Ok(())
 }

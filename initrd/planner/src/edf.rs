@@ -33,11 +33,7 @@ impl Entry {
 fn ratio(part: u64, cycle: u64, parts: u64, up: bool) -> u64 {
     let product = u128::from(part) * u128::from(cycle);
     let parts = u128::from(parts.max(1));
-    let value = if up {
-        product.div_ceil(parts)
-    } else {
-        product / parts
-    };
+    let value = if up { product.div_ceil(parts) } else { product / parts };
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
@@ -82,19 +78,12 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
             let Some(entry) = entries.get(index) else {
                 continue;
             };
-            ready.push(Reverse((
-                entry.deadline(part, cycle),
-                cycle / entry.parts.max(1),
-                index,
-                entry.slice,
-            )));
+            ready.push(Reverse((entry.deadline(part, cycle), cycle / entry.parts.max(1), index, entry.slice)));
             if part + 1 < entry.parts {
                 waiting.push(Reverse((entry.release(part + 1, cycle), index, part + 1)));
             }
         }
-        let next = waiting
-            .peek()
-            .map_or(cycle, |Reverse((release, ..))| *release);
+        let next = waiting.peek().map_or(cycle, |Reverse((release, ..))| *release);
         let Some(Reverse((deadline, rank, index, left))) = ready.pop() else {
             if waiting.is_empty() {
                 return Ok(runs);
@@ -108,19 +97,8 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
         if now + left > deadline {
             return Err(Failure::Missed(entry.owner));
         }
-        let end = if next > now {
-            (now + left).min(next)
-        } else {
-            now + left
-        };
-        push(
-            &mut runs,
-            Run {
-                start: now,
-                end,
-                owner: entry.owner,
-            },
-        );
+        let end = if next > now { (now + left).min(next) } else { now + left };
+        push(&mut runs, Run { start: now, end, owner: entry.owner });
         if runs.len() > limit {
             return Err(Failure::TooMany);
         }

@@ -8,17 +8,8 @@ use alloc::vec::Vec;
 
 /// Gives the gaps of a table to the contracts that take slack, in turns of at most `quantum` and at least `shortest`. Answers a
 /// contract that would never run: nothing is promised to it and no turn came to it.
-pub fn fill(
-    table: &mut Table,
-    contracts: &[Contract],
-    quantum: u64,
-    shortest: u64,
-    most: usize,
-) -> Option<usize> {
-    let takers = contracts
-        .iter()
-        .enumerate()
-        .filter(|(_, contract)| contract.extra || !contract.promises());
+pub fn fill(table: &mut Table, contracts: &[Contract], quantum: u64, shortest: u64, most: usize) -> Option<usize> {
+    let takers = contracts.iter().enumerate().filter(|(_, contract)| contract.extra || !contract.promises());
     let takers: Vec<usize> = takers.map(|(owner, _)| owner).collect();
     let gaps: Vec<(u64, u64)> = table.gaps().collect();
     let shortest = shortest.max(1);
@@ -30,24 +21,14 @@ pub fn fill(
         let fair = ((end - start) / count).min(quantum).max(shortest);
         let mut at = start;
         while end - at >= shortest && table.windows.len() < most {
-            let to = if end - at < fair + shortest {
-                end
-            } else {
-                at + fair
-            };
+            let to = if end - at < fair + shortest { end } else { at + fair };
             if let Some(owner) = takers.get(turn % takers.len()) {
-                table.windows.push(Window {
-                    start: at,
-                    end: to,
-                    owner: *owner,
-                });
+                table.windows.push(Window { start: at, end: to, owner: *owner });
             }
             turn += 1;
             at = to;
         }
     }
     table.windows.sort_unstable_by_key(|window| window.start);
-    takers
-        .into_iter()
-        .find(|owner| !table.windows.iter().any(|window| window.owner == *owner))
+    takers.into_iter().find(|owner| !table.windows.iter().any(|window| window.owner == *owner))
 }

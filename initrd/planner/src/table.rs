@@ -38,30 +38,19 @@ impl Table {
     /// Ticks of a cycle that `owner` has.
     #[must_use]
     pub fn given(&self, owner: usize) -> u64 {
-        self.windows
-            .iter()
-            .filter(|window| window.owner == owner)
-            .map(|window| window.end - window.start)
-            .sum()
+        self.windows.iter().filter(|window| window.owner == owner).map(|window| window.end - window.start).sum()
     }
 
     /// Ticks of a cycle that are promised.
     #[must_use]
     pub fn promised(&self) -> u64 {
-        self.windows
-            .iter()
-            .map(|window| window.end - window.start)
-            .sum()
+        self.windows.iter().map(|window| window.end - window.start).sum()
     }
 
     /// Stretches of a cycle that are nobody's, in order.
     pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let ends = core::iter::once(0).chain(self.windows.iter().map(|window| window.end));
-        let starts = self
-            .windows
-            .iter()
-            .map(|window| window.start)
-            .chain(core::iter::once(self.cycle));
+        let starts = self.windows.iter().map(|window| window.start).chain(core::iter::once(self.cycle));
         ends.zip(starts).filter(|(from, to)| from < to)
     }
 }
@@ -96,22 +85,13 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Impossible => f.write_str("its slice is longer than its period"),
-            Reason::Overload(ppm) => write!(
-                f,
-                "the contracts take {}.{:02} % of the CPU",
-                ppm / 10_000,
-                ppm % 10_000 / 100
-            ),
-            Reason::Latency(bound) => write!(
-                f,
-                "no table keeps its wait below {bound} ticks beside the others"
-            ),
-            Reason::Grain(ppm) => write!(
-                f,
-                "in whole windows the contracts take {}.{:02} % of the CPU",
-                ppm / 10_000,
-                ppm % 10_000 / 100
-            ),
+            Reason::Overload(ppm) => {
+                write!(f, "the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100)
+            }
+            Reason::Latency(bound) => write!(f, "no table keeps its wait below {bound} ticks beside the others"),
+            Reason::Grain(ppm) => {
+                write!(f, "in whole windows the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100)
+            }
             Reason::Windows => f.write_str("the periods differ too much: too many windows"),
             Reason::Period => f.write_str("its period is longer than the longest cycle"),
         }
@@ -127,11 +107,8 @@ const fn refuse(owner: Option<usize>, reason: Reason) -> Refusal {
 /// # Errors
 /// [`Refusal`]: what was promised cannot be kept, and nothing is. The reason is true: see [`Reason`].
 pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Table, Refusal> {
-    let promised: Vec<(usize, &Contract)> = contracts
-        .iter()
-        .enumerate()
-        .filter(|(_, contract)| contract.promises())
-        .collect();
+    let promised: Vec<(usize, &Contract)> =
+        contracts.iter().enumerate().filter(|(_, contract)| contract.promises()).collect();
     for (owner, contract) in &promised {
         if !contract.possible() {
             return Err(refuse(Some(*owner), Reason::Impossible));
@@ -141,10 +118,7 @@ pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Table, Refusal> {
         }
     }
     if promised.is_empty() {
-        return Ok(Table {
-            cycle: terms.empty,
-            windows: Vec::new(),
-        });
+        return Ok(Table { cycle: terms.empty, windows: Vec::new() });
     }
     overload(&promised)?;
     let mut best: Option<Attempt> = None;
@@ -169,9 +143,7 @@ pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Table, Refusal> {
 /// Refuses what is more than the whole CPU, and names the contract with which it became too much.
 fn overload(promised: &[(usize, &Contract)]) -> Result<(), Refusal> {
     // Exact: fractions of 2^64, each rounded down; the sum of the rests is below the number of contracts.
-    let fraction = |contract: &Contract| {
-        (u128::from(contract.slice) << 64) / u128::from(contract.period.max(1))
-    };
+    let fraction = |contract: &Contract| (u128::from(contract.slice) << 64) / u128::from(contract.period.max(1));
     let mut sum = 0_u128;
     let mut guilty = None;
     for (owner, contract) in promised {
@@ -184,10 +156,7 @@ fn overload(promised: &[(usize, &Contract)]) -> Result<(), Refusal> {
         None => Ok(()),
         Some(owner) => {
             let ppm = (sum * 1_000_000).div_ceil(1 << 64);
-            Err(refuse(
-                Some(owner),
-                Reason::Overload(u64::try_from(ppm).unwrap_or(u64::MAX)),
-            ))
+            Err(refuse(Some(owner), Reason::Overload(u64::try_from(ppm).unwrap_or(u64::MAX))))
         }
     }
 }
@@ -214,21 +183,11 @@ impl Attempt {
 
 /// The reason to tell. That it is a latency bound is only said if the contracts fit without it.
 fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal {
-    let bounded = contracts
-        .iter()
-        .enumerate()
-        .filter(|(_, contract)| contract.promises() && contract.latency > 0);
-    if let Some((tightest, bound)) = bounded
-        .map(|(owner, contract)| (owner, contract.latency))
-        .min_by_key(|entry| entry.1)
+    let bounded = contracts.iter().enumerate().filter(|(_, contract)| contract.promises() && contract.latency > 0);
+    if let Some((tightest, bound)) =
+        bounded.map(|(owner, contract)| (owner, contract.latency)).min_by_key(|entry| entry.1)
     {
-        let loose: Vec<Contract> = contracts
-            .iter()
-            .map(|contract| Contract {
-                latency: 0,
-                ..*contract
-            })
-            .collect();
+        let loose: Vec<Contract> = contracts.iter().map(|contract| Contract { latency: 0, ..*contract }).collect();
         if let Err(refusal) = make(&loose, terms) {
             return refusal;
         }
@@ -236,9 +195,7 @@ fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal 
             Some(Attempt::Broken(Broken::Late { owner, .. }, _)) => owner,
             _ => tightest,
         };
-        let bound = contracts
-            .get(owner)
-            .map_or(bound, |contract| contract.latency);
+        let bound = contracts.get(owner).map_or(bound, |contract| contract.latency);
         return refuse(Some(owner), Reason::Latency(bound));
     }
     match best {
@@ -252,24 +209,16 @@ fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal 
 
 /// Lengths of the cycle to try, the likeliest first; all multiples of the grain.
 fn cycles(promised: &[(usize, &Contract)], terms: &Terms) -> Vec<u64> {
-    let longest = promised
-        .iter()
-        .map(|(_, contract)| contract.period)
-        .max()
-        .unwrap_or(terms.empty);
+    let longest = promised.iter().map(|(_, contract)| contract.period).max().unwrap_or(terms.empty);
     let whole = |ticks: u64| ticks / terms.grain.max(1) * terms.grain.max(1);
     let mut list = Vec::new();
     let mut common = Some(1);
     for (_, contract) in promised {
-        common = common
-            .and_then(|so_far| multiple(so_far, contract.period))
-            .filter(|common| *common <= terms.longest);
+        common = common.and_then(|so_far| multiple(so_far, contract.period)).filter(|common| *common <= terms.longest);
     }
     // A common multiple that is no multiple of the grain may still become one.
     let common = common.and_then(|common| {
-        multiple(common, terms.grain.max(1))
-            .filter(|cycle| *cycle <= longest.saturating_mul(64))
-            .or(Some(common))
+        multiple(common, terms.grain.max(1)).filter(|cycle| *cycle <= longest.saturating_mul(64)).or(Some(common))
     });
     list.extend(common.map(whole));
     list.extend((1..=8).map(|times| whole(longest.saturating_mul(times))));
@@ -291,24 +240,14 @@ fn multiple(a: u64, b: u64) -> Option<u64> {
 fn period_for(contract: &Contract, careful: bool) -> u64 {
     let idle = contract.period - contract.slice;
     // Windows at the same place in each period: the wait is the period less the slice. Anywhere: up to twice that.
-    let bound = if careful {
-        contract.latency / 2
-    } else {
-        contract.latency
-    };
+    let bound = if careful { contract.latency / 2 } else { contract.latency };
     if contract.latency == 0 || idle <= bound {
         return contract.period;
     }
-    u64::try_from(u128::from(contract.period) * u128::from(bound) / u128::from(idle))
-        .unwrap_or(contract.period)
+    u64::try_from(u128::from(contract.period) * u128::from(bound) / u128::from(idle)).unwrap_or(contract.period)
 }
 
-fn attempt(
-    promised: &[(usize, &Contract)],
-    cycle: u64,
-    careful: bool,
-    terms: &Terms,
-) -> Result<Table, Attempt> {
+fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &Terms) -> Result<Table, Attempt> {
     let grain = terms.grain.max(1);
     let grains = cycle / grain;
     let mut entries: Vec<Entry> = Vec::new();
@@ -316,43 +255,25 @@ fn attempt(
     for (owner, contract) in promised {
         // Parts of parts: what keeps the share of each keeps that of the whole.
         let parts = cycle.div_ceil(contract.period.max(1));
-        let parts = parts
-            * cycle
-                .div_ceil(period_for(contract, careful).max(1))
-                .div_ceil(parts.max(1));
+        let parts = parts * cycle.div_ceil(period_for(contract, careful).max(1)).div_ceil(parts.max(1));
         windows = windows.saturating_add(parts);
         // The longest part decides, so that the shortest gets its share too.
-        let slice = contract
-            .share_of(cycle.div_ceil(parts))
-            .div_ceil(grain)
-            .max(1);
+        let slice = contract.share_of(cycle.div_ceil(parts)).div_ceil(grain).max(1);
         taken += u128::from(slice) * u128::from(parts);
-        entries.push(Entry {
-            owner: *owner,
-            slice,
-            parts,
-        });
+        entries.push(Entry { owner: *owner, slice, parts });
     }
     if windows > terms.windows as u64 {
         return Err(Attempt::Windows);
     }
-    let ppm =
-        u64::try_from((taken * 1_000_000).div_ceil(u128::from(grains.max(1)))).unwrap_or(u64::MAX);
+    let ppm = u64::try_from((taken * 1_000_000).div_ceil(u128::from(grains.max(1)))).unwrap_or(u64::MAX);
     let runs = edf::schedule(&entries, grains, terms.windows).map_err(|failure| match failure {
         Failure::Missed(owner) => Attempt::Missed { owner, ppm },
         Failure::TooMany => Attempt::Windows,
     })?;
-    let windows: Vec<Window> = runs
-        .iter()
-        .map(|run| Window {
-            start: run.start * grain,
-            end: run.end * grain,
-            owner: run.owner,
-        })
-        .collect();
+    let windows: Vec<Window> =
+        runs.iter().map(|run| Window { start: run.start * grain, end: run.end * grain, owner: run.owner }).collect();
     for (owner, contract) in promised {
-        contract::check(&windows, cycle, *owner, contract)
-            .map_err(|broken| Attempt::Broken(broken, ppm))?;
+        contract::check(&windows, cycle, *owner, contract).map_err(|broken| Attempt::Broken(broken, ppm))?;
     }
     Ok(Table { cycle, windows })
 }

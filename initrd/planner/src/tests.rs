@@ -10,22 +10,12 @@ use moira_kernel_core::plan;
 use proptest::prelude::*;
 use std::vec::Vec;
 
-const TERMS: Terms = Terms {
-    grain: 1_000,
-    windows: 32_000,
-    longest: 20_000_000_000,
-    empty: 10_000_000,
-};
+const TERMS: Terms = Terms { grain: 1_000, windows: 32_000, longest: 20_000_000_000, empty: 10_000_000 };
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
 
 fn promise(slice: u64, period: u64, latency: u64) -> Contract {
-    Contract {
-        slice,
-        period,
-        latency,
-        extra: false,
-    }
+    Contract { slice, period, latency, extra: false }
 }
 
 /// What the kernel checks of a plan, window by window.
@@ -41,30 +31,16 @@ fn kernel_takes(table: &Table) -> bool {
 
 fn exact_sum_is_above_one(contracts: &[Contract]) -> bool {
     // Sums of fractions with 100-bit precision, rounded down: never above one if the true sum is not.
-    let sum: f64 = contracts
-        .iter()
-        .map(|contract| contract.slice as f64 / contract.period as f64)
-        .sum();
+    let sum: f64 = contracts.iter().map(|contract| contract.slice as f64 / contract.period as f64).sum();
     sum > 1.0 - 1e-9
 }
 
 #[test]
 fn harmonic_contracts_get_the_same_windows_in_each_period() {
-    let table = make(
-        &[promise(2 * MS, 10 * MS, 0), promise(10 * MS, 20 * MS, 0)],
-        &TERMS,
-    )
-    .unwrap();
-    let of = |start: u64, end: u64, owner| Window {
-        start: start * MS,
-        end: end * MS,
-        owner,
-    };
+    let table = make(&[promise(2 * MS, 10 * MS, 0), promise(10 * MS, 20 * MS, 0)], &TERMS).unwrap();
+    let of = |start: u64, end: u64, owner| Window { start: start * MS, end: end * MS, owner };
     assert_eq!(table.cycle, 20 * MS);
-    assert_eq!(
-        table.windows,
-        [of(0, 2, 0), of(2, 10, 1), of(10, 12, 0), of(12, 14, 1)]
-    );
+    assert_eq!(table.windows, [of(0, 2, 0), of(2, 10, 1), of(10, 12, 0), of(12, 14, 1)]);
     assert_eq!(longest_wait(&table.windows, table.cycle, 0), Some(8 * MS));
 }
 
@@ -78,66 +54,31 @@ fn a_latency_bound_splits_windows() {
 
 #[test]
 fn the_whole_cpu_can_be_promised() {
-    let table = make(
-        &[promise(50 * MS, 100 * MS, 0), promise(5 * MS, 10 * MS, 0)],
-        &TERMS,
-    )
-    .unwrap();
+    let table = make(&[promise(50 * MS, 100 * MS, 0), promise(5 * MS, 10 * MS, 0)], &TERMS).unwrap();
     assert_eq!(table.promised(), table.cycle);
 }
 
 #[test]
 fn periods_from_a_tenth_of_a_millisecond_to_seconds() {
-    let table = make(
-        &[
-            promise(10 * US, 100 * US, 0),
-            promise(500 * MS, 2_000 * MS, 0),
-        ],
-        &TERMS,
-    )
-    .unwrap();
+    let table = make(&[promise(10 * US, 100 * US, 0), promise(500 * MS, 2_000 * MS, 0)], &TERMS).unwrap();
     assert!(table.windows.len() >= 20_000);
     assert!(kernel_takes(&table));
 }
 
 #[test]
 fn refusals_name_the_contract_and_the_reason() {
-    let both = [promise(600, 1_000, 0), promise(500, 1_000, 0)]
-        .map(|c| promise(c.slice * US, c.period * US, 0));
+    let both = [promise(600, 1_000, 0), promise(500, 1_000, 0)].map(|c| promise(c.slice * US, c.period * US, 0));
     let refusal = make(&both, &TERMS).unwrap_err();
-    assert_eq!(
-        (refusal.owner, refusal.reason),
-        (Some(1), Reason::Overload(1_100_000))
-    );
-    assert_eq!(
-        make(&[promise(2, 1, 0)], &TERMS).unwrap_err().reason,
-        Reason::Impossible
-    );
-    assert_eq!(
-        make(&[promise(2, 0, 0)], &TERMS).unwrap_err().reason,
-        Reason::Impossible
-    );
-    assert_eq!(
-        make(&[promise(2, TERMS.longest + 1, 0)], &TERMS)
-            .unwrap_err()
-            .reason,
-        Reason::Period
-    );
-    let few = Terms {
-        windows: 100,
-        ..TERMS
-    };
-    let apart = [
-        promise(10 * US, 100 * US, 0),
-        promise(500 * MS, 2_000 * MS, 0),
-    ];
+    assert_eq!((refusal.owner, refusal.reason), (Some(1), Reason::Overload(1_100_000)));
+    assert_eq!(make(&[promise(2, 1, 0)], &TERMS).unwrap_err().reason, Reason::Impossible);
+    assert_eq!(make(&[promise(2, 0, 0)], &TERMS).unwrap_err().reason, Reason::Impossible);
+    assert_eq!(make(&[promise(2, TERMS.longest + 1, 0)], &TERMS).unwrap_err().reason, Reason::Period);
+    let few = Terms { windows: 100, ..TERMS };
+    let apart = [promise(10 * US, 100 * US, 0), promise(500 * MS, 2_000 * MS, 0)];
     assert_eq!(make(&apart, &few).unwrap_err().reason, Reason::Windows);
     // Three times 333 grains and a bound that a window of a grain cannot keep.
     let tight = [promise(5 * MS, 10 * MS, 600), promise(4 * MS, 10 * MS, 0)];
-    assert_eq!(
-        make(&tight, &TERMS).unwrap_err().reason,
-        Reason::Latency(600)
-    );
+    assert_eq!(make(&tight, &TERMS).unwrap_err().reason, Reason::Latency(600));
 }
 
 #[test]
@@ -152,19 +93,13 @@ fn placement_finds_room_on_another_cpu_and_gives_it_back() {
     let (cpu, table) = book.leave(first.id).unwrap();
     assert_eq!((cpu, table.windows.len()), (first.cpu, 0));
     assert!(book.leave(first.id).is_none());
-    assert_eq!(
-        book.enter(promise(5 * MS, 10 * MS, 0), None).unwrap().0.cpu,
-        first.cpu
-    );
+    assert_eq!(book.enter(promise(5 * MS, 10 * MS, 0), None).unwrap().0.cpu, first.cpu);
     assert!(book.enter(promise(MS, 10 * MS, 0), Some(2)).is_err());
 }
 
 #[test]
 fn slack_is_handed_out_in_turns() {
-    let slack = Contract {
-        extra: true,
-        ..Contract::default()
-    };
+    let slack = Contract { extra: true, ..Contract::default() };
     let contracts = [promise(5 * MS, 10 * MS, 0), slack, slack];
     let mut table = make(&contracts, &TERMS).unwrap();
     assert_eq!(fill(&mut table, &contracts, MS, 2_000, 1_000), None);
@@ -183,20 +118,10 @@ fn contract() -> impl Strategy<Value = Contract> {
         20 * MS..1_000 * MS,
         prop::sample::select(&[1, 2, 5, 10, 20, 50, 100][..]).prop_map(|ms| ms * MS)
     ];
-    (
-        period,
-        1u64..600,
-        prop_oneof![3 => Just(0u64), 1 => 5u64..100],
-    )
-        .prop_map(|(period, permille, bound)| {
-            let slice = (period / 1_000 * permille).max(2_000);
-            Contract {
-                slice,
-                period,
-                latency: period / 100 * bound,
-                extra: false,
-            }
-        })
+    (period, 1u64..600, prop_oneof![3 => Just(0u64), 1 => 5u64..100]).prop_map(|(period, permille, bound)| {
+        let slice = (period / 1_000 * permille).max(2_000);
+        Contract { slice, period, latency: period / 100 * bound, extra: false }
+    })
 }
 
 proptest! {

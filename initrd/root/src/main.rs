@@ -39,9 +39,12 @@ use moira_abi::boot::{BootInfo, slot};
 use moira_proto::system::System;
 use moira_root::archive::{self, File};
 use moira_rt::{
-    logging::{self, PlatformSink},
+    logging::{self, Sink},
     memory::{Addresses, Memory, Slots},
-    sys::{AddressSpace, CapTable, MessageBuffer, Notification, Outcome, Platform, Rights, Slot, now},
+    sys::{
+        AddressSpace, CapTable, Deadline, Error, MessageBuffer, Notification, Outcome, Platform, Rights, Slot, now,
+        receive,
+    },
 };
 use pool::Pool;
 use store::Store;
@@ -51,13 +54,33 @@ const HEAP_BYTES: usize = 2 << 20;
 
 moira_rt::root_entry!(main, HEAP_BYTES);
 
-static SINK: PlatformSink = PlatformSink(PLATFORM);
+static SINK: Log = Log;
 const PLATFORM: Platform = Platform::new(Slot(slot::PLATFORM));
 /// The root task's own capability table.
 const TABLE: CapTable = CapTable::new(Slot(slot::TABLE));
 const SPACE: AddressSpace = AddressSpace::new(Slot(slot::SPACE));
 /// log2 of the bytes of the untyped that the root task's own objects are made from.
 const OWN_BITS: u8 = 18;
+
+/// The kernel's log. The console drives the same serial line: lines of the root task wait a little for the end of the console's.
+struct Log;
+
+/// How often a line waits, and for how many ticks at least.
+const PATIENCE: (u32, u64) = (8, 1_000_000);
+
+impl Sink for Log {
+    fn write(&self, buffer: &mut MessageBuffer, bytes: &[u8]) {
+        for _ in 0..PATIENCE.0 {
+            if PLATFORM.log_between(buffer, bytes) != Err(Error::Again) {
+                return;
+            }
+            // Nobody calls the root task: this sleeps. If it cannot, the line is not held up.
+            let _ = receive(Deadline::after(PATIENCE.1));
+        }
+        // Nobody is left to tell if even this fails.
+        let _ = PLATFORM.log(buffer, bytes);
+    }
+}
 
 /// What went wrong, in words for a person.
 type Failure = String;
@@ -94,7 +117,8 @@ struct Root {
 }
 
 fn main(info: &'static BootInfo, mut buffer: MessageBuffer, archive: &'static [u8]) {
-    let line = core::str::from_utf8(&info.command_line[..(info.command_line_length as usize).min(info.command_line.len())]);
+    let line =
+        core::str::from_utf8(&info.command_line[..(info.command_line_length as usize).min(info.command_line.len())]);
     let level = line.unwrap_or_default().split_whitespace().find_map(|word| word.strip_prefix("log=")?.parse().ok());
     logging::set_sink(&SINK, level.unwrap_or(LevelFilter::Info));
     info!("root: up after {} us", microseconds(info, now() - info.boot_tsc));

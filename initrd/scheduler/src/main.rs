@@ -45,20 +45,12 @@ fn main(env: Env) {
         return;
     };
     let status = env.shared("status");
-    let Some(page) = status
-        .as_ref()
-        .and_then(|region| Page::new(region.words64()))
-    else {
+    let Some(page) = status.as_ref().and_then(|region| Page::new(region.words64())) else {
         error!("no region `status` of a page");
         return;
     };
-    let contexts = env
-        .capabilities("contexts")
-        .unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
-    let quantum_us: u64 = env
-        .argument("quantum_us")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1000);
+    let contexts = env.capabilities("contexts").unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
+    let quantum_us: u64 = env.argument("quantum_us").and_then(|text| text.parse().ok()).unwrap_or(1000);
     let count = contexts.len() as usize;
     let Some(shares) = policy::shares(count, |key| env.argument(key), |ns| env.ticks(ns)) else {
         error!("weights, slices, periods and warps are lists of numbers");
@@ -84,10 +76,7 @@ fn main(env: Env) {
         quantum,
         fail: fail.and_then(Failure::named),
         fail_at: fail.map_or(u64::MAX, |_| {
-            let after: u64 = env
-                .argument("after_ms")
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(0);
+            let after: u64 = env.argument("after_ms").and_then(|text| text.parse().ok()).unwrap_or(0);
             sys::now().saturating_add(env.ticks(after.saturating_mul(1_000_000)))
         }),
     };
@@ -138,12 +127,8 @@ impl Scheduler<'_> {
             }
             self.obey(now);
             let request = self.slack.next(now);
-            let context = request
-                .context
-                .and_then(|number| self.contexts.get(u32::try_from(number).ok()?));
-            let answer = self
-                .cpu
-                .dispatch(context, Deadline(request.until), request.token);
+            let context = request.context.and_then(|number| self.contexts.get(u32::try_from(number).ok()?));
+            let answer = self.cpu.dispatch(context, Deadline(request.until), request.token);
             // Not registered: sleep, since a supervisor may be about to do it.
             if !self.slack.answered(answer, sys::now())
                 && let Err(error) = sys::receive(Deadline::after(self.retry))
@@ -156,12 +141,9 @@ impl Scheduler<'_> {
 
     /// Takes another policy if one is wanted.
     fn obey(&mut self, now: u64) {
-        let Some(wanted) = self.control.and_then(|region| {
-            region
-                .words64()
-                .first()
-                .map(|word| word.load(Ordering::Relaxed))
-        }) else {
+        let Some(wanted) =
+            self.control.and_then(|region| region.words64().first().map(|word| word.load(Ordering::Relaxed)))
+        else {
             return;
         };
         if wanted == self.wanted {
@@ -170,8 +152,7 @@ impl Scheduler<'_> {
         self.wanted = wanted;
         let index = usize::try_from(wanted).unwrap_or(0).wrapping_sub(1);
         if let Some((name, make)) = POLICIES.get(index) {
-            self.slack
-                .replace_policy(make(&self.shares, self.quantum), now);
+            self.slack.replace_policy(make(&self.shares, self.quantum), now);
             info!("policy is now {name}");
         }
     }
@@ -184,14 +165,8 @@ impl Scheduler<'_> {
             },
             Some(Failure::Storm) => loop {
                 // Whatever it answers.
-                let _ = self
-                    .cpu
-                    .dispatch(self.contexts.get(0), Deadline(sys::now()), u64::MAX);
-                let _ = self.cpu.dispatch(
-                    Some(SchedContext::at(sys::Slot(u32::MAX))),
-                    Deadline::NEVER,
-                    0,
-                );
+                let _ = self.cpu.dispatch(self.contexts.get(0), Deadline(sys::now()), u64::MAX);
+                let _ = self.cpu.dispatch(Some(SchedContext::at(sys::Slot(u32::MAX))), Deadline::NEVER, 0);
             },
             Some(Failure::Crash) => moira_rt::end::write_to_null(),
         }

@@ -63,21 +63,13 @@ pub struct Share {
 
 impl Share {
     /// One like all others.
-    pub const EQUAL: Share = Share {
-        weight: 1,
-        slice: 0,
-        period: 0,
-        warp: 0,
-    };
+    pub const EQUAL: Share = Share { weight: 1, slice: 0, period: 0, warp: 0 };
 }
 
 /// Makes the policy with this name.
 #[must_use]
 pub fn by_name(name: &str, shares: &[Share], quantum: u64) -> Option<Box<dyn Policy>> {
-    POLICIES
-        .iter()
-        .find(|policy| policy.0 == name)
-        .map(|policy| (policy.1)(shares, quantum))
+    POLICIES.iter().find(|policy| policy.0 == name).map(|policy| (policy.1)(shares, quantum))
 }
 
 /// Reads the shares of `count` contexts from the manifest's arguments: `weights=1,2`, `slices_us=…`, `periods_us=…`, `warps_us=…`, each
@@ -92,16 +84,10 @@ pub fn shares<'a>(
         let Some(text) = argument(key) else {
             return Some(Vec::new());
         };
-        text.split(',')
-            .map(|part| part.trim().parse().ok())
-            .collect()
+        text.split(',').map(|part| part.trim().parse().ok()).collect()
     };
-    let (weights, slices, periods, warps) = (
-        list("weights")?,
-        list("slices_us")?,
-        list("periods_us")?,
-        list("warps_us")?,
-    );
+    let (weights, slices, periods, warps) =
+        (list("weights")?, list("slices_us")?, list("periods_us")?, list("warps_us")?);
     let at = |list: &[u64], index: usize| list.get(index).copied().unwrap_or(0);
     let time = |list: &[u64], index| ticks(at(list, index).saturating_mul(1_000));
     let share = |index| Share {

@@ -60,8 +60,7 @@ impl Kernel {
         let entry = (sequence % 256) as usize;
         let word = &self.page[2 + entry / 2];
         let shift = entry % 2 * 32;
-        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift)
-            | u64::from(Self::thread(context)) << shift;
+        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(Self::thread(context)) << shift;
         word.store(value, Ordering::Relaxed);
         self.page[0].store(sequence + 1, Ordering::Release);
     }
@@ -72,11 +71,7 @@ impl Kernel {
         let word = u64::from(blocked::WAITING) | u64::from(Self::thread(context)) << 32;
         self.page[2 + 128 + Self::index(context) as usize * 4].store(word, Ordering::Relaxed);
         let at = if self.tells { Self::thread(context) } else { 0 };
-        Dispatched::Blocked {
-            kind: Blocked::Waiting,
-            deadline,
-            at,
-        }
+        Dispatched::Blocked { kind: Blocked::Waiting, deadline, at }
     }
 
     fn signal(&mut self, context: usize) {
@@ -135,11 +130,7 @@ impl Kernel {
             _ => until.max(start),
         };
         self.now = end.max(start + 1);
-        let used = if context.is_some() {
-            self.now - start
-        } else {
-            0
-        };
+        let used = if context.is_some() { self.now - start } else { 0 };
         if let Some(context) = context {
             self.ran[context] += used;
         }
@@ -253,14 +244,7 @@ impl Kernel {
 #[test]
 fn a_refused_cpu_is_told_apart_from_a_missing_context() {
     let words: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
-    let mut slack = Slack::new(
-        Page::new(&words).unwrap(),
-        Box::new(RoundRobin::new(1, 100)),
-        1,
-        &[],
-        RETRY,
-        3,
-    );
+    let mut slack = Slack::new(Page::new(&words).unwrap(), Box::new(RoundRobin::new(1, 100)), 1, &[], RETRY, 3);
     assert_eq!(slack.next(5).context, Some(0));
     assert!(slack.answered(Err(Error::Empty), 6));
     assert_eq!(slack.next(7).context, None);

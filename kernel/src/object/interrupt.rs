@@ -51,6 +51,11 @@ impl Obj<Interrupt> {
         self.line.get().mask(true);
         match (self.target.embedded::<Notification>(), self.target.read_quiet()) {
             (Some(notification), Some(cap)) => notification.signal(cpu, cap.badge),
+            (Some(_), None) => {
+                // The binding is being replaced at this moment: let it come again.
+                self.line.get().mask(false);
+                false
+            }
             _ => false,
         }
     }

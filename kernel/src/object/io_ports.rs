@@ -28,6 +28,10 @@ pub fn access(cap: Cap, caller: Obj<Thread>, write: bool) -> Result<(), Error> {
     }
     if write {
         arch::port_write(port, size as u8, caller.word(2) as u32);
+        let register = port.wrapping_sub(arch::serial::COM1);
+        if register < 8 {
+            crate::log::task_wrote(register, caller.word(2) as u32);
+        }
     } else {
         caller.answer1(arch::port_read(port, size as u8) as u64);
     }

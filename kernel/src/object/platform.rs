@@ -21,9 +21,12 @@ impl Object for Platform {
     const KIND: ObjectType = ObjectType::Platform;
 }
 
-/// `log`: prints the caller's message buffer.
+/// `log`: prints the caller's message buffer. W0 = 1: not in the middle of a line of a task that drives the serial line itself.
 pub fn log(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let (buffer, bytes) = text(caller)?;
+    if caller.word(0) == 1 && crate::log::is_open() {
+        return Err(Error::Again);
+    }
     crate::log::bytes(Page(buffer).bytes(bytes));
     Ok(())
 }
@@ -108,7 +111,8 @@ pub fn make_interrupt(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error
     if interrupt.header.life() != life::INACTIVE {
         return Err(Error::InUse);
     }
-    let vector = (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
+    let vector =
+        (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
     cap::derive(cap::slot_of(table, caller.word(5))?, Obj::from_ref(&interrupt.target), Rights::SIGNAL, None)?;
     interrupt.header.home.store(home.index, Relaxed);
     interrupt.header.life.store(life::ACTIVE, Relaxed);

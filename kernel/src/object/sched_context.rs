@@ -7,7 +7,10 @@ use crate::{
     percpu::Cpu,
 };
 use core::{cell::Cell, sync::atomic::Ordering::*};
-use moira_abi::{Error, ObjectType, Rights, time::{LOSERS, Losers}};
+use moira_abi::{
+    Error, ObjectType, Rights,
+    time::{LOSERS, Losers},
+};
 
 /// A scheduling context: 512 bytes.
 #[repr(C)]

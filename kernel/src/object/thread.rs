@@ -3,7 +3,10 @@
 //! The capabilities a thread was configured with stand in slots inside the object, so revoking them needs no search and nothing
 //! cached can outlive them.
 
-use super::{Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification, sched_context::SchedContext, vcpu::Vcpu};
+use super::{
+    Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification,
+    sched_context::SchedContext, vcpu::Vcpu,
+};
 use crate::{
     cap::{self, Slot},
     memory::{self, Obj, Object},
@@ -22,7 +25,6 @@ use static_assertions::const_assert_eq;
 #[repr(u8)]
 pub enum State {
     /// Never activated (what zeroed memory says).
-    #[allow(dead_code)]
     Inactive = 0,
     /// Can run.
     Ready = 1,
@@ -249,7 +251,9 @@ pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> 
         return Err(Error::BadArgument);
     }
     let mut result = derive_into(caller, caller.word(0), &thread.space);
-    for (word, slot) in [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)] {
+    for (word, slot) in
+        [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)]
+    {
         if result.is_ok() && (word == 1 || caller.word(word) != 0) {
             result = derive_into(caller, caller.word(word), slot);
         }

@@ -1,8 +1,17 @@
 //! `Vcpu`: a virtual processor. ABI: `docs/abi/vcpu.md`. How guests are entered: `arch::virt`.
 
-use super::{Header, address_space::AddressSpace, cpu, io_ports, life, thread::{State, Thread, reg}};
+use super::{
+    Header,
+    address_space::AddressSpace,
+    cpu, io_ports, life,
+    thread::{State, Thread, reg},
+};
 use crate::{
-    arch::{self, trap, virt::{self, Outcome, StatePage, VcpuHw}, vm},
+    arch::{
+        self, trap,
+        virt::{self, CpuVirt, Outcome, StatePage, VcpuHw},
+        vm,
+    },
     cap::{self, Slot},
     memory::{Obj, Object, Page},
     percpu::{Cpu, attention},
@@ -12,7 +21,11 @@ use core::{
     cell::Cell,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
 };
-use moira_abi::{Error, FrameSize, ObjectType, Rights, object::space_kind, vcpu::{Exit, VcpuState}};
+use moira_abi::{
+    Error, FrameSize, ObjectType, Rights,
+    object::space_kind,
+    vcpu::{Exit, VcpuState},
+};
 
 /// A vCPU: 32 KiB; the first page is this, the rest belongs to `arch::virt`.
 #[repr(C, align(4096))]
@@ -88,12 +101,14 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
     }
     guest_space(caller, caller.word(1))?;
     // Where its only user lives needs no capability.
-    let home = if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
+    let home =
+        if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
     if home.virt.get().is_null() {
         return Err(Error::NoHardware);
     }
     cap::derive(cap::slot_of(table, caller.word(0))?, Obj::from_ref(&vcpu.state), Rights::ALL, None)?;
-    if let Err(error) = cap::derive(cap::slot_of(table, caller.word(1))?, Obj::from_ref(&vcpu.space), Rights::ALL, None) {
+    if let Err(error) = cap::derive(cap::slot_of(table, caller.word(1))?, Obj::from_ref(&vcpu.space), Rights::ALL, None)
+    {
         cap::remove(Obj::from_ref(&vcpu.state));
         return Err(error);
     }
@@ -156,10 +171,14 @@ pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
 #[inline(always)]
 pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match begin(cpu, thread) {
-        Ok(true) => {
-            if enter(cpu, thread) { thread } else { sched::run_next(cpu) }
+        Ok(Some((vcpu, page, virt))) => {
+            if go(cpu, thread, vcpu, page, virt) {
+                thread
+            } else {
+                sched::run_next(cpu)
+            }
         }
-        Ok(false) => thread,
+        Ok(None) => thread,
         Err(error) => {
             thread.set_status(Err(error));
             thread
@@ -167,9 +186,12 @@ pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     }
 }
 
-/// Decodes a run: answers false if the guest's state was refused (the exit says so).
+/// What runs: the vCPU, its state page, this CPU's virtualization.
+type Parts = (Obj<Vcpu>, StatePage, &'static mut CpuVirt);
+
+/// Decodes a run: answers none if the guest's state was refused (the exit says so).
 #[inline(always)]
-fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<bool, Error> {
+fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<Option<Parts>, Error> {
     let vcpu: Obj<Vcpu> = thread.table()?.read(thread.regs[reg::RDI].get())?.object(Rights::USE)?;
     if vcpu.header.life() != life::ACTIVE {
         return Err(Error::Inactive);
@@ -191,10 +213,10 @@ fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<bool, Error> {
     thread.guest_until.set(thread.word(1));
     if let Err(check) = virt::load_state(virt, vcpu.hw(), page, masks & 0xffff_ffff) {
         refuse(vcpu, thread, check);
-        return Ok(false);
+        return Ok(None);
     }
     thread.state.set(State::InGuest);
-    Ok(true)
+    Ok(Some((vcpu, page, virt)))
 }
 
 #[cold]
@@ -225,8 +247,7 @@ fn due(vcpu: Obj<Vcpu>, thread: Obj<Thread>, now: u64) -> Option<Exit> {
     None
 }
 
-/// Enters the guest until it exits for its VMM (true: the thread goes on) or the kernel has to choose (false).
-#[inline(always)]
+/// Enters the guest that a thread runs already: [`go`].
 pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
     let Some(vcpu) = thread.vcpu.get() else {
         thread.finish(Err(Error::Inactive));
@@ -236,6 +257,12 @@ pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
         thread.finish(Err(Error::Inactive));
         return true;
     };
+    go(cpu, thread, vcpu, page, virt)
+}
+
+/// Enters the guest until it exits for its VMM (true: the thread goes on) or the kernel has to choose (false).
+#[inline(always)]
+fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, virt: &mut CpuVirt) -> bool {
     loop {
         let now = arch::now();
         if let Some(exit) = due(vcpu, thread, now) {
@@ -257,16 +284,17 @@ pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
         // SAFETY: interrupts are off, this is the vCPU's home; `prepare` loaded its space and vector state.
         let outcome = unsafe { virt::run(virt, vcpu.hw(), page, vcpu.wanted.get()) };
         smp::enter_kernel(cpu);
+        // Nearly all exits are the VMM's.
+        if let Outcome::Guest { exit, groups } = outcome {
+            trace::event(cpu, trace::EXIT, thread.physical(), exit as u64);
+            complete(thread, exit, groups);
+            return true;
+        }
         match outcome {
-            Outcome::Guest { exit, groups } => {
-                trace::event(cpu, trace::EXIT, thread.physical(), exit as u64);
-                complete(thread, exit, groups);
-                return true;
-            }
             Outcome::HostInterrupt(Some(vector)) => trap::interrupt(cpu, vector),
             Outcome::HostInterrupt(None) => arch::take_interrupts(),
             Outcome::MachineCheck => panic!("machine check while a guest ran"),
-            Outcome::HostNmi | Outcome::Again => {}
+            Outcome::HostNmi | Outcome::Again | Outcome::Guest { .. } => {}
         }
         if cpu.must_choose.get() {
             return false;

@@ -156,7 +156,8 @@ methods! {
     PlatformMakeInterrupt = 86,
     /// `Platform`: W0 first port, W1 last port, W2 destination slot.
     PlatformMakeIoPorts = 87,
-    /// `Platform`: prints the message buffer's bytes (tag) on the kernel's log.
+    /// `Platform`: prints the message buffer's bytes (tag) on the kernel's log. W0 1: *Again* while a task that drives the
+    /// serial line itself is in the middle of a line.
     PlatformLog = 88,
     /// `Platform`: ends the run. W0 0 well, 1 failed (message buffer: why), 2 reboot, 3 power off.
     PlatformEnd = 89,

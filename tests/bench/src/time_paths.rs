@@ -4,10 +4,7 @@ use crate::{Report, time};
 use alloc::{format, vec::Vec};
 use core::sync::atomic::Ordering;
 use moira_rt::Env;
-use moira_sys::{
-    Caps, Cpu, Deadline, Dispatched, Notification, Outcome, Plan, Platform, SchedContext, Untyped,
-    now,
-};
+use moira_sys::{Caps, Cpu, Deadline, Dispatched, Notification, Outcome, Plan, Platform, SchedContext, Untyped, now};
 
 /// A step of the TSC that is longer than this is somebody else's window.
 const WINDOW: u64 = 5_000;
@@ -16,10 +13,7 @@ const PLANS: usize = 100;
 
 /// Writes the time to the shared page, always: the last value before its window ends is all but the end itself.
 pub fn mark(env: &Env) {
-    let Some(word) = env
-        .shared("marks")
-        .and_then(|region| region.words64().first())
-    else {
+    let Some(word) = env.shared("marks").and_then(|region| region.words64().first()) else {
         log::error!("bench: no region `marks`");
         return;
     };
@@ -31,10 +25,7 @@ pub fn mark(env: &Env) {
 
 /// Runs in the window after the marker's: the first time that it reads there, less the last mark.
 pub fn window_switch(env: &Env, report: &mut Report) {
-    let Some(word) = env
-        .shared("marks")
-        .and_then(|region| region.words64().first())
-    else {
+    let Some(word) = env.shared("marks").and_then(|region| region.words64().first()) else {
         log::error!("bench: no region `marks`");
         return;
     };
@@ -62,8 +53,7 @@ pub fn dispatch(env: &Env, report: &mut Report) {
     let (Some(cpu), Some(contexts), Some(page), Some(wake)) = (
         env.capability::<Cpu>("cpu"),
         env.capabilities::<SchedContext>("contexts"),
-        env.shared("status")
-            .and_then(|region| region.words64().first()),
+        env.shared("status").and_then(|region| region.words64().first()),
         env.capability::<Notification>("dispatched-signal"),
     ) else {
         log::error!("bench: not a scheduler");
@@ -115,12 +105,10 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
     let own: SchedContext = env.capability("installer-context").ok_or(Error::Empty)?;
     let untyped: Untyped = env.capability("objects").ok_or(Error::Empty)?;
     let mut slots = env.slots();
-    let plans: Vec<Plan> = (0..2)
-        .map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?))
-        .collect::<Result<_, _>>()?;
-    let windows: Vec<(SchedContext, u64, u64)> = (0..COUNT)
-        .map(|index| (own, index * LENGTH, (index + 1) * LENGTH))
-        .collect();
+    let plans: Vec<Plan> =
+        (0..2).map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?)).collect::<Result<_, _>>()?;
+    let windows: Vec<(SchedContext, u64, u64)> =
+        (0..COUNT).map(|index| (own, index * LENGTH, (index + 1) * LENGTH)).collect();
     let mut samples = Vec::with_capacity(PLANS);
     for turn in 0..PLANS {
         let plan = plans.get(turn % 2).copied().ok_or(Error::Empty)?;
@@ -142,10 +130,9 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
 
 /// The share that a scheduler takes for itself, in one second of a CPU that is full of contracts which take slack too.
 pub fn share(env: &mut Env) {
-    let (Some(context), Some(cpu)) = (
-        env.capability::<SchedContext>("scheduler-context"),
-        env.capability::<Cpu>("cpu"),
-    ) else {
+    let (Some(context), Some(cpu)) =
+        (env.capability::<SchedContext>("scheduler-context"), env.capability::<Cpu>("cpu"))
+    else {
         log::error!("bench: no scheduler to look at");
         return;
     };
@@ -158,21 +145,13 @@ pub fn share(env: &mut Env) {
             log::error!("bench: accounts cannot be read");
             return;
         };
-        if let Some((used_before, elapsed_before)) =
-            last.replace((used.own + used.lost, ledger.elapsed))
-        {
-            shares.push(
-                (used.own + used.lost - used_before) * 1_000_000
-                    / (ledger.elapsed - elapsed_before).max(1),
-            );
+        if let Some((used_before, elapsed_before)) = last.replace((used.own + used.lost, ledger.elapsed)) {
+            shares.push((used.own + used.lost - used_before) * 1_000_000 / (ledger.elapsed - elapsed_before).max(1));
         }
     }
     shares.sort_unstable();
     let show = |index: usize| {
-        shares.get(index).map_or_else(
-            || format!("0"),
-            |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000),
-        )
+        shares.get(index).map_or_else(|| format!("0"), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000))
     };
     log::info!(
         "bench: {{\"name\":\"time.scheduler_share\",\"unit\":\"%\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{}}}",

@@ -5,8 +5,8 @@ use alloc::{boxed::Box, vec};
 use moira_rt::{
     Env, end,
     sys::{
-        self, Caps, Configuration, Cpu, Deadline, Endpoint, Event, FrameSize, MapFlags,
-        Notification, Slot, Space, Thread, Untyped, reply_receive_short,
+        self, Caps, Configuration, Cpu, Deadline, Endpoint, Event, FrameSize, MapFlags, Notification, Slot, Space,
+        Thread, Untyped, reply_receive_short,
     },
 };
 
@@ -69,10 +69,7 @@ fn objects(env: &Env, end: u64) -> Option<()> {
     while sys::now() < end {
         if let Ok(frames) = untyped.retype_frames(FrameSize::Small, 8, first)
             && let Some(frame) = frames.get(0)
-            && env
-                .space()
-                .map(frame, address, MapFlags::READ_WRITE)
-                .is_ok()
+            && env.space().map(frame, address, MapFlags::READ_WRITE).is_ok()
         {
             let _ = env.space().unmap_fully(frame);
         }
@@ -111,27 +108,13 @@ fn faults(env: &Env) -> Option<()> {
     door.bind(faulting).ok()?;
     faults.bind(handling).ok()?;
     start(env, cpu, handling, handler as *const () as u64, 3, None)?;
-    start(
-        env,
-        cpu,
-        faulting,
-        faulter as *const () as u64,
-        2,
-        Some(faults),
-    )?;
+    start(env, cpu, faulting, faulter as *const () as u64, 2, Some(faults))?;
     // Both are passive: they run for the first time when somebody calls.
     let _ = door.call_short(0, &[]);
     Some(())
 }
 
-fn start(
-    env: &Env,
-    cpu: Cpu,
-    thread: Thread,
-    entry: u64,
-    level: u8,
-    fault_endpoint: Option<Endpoint>,
-) -> Option<()> {
+fn start(env: &Env, cpu: Cpu, thread: Thread, entry: u64, level: u8, fault_endpoint: Option<Endpoint>) -> Option<()> {
     let stack = Box::leak(vec![0_u64; 512].into_boxed_slice());
     // As a call leaves it: aligned to 16 bytes before the return address.
     let top = (stack.as_ptr_range().end as u64 & !15) - 8;

@@ -4,10 +4,7 @@ use crate::{stretch, time};
 use alloc::{format, string::String, vec::Vec};
 use moira_rt::{
     Env,
-    sys::{
-        self, Consumed, Cpu, MessageBuffer, SchedContext, Thread, abi::fault::Registers,
-        abi::time::CpuLedger,
-    },
+    sys::{self, Consumed, Cpu, MessageBuffer, SchedContext, Thread, abi::fault::Registers, abi::time::CpuLedger},
 };
 
 struct Watched {
@@ -28,11 +25,7 @@ pub fn run(env: &mut Env) {
             log::error!("judge: no context of {name}");
             return;
         };
-        watched.push(Watched {
-            name: name.into(),
-            context,
-            samples: Vec::with_capacity(64),
-        });
+        watched.push(Watched { name: name.into(), context, samples: Vec::with_capacity(64) });
     }
     let mut guard = Guard::new(env);
     let (mut times, mut ledgers) = (Vec::with_capacity(64), Vec::with_capacity(64));
@@ -59,10 +52,7 @@ fn report(watched: &[Watched], times: &[u64]) {
     for one in watched {
         for (index, pair) in one.samples.windows(2).enumerate() {
             let [before, after] = pair else { continue };
-            let length = times
-                .get(index + 1)
-                .zip(times.get(index))
-                .map_or(0, |(end, begin)| end - begin);
+            let length = times.get(index + 1).zip(times.get(index)).map_or(0, |(end, begin)| end - begin);
             log::info!(
                 "data: {{\"kind\":\"account\",\"task\":\"{}\",\"interval\":{index},\"length\":{length},\"own\":{},\"lost\":{},\"helped\":{},\"structural\":{}}}",
                 one.name,
@@ -78,19 +68,11 @@ fn report(watched: &[Watched], times: &[u64]) {
 fn ledger(ledgers: &[CpuLedger]) {
     for (index, pair) in ledgers.windows(2).enumerate() {
         let [before, after] = pair else { continue };
-        let (elapsed, contexts) = (
-            after.elapsed - before.elapsed,
-            after.contexts - before.contexts,
-        );
-        let (idle, interrupts) = (
-            after.idle - before.idle,
-            after.interrupts - before.interrupts,
-        );
+        let (elapsed, contexts) = (after.elapsed - before.elapsed, after.contexts - before.contexts);
+        let (idle, interrupts) = (after.idle - before.idle, after.interrupts - before.interrupts);
         // The parts sum to the whole, to the tick.
         if elapsed != contexts + idle + interrupts {
-            log::error!(
-                "judge: the ledger does not add up: {elapsed} is not {contexts} + {idle} + {interrupts}"
-            );
+            log::error!("judge: the ledger does not add up: {elapsed} is not {contexts} + {idle} + {interrupts}");
         }
         log::info!(
             "data: {{\"kind\":\"ledger\",\"interval\":{index},\"elapsed\":{elapsed},\"contexts\":{contexts},\"idle\":{idle},\"interrupts\":{interrupts},\"gone\":{},\"choices\":{}}}",
@@ -132,10 +114,7 @@ impl Guard {
             // Stopped, sent to where no code is, let go: it faults.
             let stopped = thread.stop().and_then(|()| thread.read_registers(buffer));
             let broken = stopped.and_then(|snapshot| {
-                let registers = Registers {
-                    rip: 0,
-                    ..snapshot.registers
-                };
+                let registers = Registers { rip: 0, ..snapshot.registers };
                 thread.write_registers(buffer, &registers)
             });
             if let Err(error) = broken.and_then(|()| thread.resume()) {

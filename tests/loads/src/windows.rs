@@ -57,22 +57,14 @@ impl Seen {
 
     fn start(&mut self, offset: u64) {
         let full = self.starts.len() >= 64;
-        match self
-            .starts
-            .iter_mut()
-            .find(|start| offset.abs_diff(start.first) < NEAR)
-        {
+        match self.starts.iter_mut().find(|start| offset.abs_diff(start.first) < NEAR) {
             Some(start) => {
                 start.first = start.first.min(offset);
                 start.last = start.last.max(offset);
                 start.count += 1;
             }
             // Full: many offsets mean that the cycle is another one; then lateness means nothing.
-            None if !full => self.starts.push(Start {
-                first: offset,
-                last: offset,
-                count: 1,
-            }),
+            None if !full => self.starts.push(Start { first: offset, last: offset, count: 1 }),
             None => {}
         }
     }
@@ -106,23 +98,9 @@ pub fn run(env: &Env) {
     }
     // Apart from each other: all tasks have the same end.
     crate::work_until(to + time(env, "print_ms", 0));
-    let Seen {
-        ran,
-        short,
-        shorts,
-        longest_short,
-        windows,
-        longest_gap,
-        calls,
-        starts,
-    } = &seen;
+    let Seen { ran, short, shorts, longest_short, windows, longest_gap, calls, starts } = &seen;
     // A start seen once says nothing about lateness.
-    let late = starts
-        .iter()
-        .filter(|start| start.count > 1)
-        .map(|start| start.last - start.first)
-        .max()
-        .unwrap_or(0);
+    let late = starts.iter().filter(|start| start.count > 1).map(|start| start.last - start.first).max().unwrap_or(0);
     let places = starts.iter().filter(|start| start.count > 1).count();
     let name = &env.info.name;
     log::info!(

@@ -5,6 +5,9 @@ use moira_abi::vcpu::Exit;
 /// How many exits are kept: a power of two.
 pub const KEPT: usize = 32;
 
+const REASON_SHIFT: u32 = 56;
+const DETAIL: u64 = (1 << REASON_SHIFT) - 1;
+
 /// One exit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Record {
@@ -12,14 +15,15 @@ pub struct Record {
     pub reason: u64,
     /// RIP at the exit.
     pub rip: u64,
-    /// Its qualification.
+    /// Its qualification, without the upper byte.
     pub qualification: u64,
 }
 
 /// The last [`KEPT`] exits and how many of each reason there were.
 #[derive(Clone, Debug)]
 pub struct History {
-    records: [Record; KEPT],
+    /// RIP, and qualification with the reason in its upper byte (no qualification of an exit that a machine survives reaches so far).
+    records: [(u64, u64); KEPT],
     total: u64,
     counts: [u64; 32],
 }
@@ -34,15 +38,15 @@ impl History {
     /// Nothing happened yet.
     #[must_use]
     pub const fn new() -> Self {
-        History { records: [Record { reason: 0, rip: 0, qualification: 0 }; KEPT], total: 0, counts: [0; 32] }
+        History { records: [(0, 0); KEPT], total: 0, counts: [0; 32] }
     }
 
-    /// Adds an exit.
+    /// Adds an exit: its reason ([`Exit`] as a number), RIP and qualification.
     #[inline(always)]
-    pub fn add(&mut self, exit: Exit, rip: u64, qualification: u64) {
-        self.records[self.total as usize % KEPT] = Record { reason: exit as u64, rip, qualification };
+    pub fn add(&mut self, reason: u64, rip: u64, qualification: u64) {
+        self.records[self.total as usize % KEPT] = (rip, qualification ^ reason << REASON_SHIFT);
         self.total = self.total.wrapping_add(1);
-        self.counts[exit as usize % 32] += 1;
+        self.counts[reason as usize % 32] += 1;
     }
 
     /// Exits so far.
@@ -60,7 +64,10 @@ impl History {
     /// The last exits, oldest first.
     pub fn last(&self) -> impl Iterator<Item = Record> + '_ {
         let kept = self.total.min(KEPT as u64);
-        (self.total - kept..self.total).map(|index| self.records[index as usize % KEPT])
+        (self.total - kept..self.total).map(|index| {
+            let (rip, detail) = self.records[index as usize % KEPT];
+            Record { reason: detail >> REASON_SHIFT, rip, qualification: detail & DETAIL }
+        })
     }
 }
 
@@ -72,9 +79,12 @@ mod tests {
     fn keeps_the_last_ones_in_order() {
         let mut history = History::new();
         for rip in 0..40 {
-            history.add(Exit::Port, rip, 0);
+            history.add(Exit::Port as u64, rip, 0);
         }
-        assert_eq!(history.last().map(|record| record.rip).collect::<std::vec::Vec<_>>(), (8..40).collect::<std::vec::Vec<_>>());
+        assert_eq!(
+            history.last().map(|record| record.rip).collect::<std::vec::Vec<_>>(),
+            (8..40).collect::<std::vec::Vec<_>>()
+        );
         assert_eq!((history.total(), history.count(Exit::Port), history.count(Exit::Cpuid)), (40, 40, 0));
     }
 }

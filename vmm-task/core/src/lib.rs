@@ -8,7 +8,7 @@
 //! | [`state`] | the state page that the monitor shares with the kernel |
 //! | [`ram`] | guest memory |
 //! | [`boot`] | from an image to the first instruction |
-//! | [`clock`] | the date from the machine's clock |
+//! | [`clock`] | time |
 //! | [`disk`] | a disk held in memory |
 //! | [`report`] | what a dead machine leaves behind |
 //!

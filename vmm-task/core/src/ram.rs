@@ -64,6 +64,14 @@ impl<'a> Ram<'a> {
         block.get((offset >> 3) as usize).map(|word| word.load(Relaxed))
     }
 
+    /// The page of 4 KiB around `gpa`; `None` where there is no memory.
+    #[must_use]
+    pub fn page(&self, gpa: u64) -> Option<&'a [AtomicU64; 512]> {
+        let (block, offset) = self.block(gpa);
+        let first = usize::try_from(offset >> 12).ok()?.checked_mul(512)?;
+        block.get(first..first.checked_add(512)?)?.try_into().ok()
+    }
+
     /// The block and the range of bytes in it, if all of it is memory.
     #[inline]
     fn range(&self, gpa: u64, len: u64) -> Result<(&'a [AtomicU64], usize), OutOfRange> {

@@ -1,15 +1,15 @@
 //! The virtual machine and its run loop.
 
 use crate::boot::{self, BootError, Guest};
+use crate::clock::TscClock;
 use crate::event::{Both, Event, combine};
-use crate::exits;
+use crate::exits::{self, Answers, decode::CodePage};
 use crate::history::History;
 use crate::ram::Ram;
 use crate::state::{StatePage, field};
 use moira_abi::vcpu::{Exit, event, group, interruptibility, request};
 use vmm_devices::board::Board;
 use vmm_devices::fabric::Interrupt;
-use vmm_devices::time::Rate;
 use vmm_machine::cpuid::CpuidTable;
 use vmm_machine::memory_map::MemoryMap;
 use vmm_machine::msr::{MsrConfig, MsrPolicy};
@@ -17,11 +17,11 @@ use vmm_machine::msr::{MsrConfig, MsrPolicy};
 /// The kernel as the run loop sees it.
 pub trait Processor {
     /// Enters the guest: groups changed (bits 0–31) and wanted (bits 32–63) of the state page, and when to come back at the
-    /// latest (TSC; 0: whenever). Answers why it came back and which groups are current.
+    /// latest (TSC; 0: whenever). Answers why it came back ([`Exit`] as a number) and which groups are current.
     ///
     /// # Errors
     /// Those of the kernel's `run`: the vCPU is gone or was never set up.
-    fn run(&mut self, masks: u64, until: u64) -> Result<(Exit, u64), moira_abi::Error>;
+    fn run(&mut self, masks: u64, until: u64) -> Result<(u64, u64), moira_abi::Error>;
     /// The TSC.
     fn now(&self) -> u64;
     /// Waits for bits of the monitor's own notification, at most until then (TSC; 0: however long). Answers the bits.
@@ -64,15 +64,15 @@ pub enum Ending {
     Kernel(moira_abi::Error),
 }
 
-/// What to do after an exit.
+/// What to do after an exit. It fits a register, because every exit makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Back into the guest.
     Enter,
     /// Wait for an interrupt first.
     Halt,
-    /// The machine ended.
-    End(Ending),
+    /// The machine ended: [`Vm::ending`] says how.
+    End,
 }
 
 /// What a machine is made of.
@@ -104,7 +104,7 @@ pub struct Vm<'a> {
     pub(crate) cpuid: CpuidTable,
     pub(crate) msr: MsrPolicy,
     msr_config: MsrConfig,
-    pub(crate) clock: Rate,
+    clock: TscClock,
     /// Groups of the page to load at the next entry.
     pub(crate) changed: u64,
     /// Groups that the next exit shall write.
@@ -121,12 +121,16 @@ pub struct Vm<'a> {
     pub(crate) attention: bool,
     /// The kernel holds an event of its own since the last exit.
     shadow: Shadow,
-    /// The board's next deadline (nanoseconds) and the same in TSC ticks, 0 for none.
-    deadline: Option<u64>,
+    /// The board's next deadline in nanoseconds, all ones for none, and the same in TSC ticks, 0 for none.
+    deadline: u64,
     until: u64,
     /// Added to the TSC for the guest.
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
+    pub(crate) code_page: CodePage<'a>,
+    pub(crate) answers: Answers,
+    /// How the machine ended, once it has.
+    ending: Ending,
     pub(crate) history: History,
 }
 
@@ -142,6 +146,7 @@ pub(crate) enum Shadow {
 }
 
 const IF: u64 = 1 << 9;
+const NEVER: u64 = u64::MAX;
 
 impl<'a> Vm<'a> {
     /// A machine that has not been booted.
@@ -155,7 +160,7 @@ impl<'a> Vm<'a> {
             cpuid: parts.cpuid,
             msr: MsrPolicy::new(parts.msr),
             msr_config: parts.msr,
-            clock: Rate::new(parts.tsc_hz),
+            clock: TscClock::new(parts.tsc_hz),
             changed: 0,
             wanted: 0,
             groups: 0,
@@ -164,10 +169,13 @@ impl<'a> Vm<'a> {
             requested: 0,
             attention: true,
             shadow: Shadow::None,
-            deadline: None,
+            deadline: NEVER,
             until: 0,
             tsc_offset: 0,
             xcr0: parts.xcr0,
+            code_page: CodePage::NONE,
+            answers: Answers::default(),
+            ending: Ending::Killed,
             history: History::new(),
         }
     }
@@ -231,14 +239,17 @@ impl<'a> Vm<'a> {
                 Err(error) => return Ending::Kernel(error),
             };
             self.changed = 0;
-            self.history.add(exit, self.page.get(field::RIP), self.page.get(field::QUALIFICATION));
+            let page = self.page;
+            self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
+            const PORT: u64 = Exit::Port as u64;
+            const HYPERCALL: u64 = Exit::Hypercall as u64;
+            const CPUID: u64 = Exit::Cpuid as u64;
             let next = match exit {
-                Exit::Port => exits::port(self, cpu.now()),
-                Exit::Cpuid => {
-                    self.take_delivering();
-                    exits::cpuid(self)
-                }
-                _ => self.other_exit(cpu, exit),
+                // These cannot exit during the delivery of an event, and completing them ends an interrupt shadow.
+                PORT => exits::port(self, cpu.now()),
+                HYPERCALL => exits::hypercall(self),
+                CPUID => exits::cpuid(self),
+                _ => self.other_exit(cpu, Exit::from_code(exit).unwrap_or(Exit::Other)),
             };
             match next {
                 Next::Enter => {}
@@ -247,9 +258,16 @@ impl<'a> Vm<'a> {
                         return ending;
                     }
                 }
-                Next::End(ending) => return ending,
+                Next::End => return self.ending,
             }
         }
+    }
+
+    /// Ends the machine.
+    #[cold]
+    pub(crate) fn end(&mut self, ending: Ending) -> Next {
+        self.ending = ending;
+        Next::End
     }
 
     /// An event whose delivery the exit interrupted goes in again.
@@ -258,30 +276,41 @@ impl<'a> Vm<'a> {
         let delivering = Event::from_page(self.page.get(field::DELIVERING));
         if !delivering.is_none() {
             self.event = delivering;
-            self.shadow = Shadow::None;
+            self.attention = true;
         }
     }
 
-    #[inline(never)]
+    /// All exits but the hottest. Handlers that complete the instruction end its interrupt shadow; else nothing is known of it.
+    #[inline(always)]
     fn other_exit(&mut self, cpu: &mut impl Processor, exit: Exit) -> Next {
-        self.attention = true;
-        if self.groups & group::INTERRUPTIBILITY != 0 {
-            self.shadow = Shadow::Page;
-        } else {
-            self.shadow = Shadow::Unknown;
-        }
+        self.shadow = Shadow::Unknown;
         match exit {
-            Exit::Until | Exit::Kicked => {
-                self.take_armed();
-                let bits = cpu.poll();
-                return self.news(cpu, bits).map_or(Next::Enter, Next::End);
-            }
-            Exit::InterruptWindow => self.requested &= !request::INTERRUPT_WINDOW,
-            Exit::NmiWindow => self.requested &= !request::NMI_WINDOW,
+            Exit::Until | Exit::Kicked => return self.interrupted(cpu),
+            Exit::InterruptWindow => self.window(request::INTERRUPT_WINDOW),
+            Exit::NmiWindow => self.window(request::NMI_WINDOW),
             _ => {}
         }
         self.take_delivering();
-        exits::other(self, exit, cpu.now())
+        exits::other(self, exit, cpu)
+    }
+
+    fn window(&mut self, request: u64) {
+        self.requested &= !request;
+        self.shadow = Shadow::Page;
+        self.attention = true;
+    }
+
+    /// The run ended from outside.
+    #[inline(never)]
+    fn interrupted(&mut self, cpu: &mut impl Processor) -> Next {
+        self.shadow = Shadow::Page;
+        self.attention = true;
+        self.take_armed();
+        let bits = cpu.poll();
+        match self.news(cpu, bits) {
+            Some(ending) => self.end(ending),
+            None => Next::Enter,
+        }
     }
 
     /// After an exit that was none of the guest's doing, the kernel still holds what it did not get to inject.
@@ -322,7 +351,7 @@ impl<'a> Vm<'a> {
     /// Makes everything ready for the next entry: due work of devices, events, the deadline.
     #[inline(always)]
     fn prepare(&mut self, cpu: &impl Processor) {
-        let deadline = self.board.next_deadline();
+        let deadline = self.board.next_deadline().unwrap_or(NEVER);
         if deadline != self.deadline {
             self.set_deadline(deadline);
         }
@@ -332,9 +361,9 @@ impl<'a> Vm<'a> {
     }
 
     #[inline(never)]
-    fn set_deadline(&mut self, deadline: Option<u64>) {
+    fn set_deadline(&mut self, deadline: u64) {
         self.deadline = deadline;
-        self.until = deadline.map_or(0, |at| self.clock.ticks(at).saturating_add(1));
+        self.until = if deadline == NEVER { 0 } else { self.clock.tsc_at(deadline).max(1) };
     }
 
     /// Lets devices work and finds out what to inject.
@@ -348,7 +377,7 @@ impl<'a> Vm<'a> {
             }
             let now = self.ns(now);
             self.board.tick(now, &self.ram);
-            let deadline = self.board.next_deadline();
+            let deadline = self.board.next_deadline().unwrap_or(NEVER);
             self.set_deadline(deadline);
         }
         let _ = self.board.take_kicks();
@@ -427,7 +456,7 @@ impl<'a> Vm<'a> {
                 self.attention = true;
                 Next::Enter
             }
-            Both::TripleFault => Next::End(Ending::TripleFault),
+            Both::TripleFault => self.end(Ending::TripleFault),
         }
     }
 
@@ -442,9 +471,10 @@ impl<'a> Vm<'a> {
     pub(crate) fn set_rip(&mut self, rip: u64) {
         const RF: u64 = 1 << 16;
         const TF: u64 = 1 << 8;
-        let flags = self.page.get(field::RFLAGS);
-        self.page.set(field::RIP, rip);
-        self.page.set(field::RFLAGS, flags & !RF);
+        let page = self.page;
+        let flags = page.get(field::RFLAGS);
+        page.set(field::RIP, rip);
+        page.set(field::RFLAGS, flags & !RF);
         self.changed |= group::RIP;
         self.wanted = 0;
         self.shadow = Shadow::None;
@@ -460,6 +490,7 @@ impl<'a> Vm<'a> {
         let there = self.groups & groups == groups;
         if !there {
             self.wanted |= groups;
+            self.shadow = Shadow::Unknown;
         }
         there
     }

@@ -20,9 +20,7 @@ const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 90.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 60.0;
-const COLOURS: [&str; 6] = [
-    "#3b6ea5", "#d9822b", "#5a9a5a", "#a5483b", "#7a5aa0", "#808080",
-];
+const COLOURS: [&str; 6] = ["#3b6ea5", "#d9822b", "#5a9a5a", "#a5483b", "#7a5aa0", "#808080"];
 
 /// A number as people read it.
 pub fn shown(value: f64) -> String {
@@ -35,11 +33,7 @@ pub fn shown(value: f64) -> String {
             }
             text.push(digit);
         }
-        if value < 0.0 {
-            format!("-{text}")
-        } else {
-            text
-        }
+        if value < 0.0 { format!("-{text}") } else { text }
     } else {
         format!("{value:.4}")
     }
@@ -47,21 +41,13 @@ pub fn shown(value: f64) -> String {
 
 /// Text that stands in SVG or HTML.
 pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 impl Chart {
     /// The plot.
     pub fn svg(&self) -> String {
-        let most = self
-            .series
-            .iter()
-            .flat_map(|(_, values)| values)
-            .copied()
-            .fold(0.0_f64, f64::max);
+        let most = self.series.iter().flat_map(|(_, values)| values).copied().fold(0.0_f64, f64::max);
         let most = if most > 0.0 { most * 1.08 } else { 1.0 };
         let (inner, floor) = (WIDTH - LEFT - 20.0, HEIGHT - BOTTOM);
         let mut svg = format!(
@@ -71,11 +57,7 @@ impl Chart {
         for line in 0..=4 {
             let value = most * f64::from(line) / 4.0;
             let y = floor - (floor - TOP) * f64::from(line) / 4.0;
-            let text = if most > 20.0 {
-                shown(value.round())
-            } else {
-                format!("{value:.3}")
-            };
+            let text = if most > 20.0 { shown(value.round()) } else { format!("{value:.3}") };
             let _ = writeln!(
                 svg,
                 "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{}\" y2=\"{y:.1}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>",
@@ -151,19 +133,13 @@ mod tests {
         };
         let svg = chart.svg();
         assert!(svg.contains("a &lt; b") && svg.matches("<rect").count() == 3);
-        let heights: Vec<f64> = svg
-            .split("height=\"")
-            .skip(1)
-            .filter_map(|part| part.split('"').next()?.parse().ok())
-            .collect();
+        let heights: Vec<f64> =
+            svg.split("height=\"").skip(1).filter_map(|part| part.split('"').next()?.parse().ok()).collect();
         assert!((heights[1] / heights[0] - 2.0).abs() < 0.01, "{heights:?}");
     }
 
     #[test]
     fn numbers_have_groups_of_three() {
-        assert_eq!(
-            (shown(1234567.0), shown(0.5), shown(-12.0)),
-            ("1,234,567".into(), "0.5000".into(), "-12".into())
-        );
+        assert_eq!((shown(1234567.0), shown(0.5), shown(-12.0)), ("1,234,567".into(), "0.5000".into(), "-12".into()));
     }
 }

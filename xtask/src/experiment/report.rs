@@ -16,11 +16,7 @@ pub fn html(name: &str, title: &str, judged: &Judged, files: &[String]) -> Strin
         escaped(title)
     );
     for goal in &judged.goals {
-        let (class, word) = if goal.kept {
-            ("good", "kept")
-        } else {
-            ("bad", "missed")
-        };
+        let (class, word) = if goal.kept { ("good", "kept") } else { ("bad", "missed") };
         let _ = writeln!(
             text,
             "<tr><td>{}</td><td>{}</td><td class=\"{class}\">{word}</td></tr>",
@@ -36,18 +32,12 @@ pub fn html(name: &str, title: &str, judged: &Judged, files: &[String]) -> Strin
         let _ = writeln!(text, "<h2>{}</h2><table>", escaped(heading));
         for (index, row) in rows.iter().enumerate() {
             let cell = if index == 0 { "th" } else { "td" };
-            let cells: String = row
-                .iter()
-                .map(|value| format!("<{cell}>{}</{cell}>", escaped(value)))
-                .collect();
+            let cells: String = row.iter().map(|value| format!("<{cell}>{}</{cell}>", escaped(value))).collect();
             let _ = writeln!(text, "<tr>{cells}</tr>");
         }
         text += "</table>\n";
     }
-    let links: Vec<String> = files
-        .iter()
-        .map(|file| format!("<a href=\"{file}\">{file}</a>"))
-        .collect();
+    let links: Vec<String> = files.iter().map(|file| format!("<a href=\"{file}\">{file}</a>")).collect();
     let _ = writeln!(text, "<p>Data: {}</p></html>", links.join(", "));
     text
 }

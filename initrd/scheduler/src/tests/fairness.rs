@@ -22,22 +22,10 @@ struct Outcome {
 /// Runs a policy for so many ticks. Nothing costs time but the contexts themselves.
 fn simulate(policy: &mut dyn Policy, loads: &[Load], length: u64) -> Outcome {
     let count = loads.len();
-    let mut outcome = Outcome {
-        ran: vec![0; count],
-        latency: vec![0; count],
-        rounds: 0,
-    };
+    let mut outcome = Outcome { ran: vec![0; count], latency: vec![0; count], rounds: 0 };
     // Ticks left of the burst (awake) and when it wakes (asleep); when it woke, until it runs.
-    let mut left: Vec<u64> = loads
-        .iter()
-        .map(|load| {
-            if let Load::Bursts(run, _) = load {
-                *run
-            } else {
-                u64::MAX
-            }
-        })
-        .collect();
+    let mut left: Vec<u64> =
+        loads.iter().map(|load| if let Load::Bursts(run, _) = load { *run } else { u64::MAX }).collect();
     let mut asleep: Vec<Option<u64>> = vec![None; count];
     let mut woke: Vec<Option<u64>> = vec![Some(0); count];
     (0..count).for_each(|context| policy.wake(context, 0));
@@ -51,13 +39,7 @@ fn simulate(policy: &mut dyn Policy, loads: &[Load], length: u64) -> Outcome {
                 policy.wake(context, now);
             }
         }
-        let next = asleep
-            .iter()
-            .flatten()
-            .min()
-            .copied()
-            .unwrap_or(length)
-            .min(length);
+        let next = asleep.iter().flatten().min().copied().unwrap_or(length).min(length);
         let Some(choice) = policy.choose(now) else {
             now = next.max(now + 1);
             continue;
@@ -68,9 +50,7 @@ fn simulate(policy: &mut dyn Policy, loads: &[Load], length: u64) -> Outcome {
         if let Some(since) = woke[context].take() {
             outcome.latency[context] = outcome.latency[context].max(now - since);
         }
-        let used = (choice.until - now)
-            .min(left[context])
-            .min(next.max(now + 1) - now);
+        let used = (choice.until - now).min(left[context]).min(next.max(now + 1) - now);
         now += used;
         outcome.ran[context] += used;
         policy.ran(context, used, now);
@@ -89,13 +69,7 @@ fn simulate(policy: &mut dyn Policy, loads: &[Load], length: u64) -> Outcome {
 const QUANTUM: u64 = 1_000;
 
 fn weighted(weights: &[u64]) -> Vec<Share> {
-    weights
-        .iter()
-        .map(|weight| Share {
-            weight: *weight,
-            ..Share::EQUAL
-        })
-        .collect()
+    weights.iter().map(|weight| Share { weight: *weight, ..Share::EQUAL }).collect()
 }
 
 proptest! {
@@ -161,44 +135,22 @@ fn tickets_are_shares_in_the_long_run() {
     let outcome = simulate(&mut *policy, &[Load::Greedy; 3], 20_000_000);
     for (ran, weight) in outcome.ran.iter().zip([1_u64, 2, 5]) {
         // 20,000 draws: three standard deviations are below 1.1 % of all.
-        assert!(
-            ran.abs_diff(20_000_000 * weight / 8) < 220_000,
-            "{:?}",
-            outcome.ran
-        );
+        assert!(ran.abs_diff(20_000_000 * weight / 8) < 220_000, "{:?}", outcome.ran);
     }
 }
 
 #[test]
 fn warp_shortens_the_latency_of_the_interactive() {
-    let loads = [
-        Load::Greedy,
-        Load::Greedy,
-        Load::Greedy,
-        Load::Bursts(200, 9_000),
-    ];
+    let loads = [Load::Greedy, Load::Greedy, Load::Greedy, Load::Bursts(200, 9_000)];
     let latency = |warp| {
         let mut shares = vec![Share::EQUAL; 4];
         shares[3].warp = warp;
-        simulate(
-            &mut *by_name("bvt", &shares, 10_000).unwrap(),
-            &loads,
-            3_000_000,
-        )
+        simulate(&mut *by_name("bvt", &shares, 10_000).unwrap(), &loads, 3_000_000)
     };
     let (without, with) = (latency(0), latency(50_000));
-    assert!(
-        with.latency[3] == 0 && without.latency[3] > 1_000,
-        "{} {}",
-        with.latency[3],
-        without.latency[3]
-    );
+    assert!(with.latency[3] == 0 && without.latency[3] > 1_000, "{} {}", with.latency[3], without.latency[3]);
     // The greedy ones still share evenly.
-    assert!(
-        with.ran[..3]
-            .iter()
-            .all(|ran| ran.abs_diff(with.ran[0]) <= 20_000)
-    );
+    assert!(with.ran[..3].iter().all(|ran| ran.abs_diff(with.ran[0]) <= 20_000));
 }
 
 #[test]

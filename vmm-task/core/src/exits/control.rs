@@ -62,7 +62,7 @@ fn find_move(vm: &mut Vm<'_>) -> Option<Move> {
     if kind & control_write::UNDECODED == 0 && length != 0 {
         return Some(Move { length, register: (kind & control_write::REGISTER) as u8, general });
     }
-    if !vm.needs(group::CONTROL | group::SEGMENTS) {
+    if !vm.needs(group::CONTROL) {
         return None;
     }
     let mode = decode::mode(vm);
@@ -117,6 +117,7 @@ fn set_cr8(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     if let Some(apic) = vm.board.lapic(0) {
         apic.set_cr8(value as u8);
     }
+    vm.attention = true;
     vm.advance(length);
     Next::Enter
 }
@@ -151,9 +152,9 @@ fn set_cr4(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     Next::Enter
 }
 
-/// MOV to or from a debug register. The kernel writes groups CONTROL, DEBUG and SEGMENTS with it.
+/// MOV to or from a debug register. The kernel writes groups CONTROL and DEBUG with it.
 pub(super) fn debug(vm: &mut Vm<'_>) -> Next {
-    if !vm.needs(group::CONTROL | group::DEBUG | group::SEGMENTS) {
+    if !vm.needs(group::CONTROL | group::DEBUG) {
         return Next::Enter;
     }
     let kind = vm.page.get(field::QUALIFICATION);
@@ -197,7 +198,7 @@ pub(super) fn debug(vm: &mut Vm<'_>) -> Next {
 /// XSETBV, where the processor asks.
 pub(super) fn xsetbv(vm: &mut Vm<'_>) -> Next {
     let Some(length) = decode::length(vm, Expected::Xsetbv) else { return Next::Enter };
-    if !vm.needs(group::CONTROL | group::SEGMENTS | group::TSC_XCR) {
+    if !vm.needs(group::CONTROL | group::TSC_XCR) {
         return Next::Enter;
     }
     if vm.page.get(field::CR4) & CR4_OSXSAVE == 0 {

@@ -9,14 +9,14 @@ use moira_abi::vcpu::{access, group};
 use vmm_decode::{Address, DecodeError, Gprs, MmioOp, Mode, Step, mmio};
 use vmm_devices::traits::GuestMemory;
 
-/// A nested page fault; `now` in TSC ticks. The kernel writes groups RIP, CONTROL and SEGMENTS with it.
+/// A nested page fault; `now` in TSC ticks. The kernel writes groups RIP and CONTROL with it.
 #[inline]
 pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
     let (gpa, kind) = (vm.page.get(field::ADDRESS), vm.page.get(field::QUALIFICATION));
     if kind & (access::FETCH | access::WALK) != 0 {
         return stray(vm, gpa, kind);
     }
-    if !vm.needs(group::CONTROL | group::SEGMENTS) {
+    if !vm.needs(group::CONTROL) {
         return Next::Enter;
     }
     let mode = decode::mode(vm);
@@ -28,6 +28,8 @@ pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
         None => return Next::Enter,
     };
     let now = vm.ns(now);
+    // The local APIC is among the devices: what can be delivered may change.
+    vm.attention = true;
     match op.first_step() {
         Step::Read => {
             let value = vm.board.mmio_read(0, gpa, op.size, now, &vm.ram);
@@ -54,12 +56,12 @@ pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
 #[cold]
 fn stray(vm: &mut Vm<'_>, gpa: u64, kind: u64) -> Next {
     if vm.ram.word(gpa).is_some() {
-        return Next::End(Ending::Unsupported("a fault in memory that is mapped"));
+        return vm.end(Ending::Unsupported("a fault in memory that is mapped"));
     }
     if kind & access::FETCH != 0 && kind & access::WALK == 0 {
-        return Next::End(Ending::Unsupported("code outside of memory"));
+        return vm.end(Ending::Unsupported("code outside of memory"));
     }
-    Next::End(Ending::Unsupported("page tables outside of memory"))
+    vm.end(Ending::Unsupported("page tables outside of memory"))
 }
 
 /// The bytes are no access to a device.
@@ -83,6 +85,9 @@ fn move_string(
     destination: Address,
     now: u64,
 ) -> Result<(), Next> {
+    if !vm.needs(group::SEGMENTS) {
+        return Err(Next::Enter);
+    }
     let place = |vm: &mut Vm<'_>, address: Address, write: bool| {
         let base = vm.page.segment_base(segment_index(address.segment));
         let linear = address.linear(mode, base);

@@ -4,54 +4,103 @@
 //! the next exit can bring, or the guest has changed the instruction meanwhile) lets the guest execute it again.
 
 mod control;
-mod decode;
+pub(crate) mod decode;
 mod memory;
 mod msr;
 mod port;
 
 use crate::event::vector;
 use crate::state::{field, gpr};
-use crate::vm::{Ending, Next, Vm};
+use crate::vm::{Ending, Next, Processor, Vm};
 use moira_abi::vcpu::{Exit, group};
 pub(crate) use port::port;
 use vmm_decode::Expected;
-use vmm_machine::cpuid::Live;
+use vmm_machine::cpuid::{Leaf, Live};
 
 const CR4_OSXSAVE: u64 = 1 << 18;
+
+/// Answers to CPUID that were given before: a leaf that shows nothing of the processor's state never changes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answers {
+    /// Leaf and subleaf; none where nothing was asked yet, since the last leaf there is needs no answer kept.
+    asked: [(u64, u64); Answers::KEPT],
+    given: [Leaf; Answers::KEPT],
+}
+
+impl Answers {
+    /// A power of two.
+    const KEPT: usize = 16;
+
+    #[inline(always)]
+    fn place(leaf: u64, subleaf: u64) -> usize {
+        (leaf ^ leaf >> 28 ^ subleaf << 2) as usize % Answers::KEPT
+    }
+}
+
+impl Default for Answers {
+    fn default() -> Self {
+        Answers { asked: [(u64::MAX, 0); Answers::KEPT], given: [Leaf::default(); Answers::KEPT] }
+    }
+}
 
 /// CPUID.
 #[inline(always)]
 pub(crate) fn cpuid(vm: &mut Vm<'_>) -> Next {
     let Some(length) = decode::length(vm, Expected::Cpuid) else { return Next::Enter };
-    let (leaf, subleaf) = (vm.page.gpr(gpr::RAX) as u32, vm.page.gpr(gpr::RCX) as u32);
-    let mut live = Live::default();
-    if matches!(leaf, 1 | 0xd) {
-        // Two leaves show control registers.
-        if !vm.needs(group::CONTROL | group::TSC_XCR) {
-            return Next::Enter;
+    let page = vm.page;
+    let (leaf, subleaf) = (page.gpr(gpr::RAX) & 0xffff_ffff, page.gpr(gpr::RCX) & 0xffff_ffff);
+    let place = Answers::place(leaf, subleaf);
+    let answer = if vm.answers.asked[place] == (leaf, subleaf) {
+        vm.answers.given[place]
+    } else {
+        match ask(vm, leaf, subleaf, place) {
+            Some(answer) => answer,
+            None => return Next::Enter,
         }
-        live = Live { osxsave: vm.page.get(field::CR4) & CR4_OSXSAVE != 0, xcr0: vm.page.get(field::XCR0) };
-    }
-    let answer = vm.cpuid.answer(leaf, subleaf, live);
-    vm.page.set_gpr(gpr::RAX, answer.eax.into());
-    vm.page.set_gpr(gpr::RBX, answer.ebx.into());
-    vm.page.set_gpr(gpr::RCX, answer.ecx.into());
-    vm.page.set_gpr(gpr::RDX, answer.edx.into());
+    };
+    page.set_gpr(gpr::RAX, answer.eax.into());
+    page.set_gpr(gpr::RBX, answer.ebx.into());
+    page.set_gpr(gpr::RCX, answer.ecx.into());
+    page.set_gpr(gpr::RDX, answer.edx.into());
     vm.advance(length);
     Next::Enter
 }
 
-/// All exits but the two most frequent ones; `now` in TSC ticks.
-pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, now: u64) -> Next {
+#[inline(never)]
+fn ask(vm: &mut Vm<'_>, leaf: u64, subleaf: u64, place: usize) -> Option<Leaf> {
+    let shows_state = matches!(leaf, 1 | 0xd);
+    let mut live = Live::default();
+    if shows_state {
+        if !vm.needs(group::CONTROL | group::TSC_XCR) {
+            return None;
+        }
+        live = Live { osxsave: vm.page.get(field::CR4) & CR4_OSXSAVE != 0, xcr0: vm.page.get(field::XCR0) };
+    }
+    let answer = vm.cpuid.answer(leaf as u32, subleaf as u32, live);
+    // Intel answers leaves beyond the last with the last basic one, which may be the one that shows state.
+    if !shows_state && vm.cpuid.answer(leaf as u32, subleaf as u32, Live { osxsave: true, xcr0: u64::MAX }) == answer {
+        vm.answers.asked[place] = (leaf, subleaf);
+        vm.answers.given[place] = answer;
+    }
+    Some(answer)
+}
+
+/// All exits but the hottest.
+#[inline(always)]
+pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, cpu: &impl Processor) -> Next {
     match exit {
-        Exit::Memory => memory::memory(vm, now),
-        Exit::MsrRead => msr::read(vm, now),
-        Exit::MsrWrite => msr::write(vm, now),
+        Exit::Memory => memory::memory(vm, cpu.now()),
+        Exit::MsrRead => msr::read(vm, cpu.now()),
+        Exit::MsrWrite => msr::write(vm, cpu.now()),
+        _ => rare(vm, exit),
+    }
+}
+
+#[inline(never)]
+fn rare(vm: &mut Vm<'_>, exit: Exit) -> Next {
+    match exit {
         Exit::Halt => skip(vm, Expected::Hlt, Next::Halt),
-        Exit::Hypercall => hypercall(vm),
-        Exit::Port => port(vm, now),
-        Exit::Cpuid => cpuid(vm),
-        Exit::Until | Exit::Kicked | Exit::InterruptWindow | Exit::Iret => Next::Enter,
+        Exit::InterruptWindow | Exit::Iret => Next::Enter,
         Exit::NmiWindow => nmi_window(vm),
         Exit::Exception => exception(vm),
         Exit::ControlWrite => control::control(vm),
@@ -63,11 +112,12 @@ pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, now: u64) -> Next {
         Exit::Mwait | Exit::Undefined => vm.raise(vector::UNDEFINED, None),
         Exit::Rdpmc => vm.raise(vector::PROTECTION, Some(0)),
         Exit::Pause => skip(vm, Expected::Pause, Next::Enter),
-        Exit::Shutdown => Next::End(Ending::TripleFault),
-        Exit::InvalidState => Next::End(Ending::InvalidState(vm.page.get(field::QUALIFICATION))),
-        Exit::TaskSwitch => Next::End(Ending::Unsupported("a task switch")),
-        Exit::Init => Next::End(Ending::Unsupported("an INIT signal")),
-        Exit::Other => Next::End(Ending::Unsupported("an exit that the kernel does not know")),
+        Exit::Shutdown => vm.end(Ending::TripleFault),
+        Exit::InvalidState => vm.end(Ending::InvalidState(vm.page.get(field::QUALIFICATION))),
+        Exit::TaskSwitch => vm.end(Ending::Unsupported("a task switch")),
+        Exit::Init => vm.end(Ending::Unsupported("an INIT signal")),
+        // The named ones were handled before.
+        _ => vm.end(Ending::Unsupported("an exit that the kernel does not know")),
     }
 }
 
@@ -92,7 +142,8 @@ fn cache_flush(vm: &mut Vm<'_>) -> Next {
 }
 
 /// There are no hypercalls: the answer is -1, which no caller takes for success.
-fn hypercall(vm: &mut Vm<'_>) -> Next {
+#[inline(always)]
+pub(crate) fn hypercall(vm: &mut Vm<'_>) -> Next {
     let Some(length) = decode::length(vm, Expected::Hypercall) else { return Next::Enter };
     vm.page.set_gpr(gpr::RAX, u64::MAX);
     vm.advance(length);

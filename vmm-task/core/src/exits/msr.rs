@@ -44,6 +44,8 @@ pub(super) fn write(vm: &mut Vm<'_>, now: u64) -> Next {
     let value = vm.page.gpr(gpr::RAX) & 0xffff_ffff | vm.page.gpr(gpr::RDX) << 32;
     let done = if Board::is_apic_msr(msr) {
         let now = vm.ns(now);
+        // An end of interrupt lets in what waited behind it.
+        vm.attention = true;
         vm.board.msr_write(0, msr, value, now).is_ok()
     } else {
         match write_other(vm, msr, value, now) {

@@ -13,12 +13,13 @@ use vmm_devices::traits::GuestMemory;
 /// One port access; `now` in TSC ticks.
 #[inline(always)]
 pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
-    let io = PortIo(vm.page.get(field::QUALIFICATION));
+    let page = vm.page;
+    let io = PortIo(page.get(field::QUALIFICATION));
     if io.string() {
         return string(vm, io, now);
     }
     let now = vm.ns(now);
-    let (size, rax) = (io.size(), vm.page.gpr(gpr::RAX));
+    let (size, rax) = (io.size(), page.gpr(gpr::RAX));
     if io.input() {
         let value = u64::from(vm.board.port_read(io.port(), size, now, &vm.ram));
         // A 32-bit result clears the upper half, narrower ones keep it (SDM vol. 1, 3.4.1.1).
@@ -27,25 +28,25 @@ pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
             2 => rax & !0xffff | value & 0xffff,
             _ => value,
         };
-        vm.page.set_gpr(gpr::RAX, rax);
+        page.set_gpr(gpr::RAX, rax);
     } else {
         let action = vm.board.port_write(io.port(), size, rax as u32, now, &vm.ram);
         if action != Action::None {
-            return act(action);
+            return act(vm, action);
         }
     }
-    vm.advance(vm.page.get(field::LENGTH));
+    vm.advance(page.get(field::LENGTH));
     Next::Enter
 }
 
 /// What the board wants after a write.
 #[cold]
-fn act(action: Action) -> Next {
+fn act(vm: &mut Vm<'_>, action: Action) -> Next {
     match action {
         Action::None => Next::Enter,
-        Action::Reset => Next::End(Ending::Reset),
-        Action::PowerOff => Next::End(Ending::PowerOff),
-        Action::DebugExit(value) => Next::End(Ending::DebugExit(value)),
+        Action::Reset => vm.end(Ending::Reset),
+        Action::PowerOff => vm.end(Ending::PowerOff),
+        Action::DebugExit(value) => vm.end(Ending::DebugExit(value)),
     }
 }
 
@@ -120,7 +121,8 @@ fn move_element(vm: &mut Vm<'_>, io: PortIo, mode: Mode, element: &vmm_decode::S
         if GuestMemory::read(&vm.ram, gpa, bytes_used).is_err() {
             bytes_used.fill(0xff);
         }
-        act(vm.board.port_write(io.port(), size as u8, u32::from_le_bytes(bytes), now, &vm.ram))
+        let action = vm.board.port_write(io.port(), size as u8, u32::from_le_bytes(bytes), now, &vm.ram);
+        act(vm, action)
     } else {
         bytes = vm.board.port_read(io.port(), size as u8, now, &vm.ram).to_le_bytes();
         // What is not memory takes nothing.

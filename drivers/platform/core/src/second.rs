@@ -5,7 +5,7 @@
 use crate::machine::{Machine, Shared, Width};
 use crate::tables::Tables;
 use crate::value::{MOST_DEPTH, Value};
-use alloc::{boxed::Box, format, string::String};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 use aml::value::Args;
 use aml::{AmlContext, AmlError, AmlName, AmlValue, DebugVerbosity, Handler};
 use moira_proto::platform::PciAddress;
@@ -70,6 +70,7 @@ impl Second {
                 .parse_table(table.body())
                 .map_err(|error| format!("the table at {:#x}: {error:?}", table.address))?;
         }
+        correct_fields(&mut context);
         Ok(Second(context))
     }
 
@@ -93,6 +94,27 @@ impl Second {
     }
 }
 
+/// Version 0.16.4 takes a field's offset in bits for one in bytes. Fields that begin on a byte, which are most, are given one in bytes;
+/// of the others it goes on reading nonsense, and what depends on them is reported as a disagreement.
+fn correct_fields(context: &mut AmlContext) {
+    let mut handles = Vec::new();
+    // The closure gives no error, and the names come from the namespace itself.
+    let _ = context.namespace.clone().traverse(|_, level| {
+        handles.extend(level.values.values().copied());
+        Ok(true)
+    });
+    // An alias shares its handle with what it names.
+    handles.sort_unstable();
+    handles.dedup();
+    for handle in handles {
+        if let Ok(AmlValue::Field { offset, .. }) = context.namespace.get_mut(handle)
+            && offset.is_multiple_of(8)
+        {
+            *offset /= 8;
+        }
+    }
+}
+
 fn value(found: &AmlValue, depth: usize) -> Value {
     if depth > MOST_DEPTH {
         return Value::Other;
@@ -103,9 +125,7 @@ fn value(found: &AmlValue, depth: usize) -> Value {
         AmlValue::Integer(number) => Value::Integer(*number),
         AmlValue::String(text) => Value::String(text.clone()),
         AmlValue::Buffer(bytes) => Value::Buffer(bytes.lock().clone()),
-        AmlValue::Package(values) => {
-            Value::Package(values.iter().map(|found| value(found, depth + 1)).collect())
-        }
+        AmlValue::Package(values) => Value::Package(values.iter().map(|found| value(found, depth + 1)).collect()),
         _ => Value::Other,
     }
 }

@@ -191,9 +191,7 @@ pub fn route(devices: &[PciDevice], routes: &[Route], at: PciAddress) -> Option<
     let (mut bus, mut device) = (at.bus(), at.device());
     // No more levels than buses.
     for _ in 0..256 {
-        let found = routes
-            .iter()
-            .find(|route| (route.bus, route.device, route.pin) == (bus, device, pin));
+        let found = routes.iter().find(|route| (route.bus, route.device, route.pin) == (bus, device, pin));
         if found.is_some() {
             return found.copied();
         }

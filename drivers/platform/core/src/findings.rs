@@ -87,11 +87,7 @@ fn words(answer: &Result<Option<Value>, String>) -> String {
 
 /// Asks for everything. Both interpreters have their tables loaded.
 pub fn gather<M: Machine>(first: &Aml<M>, second: Option<&mut Second>) -> Findings {
-    let mut asker = Asker {
-        first,
-        second,
-        findings: Findings::default(),
-    };
+    let mut asker = Asker { first, second, findings: Findings::default() };
     // Routes depend on the interrupt controllers in use: 1, I/O APICs (ACPI 6.5, 5.8.1).
     asker.run("\\_PIC", &[1]);
     asker.findings.off = asker.ask("\\_S5", &[]).as_ref().and_then(power::sleep_types);
@@ -139,14 +135,7 @@ impl<M: Machine> Asker<'_, M> {
             }
             _ => return None,
         };
-        Some(Route {
-            bus,
-            device,
-            pin,
-            gsi,
-            level,
-            active_low,
-        })
+        Some(Route { bus, device, pin, gsi, level, active_low })
     }
 }
 

@@ -24,13 +24,16 @@ use std::collections::BTreeMap;
 const Q35: &[u8] = include_bytes!("../tests/data/q35.bin");
 const BOCHS: &[u8] = include_bytes!("../tests/data/bochs.bin");
 
+/// A function's configuration space, and which of its bits can be written.
+type Space = ([u8; 256], [u8; 256]);
+
 /// A machine of memory, a few ports, and PCI functions with their writable bits.
 #[derive(Clone, Default)]
 pub struct Fake {
     pub memory: BTreeMap<u64, u8>,
     pub ports: BTreeMap<u16, u64>,
     pub written: Vec<(u16, u64)>,
-    pub functions: BTreeMap<u16, ([u8; 256], [u8; 256])>,
+    pub functions: BTreeMap<u16, Space>,
     pub clock: Arc<AtomicU64>,
     selected: u64,
 }
@@ -48,7 +51,7 @@ impl Fake {
         fake
     }
 
-    fn function(&mut self, port: u16) -> Option<(&mut ([u8; 256], [u8; 256]), usize)> {
+    fn function(&mut self, port: u16) -> Option<(&mut Space, usize)> {
         let offset = (self.selected & 0xfc) as usize + usize::from(port - 0xcfc);
         let entry = self.functions.get_mut(&((self.selected >> 8) as u16))?;
         Some((entry, offset))
@@ -77,7 +80,7 @@ impl Machine for Fake {
             return bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
         }
         if port == 0x608 {
-            return self.clock.load(Relaxed) * timer::PM_HZ / 1_000_000_000 & 0xff_ffff;
+            return (self.clock.load(Relaxed) * timer::PM_HZ / 1_000_000_000) & 0xff_ffff;
         }
         self.ports.get(&port).copied().unwrap_or(width.ones())
     }
@@ -128,11 +131,8 @@ fn q35_is_read() {
     assert_eq!(cpus, [(0, 0, true), (1, 1, true), (2, 2, true), (3, 3, true)]);
     let io_apic = IoApic { id: 0, address: 0xfec0_0000, first_gsi: 0 };
     assert_eq!(info.io_apics, [io_apic]);
-    let overrides: Vec<_> = info
-        .overrides
-        .iter()
-        .map(|entry| (entry.irq, entry.gsi, entry.level, entry.active_low))
-        .collect();
+    let overrides: Vec<_> =
+        info.overrides.iter().map(|entry| (entry.irq, entry.gsi, entry.level, entry.active_low)).collect();
     assert_eq!(
         overrides,
         [(0, 2, false, false), (5, 5, true, false), (9, 9, true, false), (10, 10, true, false), (11, 11, true, false)]
@@ -174,9 +174,21 @@ fn the_boot_processor_comes_first() {
     assert_eq!(info.cpus.iter().map(|cpu| cpu.apic_id).collect::<Vec<_>>(), [2, 0, 1, 3]);
 }
 
+/// The bridge to ISA, whose registers say where the firmware sent the interrupt links.
+fn with_links(fake: &mut Fake, at: PciAddress, links: &[(usize, [u8; 4])]) {
+    let mut space = [0; 256];
+    put(&mut space, 0, &[0x86, 0x80, 0x18, 0x29, 7, 0, 0x10, 2, 2, 0, 1, 6]);
+    for (offset, irqs) in links {
+        put(&mut space, *offset, irqs);
+    }
+    fake.functions.insert(at.0, (space, [0; 256]));
+}
+
 /// Both interpreters on one machine's tables.
 fn interpret(file: &[u8]) -> findings::Findings {
-    let (fake, tables) = load(file);
+    let (mut fake, tables) = load(file);
+    with_links(&mut fake, PciAddress::new(0, 0x1f, 0), &[(0x60, [10, 5, 11, 9]), (0x68, [3, 4, 6, 7])]);
+    with_links(&mut fake, PciAddress::new(0, 1, 0), &[(0x60, [9, 10, 11, 5])]);
     let (machine, tables) = (Shared::new(fake), Arc::new(tables));
     let access = Access::new(machine.clone(), tables.clone());
     assert_eq!(interpreter::agrees(&access, &summary::read(&tables, 0)), Ok(()));
@@ -210,6 +222,14 @@ fn both_interpreters_agree_on_bochs() {
     assert!(found.agreed > 10, "{}", found.agreed);
     assert_eq!(found.off, Some((0, 0)));
     assert!(found.devices.iter().any(|device| device.1 == "PNP0A03"));
+    // The links' registers were read where they are: devices take links A to D in turn.
+    let gsi = |device, pin| {
+        let found = found.routes.iter().find(|route| (route.device, route.pin) == (device, pin));
+        found.map(|route| route.gsi)
+    };
+    let mut of_device_2: Vec<_> = (0..4).filter_map(|pin| gsi(2, pin)).collect();
+    of_device_2.sort_unstable();
+    assert_eq!(of_device_2, [5, 9, 10, 11]);
 }
 
 #[test]

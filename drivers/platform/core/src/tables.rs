@@ -49,15 +49,8 @@ impl Table {
         }
         let mut padded = bytes.clone();
         padded.resize((bytes.len() + PADDING).next_multiple_of(8), 0);
-        let words = padded
-            .chunks_exact(8)
-            .filter_map(|chunk| chunk.try_into().ok().map(u64::from_le_bytes))
-            .collect();
-        Some(Table {
-            address,
-            words,
-            bytes,
-        })
+        let words = padded.chunks_exact(8).filter_map(|chunk| chunk.try_into().ok().map(u64::from_le_bytes)).collect();
+        Some(Table { address, words, bytes })
     }
 
     /// Its four letters.
@@ -132,9 +125,7 @@ pub fn find_root(machine: &mut impl Machine, address: Option<u64>) -> Option<Roo
         machine.copy(address, &mut bytes);
         read_root_pointer(&bytes)
     };
-    address
-        .and_then(&mut read)
-        .or_else(|| BIOS.step_by(16).find_map(read))
+    address.and_then(&mut read).or_else(|| BIOS.step_by(16).find_map(read))
 }
 
 /// The checked copies of all tables.
@@ -168,11 +159,7 @@ impl Tables {
             .take(MOST_TABLES)
             .map(|entry| entry.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
             .collect();
-        let mut tables = Tables {
-            root,
-            all: vec![first],
-            rejected: Vec::new(),
-        };
+        let mut tables = Tables { root, all: vec![first], rejected: Vec::new() };
         for entry in entries {
             tables.add(machine, entry);
         }

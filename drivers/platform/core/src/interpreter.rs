@@ -7,10 +7,11 @@ use crate::machine::{Machine, Shared, Width};
 use crate::tables::{Root, Tables};
 use crate::value::{MOST_DEPTH, Value};
 use acpi::aml::namespace::{AmlName, NamespaceLevelKind};
-use acpi::aml::object::Object;
+use acpi::aml::object::{FieldUnitKind, Object};
+use acpi::aml::op_region::{OpRegion, RegionSpace};
 use acpi::aml::{AmlError, Interpreter};
-use acpi::platform::interrupt::{InterruptModel, Polarity, TriggerMode};
 use acpi::platform::ProcessorState;
+use acpi::platform::interrupt::{InterruptModel, Polarity, TriggerMode};
 use acpi::registers::FixedRegisters;
 use acpi::sdt::fadt::Fadt;
 use acpi::{AcpiTables, Handle, Handler, PciAddress, PhysicalMapping};
@@ -32,10 +33,7 @@ pub struct Access<M> {
 
 impl<M> Clone for Access<M> {
     fn clone(&self) -> Access<M> {
-        Access {
-            machine: self.machine.clone(),
-            tables: self.tables.clone(),
-        }
+        Access { machine: self.machine.clone(), tables: self.tables.clone() }
     }
 }
 
@@ -59,9 +57,8 @@ fn function(address: PciAddress, offset: u16) -> Option<(proto::PciAddress, u8)>
 
 impl<M: Machine> Access<M> {
     fn pci_read(&self, address: PciAddress, offset: u16, width: Width) -> u64 {
-        function(address, offset).map_or(width.ones(), |(at, offset)| {
-            self.machine.with(|machine| machine.config_read(at, offset, width))
-        })
+        function(address, offset)
+            .map_or(width.ones(), |(at, offset)| self.machine.with(|machine| machine.config_read(at, offset, width)))
     }
 
     fn pci_write(&self, address: PciAddress, offset: u16, width: Width, value: u64) {
@@ -254,6 +251,7 @@ impl<M: Machine> Aml<M> {
                 .load_table(table.body())
                 .map_err(|error| format!("the table at {:#x}: {error:?}", table.address))?;
         }
+        correct_fields(&interpreter);
         Ok(Aml { interpreter })
     }
 
@@ -300,6 +298,37 @@ impl<M: Machine> Aml<M> {
     }
 }
 
+/// Version 6.1.1 reads and writes the fields of a region of PCI configuration space as if the region began at offset 0. Each such
+/// field that the tables define is moved by the beginning of its region. Those that a method defines while it runs are not.
+fn correct_fields<M: Machine>(interpreter: &Interpreter<Access<M>>) {
+    let mut namespace = interpreter.namespace.lock().clone();
+    let token = interpreter.object_token.lock();
+    // The closure gives no error, and the names come from the namespace itself.
+    let _ = namespace.traverse(|_, level| {
+        let named = level.values.values().filter(|(flags, _)| !flags.is_alias());
+        for (_, object) in named {
+            let Object::FieldUnit(field) = &**object else {
+                continue;
+            };
+            let FieldUnitKind::Normal { region } = &field.kind else {
+                continue;
+            };
+            let Object::OpRegion(OpRegion { space: RegionSpace::PciConfig, base, .. }) = **region else {
+                continue;
+            };
+            let moved = usize::try_from(base).ok().and_then(|base| base.checked_mul(8)?.checked_add(field.bit_index));
+            let Some(moved) = moved else { continue };
+            // SAFETY: the token is held, nothing is being evaluated, and `field`, the one other reference, is not used again.
+            #[allow(unsafe_code)]
+            let object = unsafe { object.gain_mut(&token) };
+            if let Object::FieldUnit(field) = object {
+                field.bit_index = moved;
+            }
+        }
+        Ok(true)
+    });
+}
+
 fn value(object: &Object, depth: usize) -> Value {
     if depth > MOST_DEPTH {
         return Value::Other;
@@ -308,9 +337,7 @@ fn value(object: &Object, depth: usize) -> Value {
         Object::Integer(number) => Value::Integer(*number),
         Object::String(text) => Value::String(text.clone()),
         Object::Buffer(bytes) => Value::Buffer(bytes.clone()),
-        Object::Package(objects) => {
-            Value::Package(objects.iter().map(|object| value(object, depth + 1)).collect())
-        }
+        Object::Package(objects) => Value::Package(objects.iter().map(|object| value(object, depth + 1)).collect()),
         Object::Reference { inner, .. } => value(inner, depth + 1),
         _ => Value::Other,
     }

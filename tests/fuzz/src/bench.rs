@@ -1,0 +1,263 @@
+//! The supervisor: builds the attacker's world, gives it time, rebuilds, counts, and adds up.
+
+use crate::{
+    attack::{self, AIM, SHARED},
+    victim,
+};
+use alloc::string::String;
+use core::{fmt::Write, sync::atomic::Ordering::Relaxed};
+use moira_abi::{Error, Method, ObjectType};
+use moira_lab::{Check, Lab};
+use moira_sys::{
+    AddressSpace, Blocked, CapTable, Capability, Configuration, Deadline, Dispatched, Endpoint, Frame, FrameSize,
+    Notification, Rights, SchedContext, Slot, Space, Thread, Untyped,
+};
+
+/// One turn of the attacker, in microseconds.
+const TURN: u64 = 20_000;
+/// A turn of the victim after so many turns of the attacker.
+const VICTIM_EVERY: u64 = 4;
+/// The attacker's world is torn down and made anew after so many invocations, whatever its state.
+const LIFE: u64 = 20_000;
+
+/// A world for the attacker: all of it is made from the arena.
+struct World {
+    thread: Thread,
+    context: SchedContext,
+    /// Its invocations when it began.
+    begun: u64,
+}
+
+fn first<T: Capability>(made: moira_sys::Caps<T>) -> Result<T, Error> {
+    made.get(0).ok_or(Error::NoSlot)
+}
+
+/// What the attacker gets: a table with itself, an untyped, a space, threads, contexts, endpoints, notifications, frames, a plan, an
+/// interrupt source without a source, and the CPU without any right. Twice with fewer rights.
+fn furnish(lab: &mut Lab, table: CapTable) -> Result<(), Error> {
+    let arena = lab.arena;
+    let mut to = 2u32;
+    let mut hand = |lab: &mut Lab, kind: ObjectType| -> Result<Slot, Error> {
+        let slot = lab.slots(1);
+        match kind {
+            ObjectType::Untyped => drop(arena.retype_untypeds(16, 1, slot)?),
+            ObjectType::Frame => drop(arena.retype_frames(FrameSize::Small, 1, slot)?),
+            ObjectType::AddressSpace => drop(arena.retype_space(slot)?),
+            ObjectType::CapTable => drop(arena.retype_table(10, slot)?),
+            ObjectType::Thread => drop(arena.retype_threads(1, slot)?),
+            ObjectType::SchedContext => drop(arena.retype_contexts(1, slot)?),
+            ObjectType::Endpoint => drop(arena.retype_endpoints(1, slot)?),
+            ObjectType::Notification => drop(arena.retype_notifications(1, slot)?),
+            ObjectType::Interrupt => drop(arena.retype_interrupts(1, slot)?),
+            _ => drop(arena.retype_plan(9, slot)?),
+        }
+        if kind == ObjectType::Untyped {
+            table.move_to(Untyped::new(slot), Slot(to))?;
+        } else {
+            // The handle's type does not matter to a copy.
+            table.copy(Frame::new(slot), Slot(to), Rights::ALL)?;
+            to += 1;
+            table.copy(Frame::new(slot), Slot(to), Rights(1))?;
+        }
+        to += 1;
+        Ok(slot)
+    };
+    use ObjectType as T;
+    for kind in [
+        T::Untyped,
+        T::Untyped,
+        T::Frame,
+        T::Frame,
+        T::Frame,
+        T::AddressSpace,
+        T::CapTable,
+        T::Thread,
+        T::Thread,
+        T::SchedContext,
+        T::SchedContext,
+        T::Endpoint,
+        T::Endpoint,
+        T::Notification,
+        T::Notification,
+        T::Interrupt,
+        T::Plan,
+    ] {
+        hand(lab, kind)?;
+    }
+    let space = hand(lab, T::AddressSpace)?;
+    let memory = lab.slots(1);
+    moira_sys::AddressSpace::new(space).add_memory(first(arena.retype_untypeds(15, 1, memory)?)?)?;
+    let own = lab.slots(1);
+    Lab::TABLE.copy(table, own, Rights::ALL)?;
+    table.copy(CapTable::new(own), Slot(attack::OWN_TABLE as u32), Rights::ALL)?;
+    table.copy(Lab::CPU, Slot(to + 1), Rights(0))?;
+    Ok(())
+}
+
+fn build(lab: &mut Lab, stack: u64) -> Result<World, Error> {
+    let slot = lab.slots(6);
+    let arena = lab.arena;
+    let table = arena.retype_table(12, slot)?;
+    let thread = first(arena.retype_threads(1, slot.plus(1))?)?;
+    let context = first(arena.retype_contexts(1, slot.plus(2))?)?;
+    let buffer = first(arena.retype_frames(FrameSize::Small, 1, slot.plus(3))?)?;
+    thread.configure(&Configuration {
+        space: Lab::SPACE,
+        table,
+        buffer: Some(buffer),
+        level: 3,
+        fault_endpoint: None,
+        fault_notification: Some(lab.faults),
+        entry: attack::main as *const () as u64,
+        stack: stack - 8,
+    })?;
+    context.bind(thread, Lab::CPU)?;
+    thread.activate(Lab::CPU, [0, 0])?;
+    furnish(lab, table)?;
+    // It holds itself, too: it can stop itself, and write its own registers as far as the kernel lets it.
+    table.copy(thread, Slot(AIM as u32 - 2), Rights::ALL)?;
+    table.copy(context, Slot(AIM as u32 - 1), Rights::ALL)?;
+    let _: Option<(Endpoint, Notification, AddressSpace)> = None;
+    Ok(World { thread, context, begun: SHARED.made.load(Relaxed) })
+}
+
+/// A thread that is not the attacker's: its own table is the laboratory's, and nothing of it is in the attacker's.
+fn victim(lab: &mut Lab, stack: u64) -> Result<SchedContext, Error> {
+    let slot = lab.slots(2);
+    let home = lab.home;
+    let thread = first(home.retype_threads(1, slot)?)?;
+    let context = first(home.retype_contexts(1, slot.plus(1))?)?;
+    thread.configure(&Configuration {
+        space: Lab::SPACE,
+        table: Lab::TABLE,
+        buffer: None,
+        level: 1,
+        fault_endpoint: None,
+        fault_notification: Some(lab.faults),
+        entry: victim::main as *const () as u64,
+        stack: stack - 8,
+    })?;
+    context.bind(thread, Lab::CPU)?;
+    thread.activate(Lab::CPU, [0, 0])?;
+    Ok(context)
+}
+
+/// What became of a turn.
+#[derive(PartialEq, Eq)]
+enum Turn {
+    /// It goes on.
+    On,
+    /// It waits or is stopped or is gone, and will not come back by itself.
+    Stuck,
+}
+
+fn turn(lab: &mut Lab, world: &World) -> Result<Turn, Error> {
+    match lab.run(world.context, TURN) {
+        Ok(Dispatched::Blocked { deadline, kind: Blocked::Waiting, .. })
+            if deadline != 0 && deadline < Deadline::after(lab.micros(TURN)).0 =>
+        {
+            while moira_sys::now() < deadline {
+                core::hint::spin_loop();
+            }
+            Ok(Turn::On)
+        }
+        Ok(Dispatched::Blocked { .. }) => Ok(Turn::Stuck),
+        Ok(_) => Ok(Turn::On),
+        Err(error) => Err(error),
+    }
+}
+
+/// The experiment.
+pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
+    SHARED.state.store(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1), Relaxed);
+    SHARED.left.store(count, Relaxed);
+    SHARED.address.store(lab.address(512), Relaxed);
+    let (victim_stack, _) = lab.memory(4)?;
+    let (stack, _) = lab.memory(8)?;
+    let victim_context = victim(lab, victim_stack + 4 * 4096)?;
+    let (home_free, dirty_free) = (lab.home.info()?.free, lab.dirty.info()?.free);
+    lab.keep();
+    log::info!("fuzz: seed {seed}, {count} invocations");
+    let mut worlds = 0u64;
+    let mut stuck = 0u64;
+    lab.experiment("fuzz", |lab, check| {
+        while SHARED.left.load(Relaxed) > 0 {
+            worlds += 1;
+            let cleaned = lab.clean();
+            if check.good("cleaning up", cleaned).is_none() {
+                return;
+            }
+            check.equal("the arena is whole", lab.arena.info().map(|info| info.free), Ok(1 << moira_lab::ARENA_BITS));
+            let built = build(lab, stack + 8 * 4096);
+            let Some(world) = check.good("a new world", built) else { return };
+            let mut turns = 0;
+            while SHARED.left.load(Relaxed) > 0 && SHARED.made.load(Relaxed) - world.begun < LIFE {
+                turns += 1;
+                if turns % VICTIM_EVERY == 0 {
+                    check.good("the victim's turn", lab.run(victim_context, TURN / 8));
+                }
+                let outcome = turn(lab, &world);
+                match outcome {
+                    Ok(Turn::On) => {}
+                    Ok(Turn::Stuck) => {
+                        stuck += 1;
+                        break;
+                    }
+                    // It ended its own account.
+                    Err(_) => break,
+                }
+            }
+            let _ = world.thread;
+            let before = victim::SHOWN.rounds.load(Relaxed);
+            check.good("the victim's turn", lab.run(victim_context, TURN / 8));
+            if worlds % 64 == 0 {
+                check.holds("the victim goes on", victim::SHOWN.rounds.load(Relaxed) > before);
+            }
+        }
+        check.equal("invocations", SHARED.made.load(Relaxed), count);
+        check.equal("the victim's memory is its own", victim::SHOWN.wrong.load(Relaxed), 0);
+        check.holds("the victim made progress", victim::SHOWN.rounds.load(Relaxed) > 10);
+        check.equal("what the laboratory keeps", lab.home.info().map(|info| info.free), Ok(home_free));
+        check.equal("what it never touched", lab.dirty.info().map(|info| info.free), Ok(dirty_free));
+        ledger(lab, check);
+    });
+    report(count, worlds, stuck);
+    Ok(())
+}
+
+fn ledger(lab: &mut Lab, check: &mut Check) {
+    if let Some(ledger) = check.good("ledger", Lab::CPU.ledger(&mut lab.buffer)) {
+        check.equal("the ledger adds up", ledger.contexts + ledger.idle + ledger.interrupts, ledger.elapsed);
+    }
+}
+
+fn report(count: u64, worlds: u64, stuck: u64) {
+    let mut line = String::new();
+    for method in Method::ALL {
+        let made = SHARED.methods.get(*method as usize).map_or(0, |count| count.load(Relaxed));
+        let _ = write!(line, " {method:?} {made}");
+        if line.len() > 400 {
+            log::info!("fuzz: methods:{line}");
+            line.clear();
+        }
+    }
+    let valid: u64 = Method::ALL
+        .iter()
+        .filter_map(|method| SHARED.methods.get(*method as usize))
+        .map(|count| count.load(Relaxed))
+        .sum();
+    log::info!("fuzz: methods:{line} none {}", count - valid);
+    line.clear();
+    let mut back = 0;
+    for (code, made) in SHARED.statuses.iter().enumerate() {
+        let made = made.load(Relaxed);
+        back += made;
+        if made > 0 {
+            let name = Error::from_code(code as u8).map_or(String::from("Ok"), |error| alloc::format!("{error:?}"));
+            let _ = write!(line, " {name} {made}");
+        }
+    }
+    log::info!("fuzz: answers:{line}, none {}", count - back);
+    let rounds = victim::SHOWN.rounds.load(Relaxed);
+    log::info!("fuzz: {count} invocations, {worlds} worlds, {stuck} ended by itself, victim {rounds} rounds");
+}
