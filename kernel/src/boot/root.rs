@@ -142,7 +142,7 @@ pub fn make(
     virtualization: u32,
 ) -> Obj<Thread> {
     let initrd = loaded.initrd;
-    if initrd.start % 4096 != 0 {
+    if !initrd.start.is_multiple_of(4096) {
         super::fail(format_args!("the module does not begin on a page boundary"));
     }
     let length = initrd.end - initrd.start;

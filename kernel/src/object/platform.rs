@@ -91,7 +91,7 @@ pub fn start_cpu(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> Resu
 /// `add_io_apic`: W0 physical address, W1 first GSI; answers W0 the number of its pins.
 pub fn add_io_apic(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let (address, first) = (caller.word(0), caller.word(1));
-    if address % PAGE != 0 || address >= 1 << 32 || first > 0xffff || boot::is_memory(address, PAGE) {
+    if !address.is_multiple_of(PAGE) || address >= 1 << 32 || first > 0xffff || boot::is_memory(address, PAGE) {
         return Err(Error::BadArgument);
     }
     caller.answer1(arch::ioapic::add(address, first as u32).ok_or(Error::NoMemory)? as u64);
@@ -141,7 +141,7 @@ pub fn make_io_ports(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> 
 pub fn make_frame(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> Result<(), Error> {
     let size = u8::try_from(caller.word(1)).ok().and_then(FrameSize::from_bits).ok_or(Error::BadArgument)?;
     let address = caller.word(0);
-    if address % size.bytes() != 0 || address >= 1 << 46 || boot::is_memory(address, size.bytes()) {
+    if !address.is_multiple_of(size.bytes()) || address >= 1 << 46 || boot::is_memory(address, size.bytes()) {
         return Err(Error::BadArgument);
     }
     let to = caller.table()?.empty_slot(caller.word(2))?;

@@ -411,7 +411,7 @@ pub fn receive_slots(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Err
         return Err(Error::Active);
     }
     let first = caller.word(0);
-    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots.get() {
+    if !(2..=0xfff0).contains(&first) || first + 2 > thread.table()?.slots.get() {
         return Err(Error::NoSlot);
     }
     thread.receive_slots.set(first as u16);

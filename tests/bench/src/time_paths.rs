@@ -1,7 +1,7 @@
 //! Windows, dispatch, plans, the scheduler's own share. Each role is a task of `bench-time` or `bench-scheduler`.
 
 use crate::{Report, time};
-use alloc::{format, vec::Vec};
+use alloc::{format, string::ToString, vec::Vec};
 use core::sync::atomic::Ordering;
 use moira_rt::Env;
 use moira_sys::{Caps, Cpu, Deadline, Dispatched, Notification, Outcome, Plan, Platform, SchedContext, Untyped, now};
@@ -151,7 +151,7 @@ pub fn share(env: &mut Env) {
     }
     shares.sort_unstable();
     let show = |index: usize| {
-        shares.get(index).map_or_else(|| format!("0"), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000))
+        shares.get(index).map_or_else(|| "0".to_string(), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000))
     };
     log::info!(
         "bench: {{\"name\":\"time.scheduler_share\",\"unit\":\"%\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{}}}",

@@ -235,7 +235,7 @@ fn other(lab: &mut Lab, check: &mut Check) {
     let address = lab.address(1);
     check.good("map", Lab::SPACE.map(code, address, MapFlags::READ_WRITE));
     // mov rax, [rbx]; ud2
-    store(address, 0x0b0f_038b_48);
+    store(address, 0x0b_0f03_8b48);
     check.good("unmap", Lab::SPACE.unmap_fully(code));
     let page = Stub::Load.address() & !4095;
     check.good("code", space.map(code, 0x7000, MapFlags::READ_EXECUTE));

@@ -210,7 +210,7 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
             let _ = world.thread;
             let before = victim::SHOWN.rounds.load(Relaxed);
             check.good("the victim's turn", lab.run(victim_context, TURN / 8));
-            if worlds % 64 == 0 {
+            if worlds.is_multiple_of(64) {
                 check.holds("the victim goes on", victim::SHOWN.rounds.load(Relaxed) > before);
             }
         }

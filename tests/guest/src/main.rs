@@ -5,6 +5,7 @@
 //!
 //! | word | what it does |
 //! | --- | --- |
+//! | `fuzz SEED COUNT` | does at random what a guest can do, then switches the machine off |
 //! | `bench` | measures exits and switches the machine off |
 //! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
 //! | `off` | switches the machine off by ACPI |
@@ -19,6 +20,7 @@
 #[macro_use]
 mod serial;
 mod bench;
+mod fuzz;
 mod hardware;
 
 use hardware::{halt, in8, out8, out16};
@@ -54,6 +56,12 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
     let word = core::str::from_utf8(bytes.get(..end).unwrap_or_default()).unwrap_or_default();
     say!("guest: {} MiB, {word}", memory >> 20);
     match word {
+        "fuzz" => {
+            let mut numbers = bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number);
+            let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(10_000));
+            fuzz::run(seed, count);
+            power_off()
+        }
         "bench" => {
             bench::run();
             power_off()
@@ -72,6 +80,12 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
         }
         _ => power_off(),
     }
+}
+
+/// A decimal number; what is no digit counts as none.
+fn number(text: &[u8]) -> u64 {
+    let digits = text.iter().filter(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number: u64, digit| number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0')))
 }
 
 /// ACPI's S5 (SLP_TYP 5, SLP_EN).

@@ -23,6 +23,13 @@ impl fmt::Write for Serial {
     }
 }
 
+/// Sets the port up again: eight bits, FIFO, no loop, no interrupts.
+pub fn init() {
+    for (register, value) in [(3, 3), (1, 0), (2, 7), (4, 3)] {
+        out8(PORT + register, value);
+    }
+}
+
 /// Prints a line.
 #[macro_export]
 macro_rules! say {

@@ -1,6 +1,6 @@
 //! The test cases: `tests/cases/*.toml`, each giving one case for each machine it names.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -25,6 +25,8 @@ struct Entry {
     name: String,
     system: String,
     machines: Vec<MachineEntry>,
+    #[serde(default)]
+    options: BTreeMap<String, String>,
     #[serde(default)]
     cmdline: String,
     #[serde(default)]
@@ -83,6 +85,8 @@ pub struct Case {
     pub name: String,
     /// The system it boots.
     pub system: String,
+    /// Values for the system's options.
+    pub options: BTreeMap<String, String>,
     /// What it boots on.
     pub machine: Machine,
     /// The kernel's command line.
@@ -161,6 +165,7 @@ impl Entry {
         Ok(Case {
             name: format!("{}/{}", self.name, machine.label()),
             system: self.system.clone(),
+            options: self.options.clone(),
             machine,
             cmdline: self.cmdline.clone(),
             expect: self.expect.clone(),

@@ -137,18 +137,23 @@ fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count>
 }
 
 /// Packs each system once. A system that cannot be packed fails its own cases, not the others'.
-fn systems(cases: &[Case], images: &Images) -> HashMap<String, Result<System>> {
+fn systems(cases: &[Case], images: &Images) -> Systems {
     let mut systems = HashMap::new();
     for case in cases {
-        systems.entry(case.system.clone()).or_insert_with(|| build::system(&case.system, images, &BTreeMap::new()));
+        systems
+            .entry((case.system.clone(), case.options.clone()))
+            .or_insert_with(|| build::system(&case.system, images, &case.options));
     }
     systems
 }
 
+/// Packed systems by name and options.
+type Systems = HashMap<(String, BTreeMap<String, String>), Result<System>>;
+
 /// Runs cases side by side.
 struct Runner<'a> {
     cases: &'a [Case],
-    systems: &'a HashMap<String, Result<System>>,
+    systems: &'a Systems,
     slots: u32,
     state: Mutex<State>,
     freed: Condvar,
@@ -166,7 +171,7 @@ struct State {
 }
 
 impl<'a> Runner<'a> {
-    fn new(cases: &'a [Case], systems: &'a HashMap<String, Result<System>>, slots: u32) -> Self {
+    fn new(cases: &'a [Case], systems: &'a Systems, slots: u32) -> Self {
         let bar =
             if crate::tty::stderr_is_terminal() { ProgressBar::new(cases.len() as u64) } else { ProgressBar::hidden() };
         if let Ok(style) = ProgressStyle::with_template("{spinner} {pos}/{len} ({elapsed}) {wide_msg}") {
@@ -260,7 +265,7 @@ impl<'a> Runner<'a> {
             self.say(&format!("FAIL  {text}"));
             false
         };
-        let system = match self.systems.get(&case.system) {
+        let system = match self.systems.get(&(case.system.clone(), case.options.clone())) {
             Some(Ok(system)) => system,
             Some(Err(error)) => {
                 return fail(format!("{}: no system to boot: {error:#}", case.name));

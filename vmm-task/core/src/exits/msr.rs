@@ -96,6 +96,7 @@ fn write_other(vm: &mut Vm<'_>, msr: u32, value: u64, now: u64) -> Result<bool, 
 fn move_tsc(vm: &mut Vm<'_>, change: i64, now: u64) {
     vm.tsc_offset = vm.tsc_offset.wrapping_add_signed(change);
     vm.page.set(field::TSC_OFFSET, vm.tsc_offset);
+    cut_xcr0(vm);
     vm.changed |= group::TSC_XCR;
     let now = vm.ns(now);
     vm.board.set_tsc_offset(0, vm.tsc_offset, now);
@@ -155,5 +156,34 @@ fn set_kernel_value(vm: &mut Vm<'_>, kept: KernelMsr, value: u64) {
         (None, KernelMsr::GsBase) => vm.page.set_segment_base(seg::GS, value),
         (None, _) => {}
     }
-    vm.changed |= group_of(kept);
+    let group = group_of(kept);
+    match group {
+        group::MSRS => make_canonical(vm),
+        group::TSC_XCR => cut_xcr0(vm),
+        _ => {}
+    }
+    vm.changed |= group;
+}
+
+/// XCR0 may be what an emulator that does not intercept XSETBV let in: the kernel refuses components that it cannot save.
+fn cut_xcr0(vm: &Vm<'_>) {
+    const AVX: u64 = 6;
+    const AVX512: u64 = 0xe0;
+    let mut value = vm.page.get(field::XCR0) & vm.xcr0 | 1;
+    if value & AVX != AVX {
+        value &= 3;
+    }
+    if value & AVX512 != AVX512 {
+        value &= !AVX512;
+    }
+    vm.page.set(field::XCR0, value);
+}
+
+/// Addresses among the MSRs that the guest wrote by itself: an emulator may have let others in than a processor does, and the
+/// kernel takes the group as a whole.
+fn make_canonical(vm: &Vm<'_>) {
+    for word in [field::LSTAR, field::CSTAR, field::KERNEL_GS_BASE, field::SYSENTER_ESP, field::SYSENTER_EIP] {
+        let value = vm.page.get(word);
+        vm.page.set(word, ((value as i64) << 16 >> 16) as u64);
+    }
 }

@@ -30,6 +30,8 @@ mod code {
     pub const VMMCALL: u64 = 0x81;
     pub const NESTED_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
+    /// The same, from an emulator that keeps 32 bits.
+    pub const INVALID_SHORT: u64 = 0xffff_ffff;
     pub const BUSY: u64 = u64::MAX - 1;
 }
 
@@ -205,7 +207,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
             Exit::InterruptWindow
         }
         code::TASK_SWITCH => return task_switch(cpu, hw, page, out, false),
-        code::INVALID => {
+        code::INVALID | code::INVALID_SHORT => {
             report(page, Exit::InvalidState, invalid::HARDWARE, 0);
             Exit::InvalidState
         }
