@@ -255,15 +255,18 @@ fn stop_by_fault(cpu: &Cpu, thread: Obj<Thread>) {
 
 #[cold]
 fn unhandled(thread: Obj<Thread>) {
+    // Whoever makes threads decides who hears of their faults; a line on the serial port takes milliseconds, which no task may
+    // take from the others by faulting again and again. The trace has it.
+    if !crate::boot::is_root(thread) {
+        return;
+    }
     let (vector, error, address) = thread.fault.get();
     crate::log!(
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
         thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
     );
     // Nobody could ever mend or restart the root task: its fault is the end.
-    if crate::boot::is_root(thread) {
-        panic::root_fault(thread);
-    }
+    panic::root_fault(thread);
 }
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.

@@ -15,6 +15,7 @@ pub fn all(lab: &mut Lab) {
     lab.experiment("platform-io-apic-errors", io_apic);
     lab.experiment("interrupt-errors", interrupt);
     lab.experiment("interrupt-message", message);
+    lab.experiment("interrupt-dies-bound-without-a-vector", dies_bound);
 }
 
 fn raw(method: Method, slot: u64, words: [u64; 6]) -> Result<[u64; 8], Error> {
@@ -186,4 +187,23 @@ fn message(lab: &mut Lab, check: &mut Check) {
     check.good("revoke", lab.arena.revoke_fully());
     let (Some(source), Some((_, one, _))) = (fresh(lab, check), crate::notification::fresh(lab, check)) else { return };
     check.good("they are free again", Lab::PLATFORM.make_msi(source, Lab::CPU, one));
+}
+
+/// A source that never got a vector dies while it is bound: the notification's capability must not lead there any more.
+fn dies_bound(lab: &mut Lab, check: &mut Check) {
+    let slot = lab.slots(3);
+    let Some((whole, one, two)) = crate::notification::fresh(lab, check) else { return };
+    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, slot)).and_then(|made| made.get(0)) else { return };
+    let Some(source) = check.good("interrupt", memory.retype_interrupts(1, slot.plus(1))).and_then(|made| made.get(0)) else { return };
+    check.good("bind", source.bind(one));
+    check.good("revoke", memory.revoke_fully());
+    check.good("a child of the notification", Lab::TABLE.copy(one, slot.plus(2), Rights::ALL));
+    check.good("revoke", Lab::TABLE.revoke_fully(whole.slot()));
+    for gone in [one.slot(), two.slot(), slot.plus(2)] {
+        check.equal("gone", Lab::TABLE.inspect(gone).map(|found| found.kind), Ok(None));
+    }
+    let frame = memory.retype_frames(FrameSize::Small, 1, slot.plus(2)).ok().and_then(|made| made.get(0));
+    let address = lab.address(1);
+    check.holds("reused", frame.is_some_and(|frame| Lab::SPACE.map(frame, address, MapFlags::READ).is_ok()));
+    check.holds("and clean", (0..512).all(|word| stored(address + word * 8) == 0));
 }

@@ -12,6 +12,11 @@ pub const OWN_TABLE: u64 = AIM - 3;
 /// Invocations between two looks.
 const LOOK_EVERY: u64 = 96;
 
+/// The next random number, for the supervisor while the attacker does not run.
+pub fn random() -> u64 {
+    Random.next()
+}
+
 /// What the supervisor and the attacker share.
 pub struct Shared {
     /// State of the random numbers.
@@ -28,6 +33,10 @@ pub struct Shared {
     pub current: [AtomicU64; 11],
     /// Whether one is.
     pub under_way: AtomicBool,
+    /// The last successful invocations: tag, capability, W0–W3, status, in a ring.
+    pub history: [[AtomicU64; 7]; 512],
+    /// Entries ever written.
+    pub recorded: AtomicU64,
     /// Type numbers of what its slots held at the last look.
     pub kinds: [AtomicU64; AIM as usize],
     /// An address that the attacker may map at.
@@ -43,6 +52,8 @@ pub static SHARED: Shared = Shared {
     statuses: [const { AtomicU64::new(0) }; 256],
     current: [const { AtomicU64::new(0) }; 11],
     under_way: AtomicBool::new(false),
+    history: [const { [const { AtomicU64::new(0) }; 7] }; 512],
+    recorded: AtomicU64::new(0),
     kinds: [const { AtomicU64::new(0) }; AIM as usize],
     address: AtomicU64::new(0),
 };
@@ -202,6 +213,7 @@ fn shape(random: &Random, method: u64, words: &mut [u64; 8]) {
                 Some(ObjectType::Untyped) => 12 + random.below(6),
                 Some(ObjectType::Frame) => 12,
                 Some(ObjectType::CapTable) => 7 + random.below(5),
+                Some(ObjectType::Vcpu) => 0,
                 Some(ObjectType::Plan) => 8 + random.below(3),
                 _ => random.below(2),
             };
@@ -222,6 +234,12 @@ fn shape(random: &Random, method: u64, words: &mut [u64; 8]) {
             // Where nothing is mapped: a thread that runs there faults.
             (words[6], words[7]) = (0x1000, 0x2000);
         }
+        Some(Method::VcpuRun) => {
+            words[0] = random.next() & random.next();
+            words[1] = moira_sys::now().wrapping_add(random.below(20_000)).max(1);
+        }
+        Some(Method::VcpuAllowMsr) => words[0] = random.of(&[0x10, 0x1b, 0xc000_0080, 0xc000_0081, 0xc000_0102, 0x174, 0x277]),
+        Some(Method::PortIn | Method::PortOut) => (words[0], words[1]) = (0x7f + random.below(3), random.below(5)),
         Some(Method::PlanClear) => words[0] = 1000 + random.below(1_000_000),
         Some(Method::PlanAppend) => {
             words[1] = random.below(10) * 1000;
@@ -265,6 +283,16 @@ pub extern "C" fn main() -> ! {
         SHARED.under_way.store(true, Relaxed);
         let answer = invoke(tag, capability, words, deadline);
         SHARED.under_way.store(false, Relaxed);
+        let status = u64::from(answer.tag.low());
+        // What succeeded, what was half done, and whatever else may have changed something.
+        if matches!(status, 0 | 10 | 11) {
+            let at = SHARED.recorded.fetch_add(1, Relaxed) as usize % SHARED.history.len();
+            if let Some(entry) = SHARED.history.get(at) {
+                for (cell, value) in entry.iter().zip([tag, capability, words[0], words[1], words[2], words[3], status]) {
+                    cell.store(value, Relaxed);
+                }
+            }
+        }
         if let Some(count) = SHARED.statuses.get(usize::from(answer.tag.low())) {
             count.fetch_add(1, Relaxed);
         }
