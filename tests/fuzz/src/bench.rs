@@ -232,10 +232,14 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
                 log::info!("fuzz: {made} invocations, {worlds} worlds so far");
             }
             let before = victim::SHOWN.rounds.load(Relaxed);
-            check.good("the victim's turn", lab.run(victim_context, TURN / 8));
-            if worlds % 64 == 0 {
-                check.holds("the victim goes on", victim::SHOWN.rounds.load(Relaxed) > before);
+            // A busy host may eat a whole turn, but not all of these.
+            for _ in 0..200 {
+                check.good("the victim's turn", lab.run(victim_context, TURN / 8));
+                if victim::SHOWN.rounds.load(Relaxed) > before {
+                    break;
+                }
             }
+            check.holds("the victim goes on", victim::SHOWN.rounds.load(Relaxed) > before);
         }
         check.equal("invocations", SHARED.made.load(Relaxed), count);
         check.equal("the victim's memory is its own", victim::SHOWN.wrong.load(Relaxed), 0);
