@@ -5,8 +5,8 @@
 
 use crate::{
     arch::{self, apic, paging, serial, smp as start, tables, tsc, virt, vm},
-    memory::{DIRECT_MAP, KERNEL_BASE, Obj},
-    object::thread::{self, Thread},
+    memory::{DIRECT_MAP, KERNEL_BASE},
+    object::thread,
     percpu, sched,
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
@@ -41,8 +41,6 @@ static MEMORY: SharedRanges = SharedRanges(core::cell::UnsafeCell::new(([Range {
 /// Memory for processors: base, and how many there is room for.
 static CPU_BASE: AtomicU64 = AtomicU64::new(0);
 static CPU_LIMIT: AtomicU64 = AtomicU64::new(0);
-/// Physical address of the root task's thread.
-static ROOT: AtomicU64 = AtomicU64::new(0);
 static CPU_NEXT: AtomicU64 = AtomicU64::new(1);
 
 unsafe extern "C" {
@@ -75,12 +73,9 @@ pub fn is_text(address: u64) -> bool {
 pub fn is_memory(start: u64, bytes: u64) -> bool {
     // SAFETY: only read after boot.
     let (ranges, count) = unsafe { &*MEMORY.0.get() };
-    ranges[..*count].iter().any(|range| start < range.end && range.start < start.saturating_add(bytes))
-}
-
-/// Whether this is the root task's first thread.
-pub fn is_root(thread: Obj<Thread>) -> bool {
-    ROOT.load(Relaxed) == thread.physical()
+    let trampoline = Range { start: start::TRAMPOLINE, end: start::TRAMPOLINE + 3 * 4096 };
+    let overlaps = |range: &Range| start < range.end && range.start < start.saturating_add(bytes);
+    overlaps(&trampoline) || ranges[..*count].iter().any(overlaps)
 }
 
 /// Memory of the next processor to start.
@@ -217,7 +212,6 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     // SAFETY: nobody else reads it yet.
     unsafe { *MEMORY.0.get() = loaded.memory() };
     let thread = root::make(cpu, &loaded, early, early_start, image, boot_tsc, virtualization);
-    ROOT.store(thread.physical(), Relaxed);
     if option("selftest") == Some("task-fault") {
         thread.regs[thread::reg::RIP].set(0x10);
     }
@@ -235,14 +229,28 @@ fn check_processor() {
     if !has_apic {
         fail(format_args!("this processor has no local APIC or no TSC"));
     }
-    if !features.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_syscall_sysret() && f.has_execute_disable()) {
+    if !features
+        .get_extended_processor_and_feature_identifiers()
+        .is_some_and(|f| f.has_syscall_sysret() && f.has_execute_disable())
+    {
         fail(format_args!("this processor has no SYSCALL or no NX"));
     }
 }
 
 /// The two 8259s are remapped out of the exceptions' way and masked.
 fn silence_pics() {
-    for (port, value) in [(0x20, 0x11), (0xa0, 0x11), (0x21, 0x20), (0xa1, 0x28), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1), (0x21, 0xff), (0xa1, 0xff)] {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0xa0, 0x11),
+        (0x21, 0x20),
+        (0xa1, 0x28),
+        (0x21, 4),
+        (0xa1, 2),
+        (0x21, 1),
+        (0xa1, 1),
+        (0x21, 0xff),
+        (0xa1, 0xff),
+    ] {
         arch::port_write(port, 1, value);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     memory::{Obj, Object},
-    object::{address_space, cap_table::CapTable},
+    object::{address_space, cap_table::CapTable, untyped, vcpu},
 };
 use core::{
     cell::Cell,
@@ -13,6 +13,9 @@ use moira_kernel_core::{
     capword::CapWord,
     derivation::{self, Links},
 };
+
+/// Mark of a vCPU's slot for its state page.
+pub const STATE_PAGE: u16 = 2;
 
 const LINK: u64 = (1 << 48) - 1;
 
@@ -49,11 +52,16 @@ impl Cap {
 
     /// A frame's physical address, if it is a frame with these rights.
     pub fn frame(self, rights: Rights) -> Result<u64, Error> {
-        if self.word.is(ObjectType::Frame, rights) { Ok(self.word.address()) } else { Err(self.why_not(ObjectType::Frame)) }
+        if self.word.is(ObjectType::Frame, rights) {
+            Ok(self.word.address())
+        } else {
+            Err(self.why_not(ObjectType::Frame))
+        }
     }
 
+    /// Why a capability is not one to this type with the rights that were asked for.
     #[cold]
-    fn why_not(self, kind: ObjectType) -> Error {
+    pub fn why_not(self, kind: ObjectType) -> Error {
         if self.word.is_empty() {
             Error::Empty
         } else if self.word.kind_code() != kind as u8 {
@@ -204,11 +212,12 @@ pub fn relocate(from: Obj<Slot>, to: Obj<Slot>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Copies a capability with fewer rights (and a badge, if the source has none). Frames come without their mapping.
+/// Copies a capability with fewer rights (and a badge, if the source has none). Frames come without their mapping. A copy of an
+/// untyped memory lends it: see `object/untyped.rs`.
 pub fn derive(from: Obj<Slot>, to: Obj<Slot>, rights: Rights, badge: Option<u64>) -> Result<(), Error> {
     let cap = from.read();
     let kind = cap.word.kind().ok_or(Error::Empty)?;
-    if kind == ObjectType::Untyped {
+    if kind == ObjectType::Untyped && (untyped::in_use(cap) || has_descendants(from)) {
         return Err(Error::NotCopyable);
     }
     let badge = match (kind, badge) {
@@ -229,6 +238,9 @@ pub fn remove(at: Obj<Slot>) {
     }
     at.clear();
     derivation::unlink(&SlotLinks, at.physical());
+    if at.mark() == STATE_PAGE {
+        vcpu::state_page_gone(at);
+    }
     at.set_mark(0);
 }
 
@@ -260,6 +272,19 @@ pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
     *budget -= 1;
     remove(at);
     true
+}
+
+/// Whether anything is derived from a slot.
+pub fn has_descendants(of: Obj<Slot>) -> bool {
+    derivation::first_descendant(&SlotLinks, of.physical()).is_some()
+}
+
+/// Whether a slot's untyped memory is lent: the first capability derived from it names the same memory.
+pub fn is_lent(of: Obj<Slot>) -> bool {
+    derivation::first_descendant(&SlotLinks, of.physical()).is_some_and(|copy| {
+        let (copy, word) = (slot(copy).word(), of.word());
+        copy.kind_code() == ObjectType::Untyped as u8 && copy.address() == word.address()
+    })
 }
 
 /// The slot with this index.

@@ -11,10 +11,11 @@ use crate::{
         endpoint::Endpoint,
         life,
         notification::Notification,
-        thread::{Dispatch, State, Thread, reg},
+        thread::{self, Dispatch, State, Thread, reg},
     },
+    panic,
     percpu::Cpu,
-    panic, sched, smp, switch, trace,
+    sched, smp, switch, trace,
 };
 use moira_abi::{Error, FrameSize, MESSAGE_CAPS, ObjectType, Rights, Tag, fault, time};
 
@@ -110,6 +111,11 @@ fn words(from: Obj<Thread>, to: Obj<Thread>) {
 /// Runs a thread that is ready, on the time of whoever is charged now.
 #[inline(always)]
 fn go(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    if switch::quickly(cpu, thread) { thread } else { go_slowly(cpu, thread) }
+}
+
+#[inline(never)]
+fn go_slowly(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     trace::event(cpu, trace::SWITCH, thread.physical(), 0);
     if switch::to(cpu, thread) { thread } else { sched::run_next(cpu) }
 }
@@ -189,15 +195,13 @@ fn transfer_caps(from: Obj<Thread>, to: Obj<Thread>, caps: usize) -> Result<(), 
         return Err(Error::PeerSlots);
     }
     for i in 0..caps {
-        let slot = cap::slot_of(source, from.word(4 + i))?;
-        if slot.is_empty() {
-            return Err(Error::Empty);
-        }
-        target.empty_slot(first + i as u64).map_err(|_| Error::PeerSlots)?;
-    }
-    for i in 0..caps {
-        let (slot, to) = (cap::slot_of(source, from.word(4 + i))?, cap::slot_of(target, first + i as u64)?);
-        if let Err(error) = cap::derive(slot, to, Rights::ALL, None) {
+        let given = cap::slot_of(source, from.word(4 + i)).and_then(|slot| {
+            let to = cap::slot_of(target, first + i as u64).map_err(|_| Error::PeerSlots)?;
+            cap::derive(slot, to, Rights::ALL, None)
+                .map_err(|error| if error == Error::SlotInUse { Error::PeerSlots } else { error })
+        });
+        if let Err(error) = given {
+            // All or nothing: what was given already is taken back.
             for back in 0..i {
                 cap::remove(cap::slot_of(target, first + back as u64)?);
             }
@@ -229,7 +233,10 @@ fn retry_fault(cpu: &Cpu, thread: Obj<Thread>) -> Attempt {
     sched::news(cpu, server);
     let (vector, error, address) = thread.fault.get();
     let rip = thread.regs[reg::RIP].get();
-    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()].into_iter().enumerate() {
+    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()]
+        .into_iter()
+        .enumerate()
+    {
         server.set_word(i, word);
     }
     server.regs[reg::RAX].set(Tag::new(fault::FAULT_LABEL, 0, 0).0);
@@ -255,17 +262,19 @@ fn stop_by_fault(cpu: &Cpu, thread: Obj<Thread>) {
 
 #[cold]
 fn unhandled(thread: Obj<Thread>) {
-    // Whoever makes threads decides who hears of their faults; a line on the serial port takes milliseconds, which no task may
-    // take from the others by faulting again and again. The trace has it.
-    if !crate::boot::is_root(thread) {
+    // Only the root task's fault is worth the time of the log: that it happens is the end. Others' stop is seen by who asks for it.
+    if !thread::is_root(thread) {
         return;
     }
     let (vector, error, address) = thread.fault.get();
     crate::log!(
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
-        thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
+        thread.physical(),
+        vector.wrapping_sub(1),
+        error,
+        address,
+        sched::rip(thread)
     );
-    // Nobody could ever mend or restart the root task: its fault is the end.
     panic::root_fault(thread);
 }
 
@@ -285,6 +294,8 @@ pub fn fault(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64, ad
 #[inline(always)]
 fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool), Error> {
     let Some(caller) = server.caller.get() else {
+        // From here on it works for itself.
+        server.beneficiary.set(server.context.get());
         return Err(if server.caller_gone.replace(false) { Error::CallerGone } else { Error::NoCaller });
     };
     if caller.fault_call.get() {
@@ -384,9 +395,10 @@ pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
         return done(server, Err(Error::InUse));
     }
     server.caller_gone.set(false);
+    server.beneficiary.set(server.context.get());
     server.state.set(State::Receiving);
     server.deadline.set(server.regs[reg::R15].get());
-    if wakes(server, 0) {
+    if wakes(server, 0) && server.beneficiary.get() == cpu.beneficiary.get() {
         return server;
     }
     sched::run_next(cpu)
@@ -446,10 +458,17 @@ pub fn signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match notification(thread, Rights::SIGNAL) {
         Ok((target, bits)) => {
             thread.set_status(Ok(()));
-            if target.signal(cpu, bits) { sched::run_next(cpu) } else { thread }
+            target.set(bits);
+            if target.waiter().is_some() { tell(cpu, thread, target) } else { thread }
         }
         Err(error) => done(thread, Err(error)),
     }
+}
+
+/// Wakes the waiter of a notification; answers who runs next.
+#[inline(never)]
+fn tell(cpu: &'static Cpu, thread: Obj<Thread>, target: Obj<Notification>) -> Obj<Thread> {
+    if target.wake(cpu) { sched::run_next(cpu) } else { thread }
 }
 
 /// `wait`.
@@ -488,11 +507,13 @@ pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match decode_dispatch(cpu, thread) {
         Err(error) => done(thread, Err(error)),
         Ok(d) if d.token != cpu.sequence.get() => {
-            thread.answer1(time::dispatch::STALE);
+            thread.answer4(time::dispatch::STALE, 0, 0, 0);
+            thread.set_word(4, 0);
             done(thread, Ok(()))
         }
         Ok(d) => {
             thread.dispatch.set(d);
+            cpu.dispatched.set(0);
             thread.state.set(State::InDispatch);
             sched::run_next(cpu)
         }

@@ -2,7 +2,34 @@
 
 use crate::arch::{serial, tsc};
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use spin::mutex::TicketMutex;
+
+/// Whether a task that drives COM1 itself is in the middle of a line.
+static OPEN: AtomicBool = AtomicBool::new(false);
+/// Whether its last write to the line control register turned the data register into the divisor (bit 7).
+static DIVISOR: AtomicBool = AtomicBool::new(false);
+
+/// A task wrote a register of COM1: the log keeps its lines apart from the task's.
+pub fn task_wrote(register: u16, value: u32) {
+    match register {
+        0 if !DIVISOR.load(Relaxed) => OPEN.store(value as u8 != b'\n', Relaxed),
+        3 => DIVISOR.store(value & 0x80 != 0, Relaxed),
+        _ => {}
+    }
+}
+
+/// Whether a line of a task's would be cut in two now.
+pub fn is_open() -> bool {
+    OPEN.load(Relaxed)
+}
+
+/// Ends a task's line.
+fn close(serial: &mut Serial) {
+    if OPEN.swap(false, Relaxed) {
+        let _ = serial.write_str("\n");
+    }
+}
 
 static SERIAL: TicketMutex<Serial> = TicketMutex::new(Serial);
 
@@ -23,10 +50,10 @@ impl Write for Serial {
 /// Writes one line, with the seconds since this processor's reset before it once the TSC's frequency is known.
 pub fn line(arguments: fmt::Arguments) {
     let mut serial = SERIAL.lock();
-    let hz = tsc::hz();
-    if hz != 0 {
-        let now = crate::arch::now();
-        let _ = write!(serial, "[{:5}.{:06}] ", now / hz, now % hz * 1_000_000 / hz);
+    close(&mut serial);
+    let (hz, now) = (tsc::hz(), crate::arch::now());
+    if let (Some(seconds), Some(rest)) = (now.checked_div(hz), now.checked_rem(hz)) {
+        let _ = write!(serial, "[{seconds:5}.{:06}] ", rest * 1_000_000 / hz);
     }
     let _ = serial.write_fmt(arguments);
     let _ = serial.write_str("\n");
@@ -34,7 +61,8 @@ pub fn line(arguments: fmt::Arguments) {
 
 /// Writes bytes as they are.
 pub fn bytes(bytes: &[u8]) {
-    let _serial = SERIAL.lock();
+    let mut serial = SERIAL.lock();
+    close(&mut serial);
     for byte in bytes {
         serial::put(*byte);
     }
@@ -42,6 +70,7 @@ pub fn bytes(bytes: &[u8]) {
 
 /// Writes one line even if this CPU was interrupted while it held the log (crash record).
 pub fn emergency(arguments: fmt::Arguments) {
+    close(&mut Serial);
     let _ = Serial.write_fmt(arguments);
     let _ = Serial.write_str("\n");
 }

@@ -1,7 +1,7 @@
 //! Physical memory as the kernel sees it, and pointers to kernel objects.
 //!
 //! All memory is mapped at [`DIRECT_MAP`]. An [`Obj`] points to an object there. Objects are made by `retype`, die only by
-//! `revoke`, and their memory is reused only after a grace period (`KERNEL` rules in `docs/architecture.md`), so an `Obj` taken
+//! `revoke`, and their memory is reused only after a grace period (`docs/architecture/memory.md`), so an `Obj` taken
 //! from a capability or from another object's link stays good until this CPU leaves the kernel. Objects hold their mutable
 //! state in `Cell`s and atomics: cells belong to the object's home CPU, or to the holder of the structural lock while
 //! the object is inactive.

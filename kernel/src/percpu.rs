@@ -3,15 +3,29 @@
 use crate::{
     cap::Slot,
     memory::{Obj, Object},
-    object::{address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread, vcpu::Vcpu},
+    object::{
+        address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread,
+        vcpu::Vcpu,
+    },
     trace::Ring,
 };
 use core::{
     cell::Cell,
-    sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
-use moira_abi::{ObjectType, time::{STATUS_CONTEXTS, StatusPage}};
+use moira_abi::{
+    ObjectType,
+    time::{STATUS_CONTEXTS, StatusPage},
+};
 use moira_kernel_core::plan::Position;
+
+/// Bits of `Cpu::attention`.
+pub mod attention {
+    /// The trace is on.
+    pub const TRACE: u8 = 1;
+    /// A guest's state is still in registers that only its own VMM may run with.
+    pub const GUEST: u8 = 2;
+}
 
 /// Value of `Cpu::next_plan`: follow no plan.
 pub const NO_PLAN: u64 = 1;
@@ -48,8 +62,14 @@ pub struct Cpu {
     pub current: Cell<Option<Obj<Thread>>>,
     /// The context that is charged.
     pub chosen: Cell<Option<Obj<SchedContext>>>,
+    /// Whose request the chosen context's time is for; `None`: nobody's who lives.
+    pub beneficiary: Cell<Option<Obj<SchedContext>>>,
     /// Whether the chosen context owns the current window.
     pub in_window: Cell<bool>,
+    /// Whether the chosen context runs on slack, by the scheduler's dispatch.
+    pub in_dispatch: Cell<bool>,
+    /// Ticks that the dispatched context was charged so far.
+    pub dispatched: Cell<u64>,
     /// Whether the kernel has to choose before it returns.
     pub must_choose: Cell<bool>,
     /// Physical address of the loaded task space; other CPUs read it to know whom to flush.
@@ -63,17 +83,18 @@ pub struct Cpu {
     pub plan: Cell<Option<Obj<Plan>>>,
     /// Where in it.
     pub position: Cell<Position>,
+    /// Owner of the stretch of the plan that was looked up last (as its window names it; 0: slack), and when that stretch ends; 0: look
+    /// again.
+    pub stretch: Cell<(u64, u64)>,
     /// What replaces it at the next cycle: 0 nothing, [`NO_PLAN`], or the plan's physical address. Set by any CPU.
     pub next_plan: AtomicU64,
-    /// Contexts that died here or moved away: plans that were begun before that may name them.
-    pub left: AtomicU64,
     /// Root's window of the boot plan: kept while no plan was ever installed.
     pub boot_context: Cell<Option<Obj<SchedContext>>>,
-    /// A scheduler's context that is to be registered: physical address. Set by any CPU.
+    /// A scheduler's context that is to be registered: its physical address. Set by any CPU.
     pub next_scheduler: AtomicU64,
     /// The scheduler's context.
     pub scheduler: Cell<Option<Obj<SchedContext>>>,
-    /// Its status page: a frame's capability, so that the page is let go of when its memory is taken back.
+    /// The capability to its status page: gone when the frame's memory is revoked.
     pub status: Slot,
     /// The sequence of the status page (the kernel's own copy).
     pub sequence: Cell<u64>,
@@ -90,8 +111,8 @@ pub struct Cpu {
     pub charged: Cell<u64>,
     /// Ticks of interrupt handling.
     pub interrupt_time: Cell<u64>,
-    /// Ticks of contexts that died.
-    pub gone: Cell<u64>,
+    /// Ticks that were charged here to contexts that died, or moved away: other CPUs add what they take along.
+    pub gone: AtomicU64,
     /// Times Choose ran.
     pub choices: Cell<u64>,
 
@@ -102,6 +123,8 @@ pub struct Cpu {
 
     /// Mailbox: threads with messages (a stack).
     pub mailbox: AtomicU64,
+    /// What was taken out of it and not acted upon yet.
+    pub backlog: Cell<u64>,
     /// Messages to the CPU itself.
     pub mail: AtomicU32,
     /// Whether a wake from another CPU may interrupt.
@@ -115,8 +138,8 @@ pub struct Cpu {
 
     /// Trace.
     pub trace: Ring,
-    /// Whether a guest's state is still in registers that only its own VMM may run with.
-    pub guest_state: Cell<bool>,
+    /// What the short paths must not be taken for: [`attention`] bits.
+    pub attention: AtomicU8,
     /// The virtualization hardware's part; null: none.
     pub virt: Cell<*mut crate::arch::virt::CpuVirt>,
     /// Physical address of pages for the virtualization hardware.
@@ -178,6 +201,15 @@ impl Cpu {
         }
     }
 
+    /// The context that a window names, if it still lives here.
+    #[inline(always)]
+    pub fn window_owner(&self, owner: u64) -> Option<Obj<SchedContext>> {
+        let (address, index) = (owner & !511, owner as usize & 511);
+        let living = address != 0 && self.contexts.get(index)?.load(Acquire) == address;
+        // SAFETY: contexts are taken out of the list on this CPU before they die.
+        living.then(|| unsafe { Obj::at(address) })
+    }
+
     /// The plan that replaces the current one.
     pub fn next_plan(&self) -> Option<Obj<Plan>> {
         let next = self.next_plan.load(Acquire);
@@ -187,35 +219,21 @@ impl Cpu {
 
     /// A context dies: nothing on this CPU refers to it afterwards.
     pub fn cut_context(&self, context: Obj<SchedContext>) {
-        self.forget_context(context);
-        self.gone.set(self.gone.get() + context.own.get() + context.lost.get());
-    }
-
-    /// A context leaves this CPU: nothing here refers to it afterwards. Plans that are not installed may still name it: they are
-    /// older than `left` and cannot be installed any more.
-    pub fn forget_context(&self, context: Obj<SchedContext>) {
         self.drop_index(context);
-        if self.chosen.get() == Some(context) {
+        if self.chosen.get() == Some(context) || self.beneficiary.get() == Some(context) {
             crate::sched::charge(self);
+            self.beneficiary.set(None);
+        }
+        if self.chosen.get() == Some(context) {
             self.chosen.set(None);
         }
+        self.gone.fetch_add(context.leave(), Relaxed);
         for cell in [&self.scheduler, &self.boot_context] {
             if cell.get() == Some(context) {
                 cell.set(None);
             }
         }
         let _ = self.next_scheduler.compare_exchange(context.physical(), 0, AcqRel, Relaxed);
-        for plan in [self.plan.get(), self.next_plan()].into_iter().flatten() {
-            let mut at = Some(0);
-            while let Some(from) = at {
-                at = plan.cut(context.physical(), from, 64);
-            }
-            // It names no context that left, as before.
-            if plan.stamp.get() == self.left.load(Relaxed) {
-                plan.stamp.set(plan.stamp.get() + 1);
-            }
-        }
-        self.left.fetch_add(1, Release);
         if let Some(scheduler) = self.scheduler.get()
             && let Some(thread) = scheduler.thread.get()
         {
@@ -232,6 +250,7 @@ impl Cpu {
     pub fn drop_plan(&self, plan: Obj<Plan>) {
         if self.plan.get() == Some(plan) {
             self.plan.set(None);
+            self.stretch.set((0, 0));
             self.must_choose.set(true);
         }
         let _ = self.next_plan.compare_exchange(plan.physical(), 0, AcqRel, Relaxed);
@@ -240,7 +259,7 @@ impl Cpu {
     /// The scheduler's status page.
     pub fn status_page(&self) -> Option<Obj<StatusPage>> {
         let word = self.status.word();
-        // SAFETY: the page is a frame whose capability is still in the slot; all its fields are plain words.
+        // SAFETY: the page is a frame whose capability is kept in the CPU's slot; all its fields are plain words.
         (!word.is_empty()).then(|| unsafe { Obj::at(word.address()) })
     }
 

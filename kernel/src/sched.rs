@@ -5,8 +5,7 @@
 //! the scheduler dispatched, idle.
 
 use crate::{
-    arch,
-    ipc,
+    arch, ipc,
     memory::Obj,
     object::{
         life,
@@ -17,7 +16,10 @@ use crate::{
     smp, switch, trace,
 };
 use core::sync::atomic::Ordering::*;
-use moira_abi::{Error, time::{NEWS_LOG, blocked, dispatch}};
+use moira_abi::{
+    Error,
+    time::{NEWS_LOG, blocked, dispatch},
+};
 use moira_kernel_core::plan;
 
 /// Where a walk ends.
@@ -45,18 +47,24 @@ fn charge_until(cpu: &Cpu, now: u64) {
     match cpu.chosen.get() {
         Some(context) => {
             cpu.charged.set(cpu.charged.get() + ticks);
-            context.charge(ticks, cpu.current.get().and_then(|thread| thread.beneficiary.get()));
+            if cpu.in_dispatch.get() {
+                cpu.dispatched.set(cpu.dispatched.get() + ticks);
+            }
+            context.charge(ticks, cpu.beneficiary.get());
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
     }
 }
 
-/// Books the time since the last change of account as interrupt handling.
-pub fn charge_interrupt(cpu: &Cpu) {
+/// Books the time since the last change of account as interrupt handling, for the context that is its owner, if it lives here.
+pub fn charge_interrupt(cpu: &Cpu, owner: Option<Obj<SchedContext>>) {
     let now = arch::now();
     let ticks = now.wrapping_sub(cpu.account_since.get());
     cpu.account_since.set(now);
     cpu.interrupt_time.set(cpu.interrupt_time.get() + ticks);
+    if let Some(owner) = owner {
+        owner.interrupts.set(owner.interrupts.get() + ticks);
+    }
 }
 
 /// Number of a thread in the news: its address in units of its size.
@@ -149,11 +157,11 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
             State::InDispatch => {
                 let d = thread.dispatch.get();
                 if d.token != cpu.sequence.get() {
-                    end_dispatch(thread, dispatch::NEWS, 0, 0, 0);
+                    end_dispatch(cpu, thread, dispatch::NEWS, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 if d.until != 0 && d.until <= now {
-                    end_dispatch(thread, dispatch::UNTIL, 0, 0, 0);
+                    end_dispatch(cpu, thread, dispatch::UNTIL, 0, 0, 0);
                     return Walked::Run(thread);
                 }
                 return Walked::Blocked(thread, d.until);
@@ -164,8 +172,9 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     Walked::Gone
 }
 
-fn end_dispatch(thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
+fn end_dispatch(cpu: &Cpu, thread: Obj<Thread>, code: u64, w1: u64, w2: u64, w3: u64) {
     thread.answer4(code, w1, w2, w3);
+    thread.set_word(4, cpu.dispatched.take());
     thread.finish(Ok(()));
 }
 
@@ -183,7 +192,17 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     };
     let mut choice = None;
     cpu.in_window.set(false);
-    if let Some(context) = stretch.0 {
+    cpu.in_dispatch.set(false);
+    // The scheduler's own window: its chain is not walked twice.
+    let scheduler = cpu.scheduler.get();
+    let at_dispatch = if stretch.0.is_some() && stretch.0 == scheduler {
+        stretch.0.and_then(|context| in_dispatch(cpu, context, now))
+    } else {
+        None
+    };
+    if let Some(context) = stretch.0
+        && at_dispatch.is_none()
+    {
         match walk(cpu, context, now) {
             Walked::Run(thread) => {
                 cpu.in_window.set(true);
@@ -194,9 +213,9 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
         }
     }
     if choice.is_none()
-        && let Some(scheduler) = cpu.scheduler.get()
+        && let Some(scheduler) = scheduler
     {
-        choice = choose_slack(cpu, scheduler, now, &mut deadline);
+        choice = choose_slack(cpu, scheduler, at_dispatch, now, &mut deadline);
     }
     // Before the mailbox is looked at once more (`run_next`).
     cpu.accept.store(!cpu.in_window.get(), SeqCst);
@@ -205,6 +224,8 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
             earlier(&mut deadline, thread.guest_until.get());
         }
         cpu.chosen.set(Some(context));
+        // Until the next choice: calls and replies on one context's time do not change whom they are for.
+        cpu.beneficiary.set(thread.beneficiary.get());
         arch::apic::set_timer(cpu, deadline, now);
         trace::event(cpu, trace::CHOOSE, context.physical(), thread.physical());
         Some(thread)
@@ -215,40 +236,80 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     }
 }
 
-/// The slack's part of Choose: the scheduler if it can run, else what it dispatched.
-fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mut u64) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
-    let mut earlier = |other: u64| {
-        if other != 0 && other < *deadline {
-            *deadline = other;
-        }
-    };
-    match walk(cpu, scheduler, now) {
-        Walked::Run(thread) => return Some((scheduler, thread)),
-        Walked::Blocked(thread, until) => {
-            earlier(until);
-            if thread.state.get() != State::InDispatch {
-                return None;
+/// The thread of a context whose dispatch is in force, and stays so: what a walk would find, found sooner.
+#[inline(always)]
+fn in_dispatch(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Option<Obj<Thread>> {
+    let thread = context.thread.get()?;
+    let d = &thread.dispatch;
+    let stays = thread.state.get() == State::InDispatch
+        && d.get().token == cpu.sequence.get()
+        && (d.get().until == 0 || d.get().until > now);
+    stays.then_some(thread)
+}
+
+/// The slack's part of Choose: the scheduler if it can run, else what it dispatched. `at`: where its chain is known to be blocked.
+#[inline(always)]
+fn choose_slack(
+    cpu: &Cpu,
+    scheduler: Obj<SchedContext>,
+    at: Option<Obj<Thread>>,
+    now: u64,
+    deadline: &mut u64,
+) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
+    let thread = match at.or_else(|| in_dispatch(cpu, scheduler, now)) {
+        Some(at) => {
+            let until = at.dispatch.get().until;
+            if until != 0 && until < *deadline {
+                *deadline = until;
             }
-            let context = thread.dispatch.get().context?;
-            let (w1, w2, w3) = match walk(cpu, context, now) {
-                Walked::Run(runner) => return Some((context, runner)),
-                Walked::Blocked(at, until) => {
-                    watch(cpu, context, at, until);
-                    let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
-                    (kind as u64, until, number(at) as u64)
-                }
-                Walked::Gone => (blocked::GONE as u64, 0, 0),
-            };
-            end_dispatch(thread, dispatch::BLOCKED, w1, w2, w3);
-            return Some((scheduler, thread));
+            at
         }
-        Walked::Gone => {}
+        None => match walk(cpu, scheduler, now) {
+            Walked::Run(thread) => return Some((scheduler, thread)),
+            Walked::Blocked(thread, until) => {
+                if until != 0 && until < *deadline {
+                    *deadline = until;
+                }
+                thread
+            }
+            Walked::Gone => return None,
+        },
+    };
+    if thread.state.get() != State::InDispatch {
+        return None;
     }
-    None
+    let context = thread.dispatch.get().context?;
+    let (w1, w2, w3) = match walk(cpu, context, now) {
+        Walked::Run(runner) => {
+            cpu.in_dispatch.set(true);
+            return Some((context, runner));
+        }
+        Walked::Blocked(at, until) => {
+            watch(cpu, context, at, until);
+            let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) {
+                blocked::STOPPED
+            } else {
+                blocked::WAITING
+            };
+            (kind as u64, until, number(at) as u64)
+        }
+        Walked::Gone => (blocked::GONE as u64, 0, 0),
+    };
+    end_dispatch(cpu, thread, dispatch::BLOCKED, w1, w2, w3);
+    Some((scheduler, thread))
 }
 
 /// The current stretch of the plan: whose window, and until when.
+#[inline(always)]
 fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
+    let (owner, until) = cpu.stretch.get();
+    if now < until && cpu.next_plan.load(Relaxed) == 0 {
+        return (cpu.window_owner(owner), until);
+    }
+    next_stretch(cpu, now)
+}
+
+fn next_stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     if cpu.next_plan.load(Relaxed) != 0 {
         swap_plan(cpu, now);
     }
@@ -258,22 +319,14 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     let mut position = cpu.position.get();
     let stretch = plan::advance(&mut position, plan.length.get(), plan.count.get() as usize, now, |i| plan.window(i));
     cpu.position.set(position);
-    let owner = stretch.owner.filter(|owner| *owner != 0);
-    // SAFETY: windows name live contexts: a context that dies is cut out of the plans of its CPU.
-    (owner.map(|owner| unsafe { Obj::at(owner) }), stretch.until)
+    let owner = stretch.owner.unwrap_or(0);
+    cpu.stretch.set((owner, stretch.until));
+    (cpu.window_owner(owner), stretch.until)
 }
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
 fn swap_plan(cpu: &Cpu, now: u64) {
     let next = cpu.next_plan();
-    if let Some(plan) = next
-        && plan.stamp.get() != cpu.left.load(Relaxed)
-    {
-        // A context of it left while it was on its way here.
-        plan.header.life.store(life::INACTIVE, Release);
-        cpu.next_plan.store(0, Release);
-        return;
-    }
     let mut start = now;
     if let Some(old) = cpu.plan.get() {
         let end = cpu.position.get().cycle_start + old.length.get();
@@ -302,26 +355,24 @@ pub fn wake(cpu: &Cpu, thread: Obj<Thread>) -> bool {
 /// A thread becomes ready to run at its registers.
 pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     thread.state.set(State::Ready);
-    // A server that was stopped goes on with its request, for whoever that is.
-    if thread.caller.get().is_none() {
-        thread.beneficiary.set(thread.context.get());
-    }
+    thread.beneficiary.set(thread.context.get());
     news(cpu, thread);
     if !cpu.in_window.get() {
         cpu.must_choose.set(true);
     }
 }
 
-/// From now on a server, and whoever it called in turn, works for this account. Needed whenever the one they worked for may
-/// vanish: nothing may name a dead account.
-pub fn work_for(server: Obj<Thread>, account: Option<Obj<SchedContext>>) {
-    let mut at = server;
-    for _ in 0..16 {
-        at.beneficiary.set(account);
-        match at.server.get() {
-            Some(next) if at.state.get() == State::AwaitReply => at = next,
-            _ => return,
+/// A chain of calls is cut above `first`, or the account it works for dies: whoever served that account works for its own
+/// from now on. No thread may name an account that can die unseen.
+pub fn disown(first: Obj<Thread>, account: Option<Obj<SchedContext>>) {
+    let mut at = Some(first);
+    // Levels rise along a chain.
+    for _ in 0..8 {
+        let Some(thread) = at else { return };
+        if thread.beneficiary.get() == account {
+            thread.beneficiary.set(None);
         }
+        at = thread.server.get();
     }
 }
 
@@ -339,7 +390,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
             if let Some(server) = thread.server.take() {
                 server.caller.set(None);
                 server.caller_gone.set(true);
-                work_for(server, server.context.get());
+                disown(server, thread.beneficiary.get());
             }
             if !thread.fault_call.replace(false) {
                 thread.set_status(Err(Error::PeerGone));
@@ -347,7 +398,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
         }
         State::Calling => thread.restart_call(),
         State::InGuest => crate::object::vcpu::leave(thread, moira_abi::vcpu::Exit::Kicked),
-        State::InDispatch => end_dispatch(thread, dispatch::STALE, 0, 0, 0),
+        State::InDispatch => end_dispatch(cpu, thread, dispatch::STALE, 0, 0, 0),
         _ => {}
     }
     thread.state.set(State::Stopped);
@@ -360,6 +411,8 @@ pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
         smp::drain(cpu);
         let chosen = choose(cpu);
         if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
+            // However much there is, interrupts are not kept out longer than one go takes.
+            arch::take_interrupts();
             continue;
         }
         let Some(thread) = chosen else {

@@ -16,7 +16,13 @@
 use crate::{
     arch,
     memory::{DIRECT_MAP, Obj},
-    object::{Header, address_space::AddressSpace, life, thread::{State, Thread}, untyped},
+    object::{
+        Header,
+        address_space::AddressSpace,
+        life,
+        thread::{State, Thread},
+        untyped,
+    },
     percpu::{self, Cpu, MAX_CPUS},
     sched,
 };
@@ -41,6 +47,9 @@ pub mod mail {
     pub const PEER_GONE: u32 = 64;
 }
 
+/// Messages that are acted upon at a time.
+const MAIL_BATCH: usize = 16;
+
 /// A set of CPUs.
 pub type CpuSet = [u64; MAX_CPUS / 64];
 
@@ -54,8 +63,8 @@ static HOLDER: AtomicU32 = AtomicU32::new(FREE);
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
 /// Tries to take the structural lock. On failure the system call is run again from user mode: interrupts, and a window that
-/// begins meanwhile, come first. A CPU that wants it is served in turn: a holder hands over to the next one that wants it and
-/// is still polling.
+/// begins meanwhile, come first. Nothing is handed over and nobody is served in turn
+/// (`docs/decisions/0005-structural-lock-by-trying.md`).
 pub fn try_lock(cpu: &Cpu) -> bool {
     for _ in 0..64 {
         match HOLDER.compare_exchange(FREE, cpu.index, Acquire, Relaxed) {
@@ -121,29 +130,20 @@ pub fn post_retire(header: Obj<Header>) {
     post(header, mail::RETIRE, true);
 }
 
-/// Whether no mailbox leads to an object any more. Only asked of dead ones, after a grace period: nobody posts to them again. If
-/// one still does, its CPU is made to drain it, and the answer is *Retiring*.
-pub fn mail_drained(me: &Cpu, header: Obj<Header>) -> Result<bool, Error> {
-    if header.mail.load(Acquire) == 0 {
-        return Ok(true);
-    }
-    if header.home() == me.index {
-        me.must_choose.set(true);
-    } else {
-        arch::apic::interrupt_cpu(percpu::by_index(header.home()).apic_id.get());
-    }
-    Err(Error::Retiring)
-}
-
 /// Sends a message to a CPU.
 pub fn post_cpu(cpu: &Cpu, message: u32) {
     cpu.mail.fetch_or(message, SeqCst);
     arch::apic::interrupt_cpu(cpu.apic_id.get());
 }
 
+/// Has a CPU act on its messages.
+pub fn collect(index: u32) {
+    arch::apic::interrupt_cpu(percpu::by_index(index).apic_id.get());
+}
+
 /// Whether anything waits for this CPU.
 pub fn has_mail(cpu: &Cpu) -> bool {
-    cpu.mailbox.load(SeqCst) != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
+    cpu.mailbox.load(SeqCst) != 0 || cpu.backlog.get() != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
 }
 
 fn flush_due(cpu: &Cpu) -> bool {
@@ -165,15 +165,26 @@ fn drain_all(cpu: &'static Cpu) {
     if own & mail::SCHEDULER != 0 {
         sched::register(cpu);
     }
-    let mut at = cpu.mailbox.swap(0, SeqCst);
-    // One pass: what arrives meanwhile interrupts again.
-    while at != 0 {
-        // SAFETY: objects with messages stay until these are acted upon (revoke waits for RETIRE to be acknowledged).
+    // What others send is in their hands, so only so much is taken at a time: the rest stays in the backlog for the next choice.
+    let mut at = match cpu.backlog.take() {
+        0 => cpu.mailbox.swap(0, SeqCst),
+        rest => rest,
+    };
+    for _ in 0..MAIL_BATCH {
+        if at == 0 {
+            break;
+        }
+        // SAFETY: objects with messages stay until these are taken (revoke looks for both, RETIRE acknowledged and no mail left).
         let header = unsafe { Obj::<Header>::at(at) };
         at = header.mail_next.load(Relaxed);
+        // Once its mail is taken a dead object may become something else at any moment.
+        let dead = header.life() == life::DEAD;
         let messages = header.mail.swap(0, SeqCst);
-        receive(cpu, header, messages);
+        if !dead {
+            receive(cpu, header, messages);
+        }
     }
+    cpu.backlog.set(at);
 }
 
 fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
@@ -186,7 +197,8 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
     }
     // SAFETY: only threads get the other messages.
     let thread = unsafe { Obj::<Thread>::at(header.physical()) };
-    if messages & mail::ACTIVATE != 0 {
+    // Somebody here may have stopped it before the message came.
+    if messages & mail::ACTIVATE != 0 && thread.state.get() == State::Inactive {
         sched::make_ready(cpu, thread);
     }
     if messages & (mail::WAKE | mail::KICK) != 0 {
@@ -201,7 +213,8 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
         thread.finish(Err(Error::PeerGone));
         sched::news(cpu, thread);
     }
-    if messages & mail::PEER_GONE != 0 && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
+    if messages & mail::PEER_GONE != 0
+        && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
         && let Some(notification) = thread.bound.take()
     {
         notification.waiter.store(0, Release);
@@ -212,6 +225,11 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
 #[inline(always)]
 pub fn enter_kernel(cpu: &Cpu) {
     cpu.epoch.fetch_add(1, SeqCst);
+}
+
+/// Whether a CPU counts as outside of the kernel.
+pub fn is_outside(cpu: &Cpu) -> bool {
+    cpu.epoch.load(Relaxed) & 1 == 0
 }
 
 /// Kernel exit of such paths: nothing read from a slot is used after this.
@@ -252,6 +270,11 @@ pub fn grace_look(set: &mut CpuSet) -> bool {
 /// A translation of a space was removed or narrowed: other CPUs that have it loaded must flush.
 pub fn flush_space(space: Obj<AddressSpace>) {
     flush_where(|cpu| cpu.has_loaded(space));
+}
+
+/// One CPU drops what it has loaded, a guest that runs included.
+pub fn flush_cpu(index: u32) {
+    flush_where(|cpu| cpu.index == index);
 }
 
 fn flush_where(loaded: impl Fn(&Cpu) -> bool) {

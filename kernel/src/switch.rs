@@ -4,7 +4,7 @@ use crate::{
     arch,
     memory::Obj,
     object::{address_space::AddressSpace, thread::Thread},
-    percpu::Cpu,
+    percpu::{Cpu, attention},
     sched,
 };
 use core::sync::atomic::Ordering::*;
@@ -15,6 +15,24 @@ pub fn to(cpu: &Cpu, thread: Obj<Thread>) -> bool {
     let address = thread.space.word().address();
     if address != cpu.loaded_space.load(Relaxed) && !load(cpu, address) {
         return without_space(cpu, thread);
+    }
+    cpu.current.set(Some(thread));
+    cpu.regs_end.set(thread.regs_end());
+    true
+}
+
+/// The same where nothing is out of the ordinary. Answers false, having done nothing, if something is.
+#[inline(always)]
+pub fn quickly(cpu: &Cpu, thread: Obj<Thread>) -> bool {
+    let address = thread.space.word().address();
+    if cpu.attention.load(Relaxed) != 0 || address == 0 {
+        return false;
+    }
+    if address != cpu.loaded_space.load(Relaxed) {
+        // SAFETY: as in `load`.
+        let space = unsafe { Obj::<AddressSpace>::at(address) };
+        cpu.loaded_space.store(address, Relaxed);
+        arch::paging::load(space.load.get());
     }
     cpu.current.set(Some(thread));
     cpu.regs_end.set(thread.regs_end());
@@ -37,10 +55,12 @@ fn load(cpu: &Cpu, address: u64) -> bool {
     }
     // SAFETY: the address comes from a capability word of this type.
     let space = unsafe { Obj::<AddressSpace>::at(address) };
-    if cpu.guest_state.get() {
+    if cpu.attention.load(Relaxed) & attention::GUEST != 0 {
         crate::object::vcpu::space_changes(cpu, address);
     }
-    cpu.loaded_space.store(address, Relaxed);
+    // Exchanged, not stored: seen by others before the root is read, so that whoever retires the space finds it loaded here
+    // or has this CPU find the kernel's tables in its place.
+    cpu.loaded_space.swap(address, SeqCst);
     arch::paging::load(space.load.get());
     true
 }

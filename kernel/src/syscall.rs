@@ -1,10 +1,15 @@
 //! The one system call: which method of which object. Hot methods first; structural ones under the structural lock.
 
 use crate::{
+    arch,
     cap::{self, Cap, Slot},
     ipc,
     memory::Obj,
-    object::{address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context, thread::{self, Thread, reg}, untyped, vcpu},
+    object::{
+        address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
+        thread::{self, Thread, reg},
+        untyped, vcpu,
+    },
     percpu::Cpu,
     sched, smp, trace,
 };
@@ -22,22 +27,30 @@ extern "C" fn syscall_reply_receive(cpu: &'static Cpu, thread: Obj<Thread>, tag:
     ipc::reply_receive(cpu, thread, tag)
 }
 
-/// Everything else, from `entry.s`.
+/// `run`, from `entry.s`.
 #[unsafe(no_mangle)]
-extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
-    match tag.low() {
-        6 => ipc::signal(cpu, thread),
-        9 => vcpu::run(cpu, thread),
-        _ => other(cpu, thread, tag),
-    }
+extern "C" fn syscall_run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    vcpu::run(cpu, thread)
+}
+
+/// `signal`, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
+    ipc::signal(cpu, thread)
 }
 
 const _: () = {
-    assert!(Method::Call as u8 == 1 && Method::ReplyReceive as u8 == 2 && Method::Signal as u8 == 6 && Method::VcpuRun as u8 == 9);
+    assert!(
+        Method::Call as u8 == 1
+            && Method::ReplyReceive as u8 == 2
+            && Method::Signal as u8 == 6
+            && Method::VcpuRun as u8 == 9
+    );
 };
 
-#[inline(never)]
-fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+/// Everything else, from `entry.s`.
+#[unsafe(no_mangle)]
+extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
     match Method::from_code(tag.low()) {
         Some(Method::Receive) => ipc::receive(cpu, thread),
@@ -89,6 +102,10 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
             sched::charge(cpu);
             return Ok(sched_context::consumed(cap.object(Rights::USE)?, thread)?);
         }
+        Method::ContextLosers => {
+            sched::charge(cpu);
+            return Ok(sched_context::losers(cap.object(Rights::USE)?, thread)?);
+        }
         Method::VcpuKick => return Ok(vcpu::kick(cpu, cap.object(Rights::USE)?)?),
         Method::CapInspect => return Ok(cap_table::inspect(cap.object(Rights::USE)?, thread)?),
         Method::CpuLedger => return Ok(cpu_object::ledger(cpu, cap.object(Rights(0))?, thread)?),
@@ -100,13 +117,15 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     if !smp::try_lock(cpu) {
         return Err(Busy::Lock);
     }
-    let begun = sched::charge(cpu);
+    let begun = arch::now();
     trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
     let result = structural(cpu, thread, method, slot, cap);
     smp::unlock();
-    let ended = sched::charge(cpu);
-    if let Some(context) = cpu.chosen.get() {
-        context.structural.set(context.structural.get() + (ended - begun));
+    // Part of the asker's own time: what a helper pays for is told as lost.
+    if let Some(context) = cpu.chosen.get()
+        && cpu.beneficiary.get() == Some(context)
+    {
+        context.structural.set(context.structural.get() + (arch::now() - begun));
     }
     Ok(result?)
 }
@@ -135,7 +154,7 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::ThreadWriteRegisters => thread::write_registers(cpu, cap.object(USE)?, thread),
         Method::ThreadReceiveSlots => thread::receive_slots(cap.object(USE)?, thread),
         Method::ContextBind => sched_context::bind(cap.object(USE)?, thread),
-        Method::ContextSetHome => sched_context::set_home(cap.object(USE)?, thread),
+        Method::ContextSetHome => sched_context::set_home(cpu, cap.object(USE)?, thread),
         Method::EndpointBind => endpoint::bind(cap.object(Rights::SERVE)?, thread),
         Method::InterruptBind => interrupt::bind(cap.object(USE)?, thread),
         Method::VcpuConfigure => vcpu::configure(cap.object(USE)?, thread),
@@ -144,6 +163,7 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::VcpuAllowPorts => vcpu::allow_ports(cap.object(USE)?, thread),
         Method::PlanClear => plan::clear(cap.object(USE)?, thread),
         Method::PlanAppend => plan::append(cap.object(USE)?, thread),
+        Method::PlanAppendMany => plan::append_many(cap.object(USE)?, thread),
         Method::CpuInstallPlan => cpu_object::install_plan(cpu, cap.object(Rights::PLAN)?, thread),
         Method::CpuSetScheduler => cpu_object::set_scheduler(cpu, cap.object(Rights::PLAN)?, thread),
         Method::PlatformStartCpu => platform::start_cpu(cap.object(USE)?, slot, thread),

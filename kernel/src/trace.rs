@@ -1,7 +1,10 @@
 //! The trace: a ring of events per CPU, written by that CPU alone. Format: `docs/abi/trace.md`.
 
-use crate::{arch, percpu::{self, Cpu}};
-use core::{cell::Cell, sync::atomic::{AtomicBool, Ordering::Relaxed}};
+use crate::{
+    arch,
+    percpu::{self, Cpu, attention},
+};
+use core::{cell::Cell, sync::atomic::Ordering::Relaxed};
 
 /// Choose took a context (object 1) and a thread (object 2).
 pub const CHOOSE: u32 = 1;
@@ -38,8 +41,6 @@ pub struct Event {
 /// A ring.
 #[repr(C)]
 pub struct Ring {
-    /// Whether events are recorded.
-    pub on: AtomicBool,
     /// Events ever written.
     pub written: Cell<u64>,
     /// The last ones.
@@ -49,14 +50,18 @@ pub struct Ring {
 /// Switches the trace of all CPUs on or off.
 pub fn switch(on: bool) {
     for cpu in percpu::online() {
-        cpu.trace.on.store(on, Relaxed);
+        if on {
+            cpu.attention.fetch_or(attention::TRACE, Relaxed);
+        } else {
+            cpu.attention.fetch_and(!attention::TRACE, Relaxed);
+        }
     }
 }
 
 /// Records an event, if the trace is on.
 #[inline(always)]
 pub fn event(cpu: &Cpu, kind: u32, a: u64, b: u64) {
-    if cpu.trace.on.load(Relaxed) {
+    if cpu.attention.load(Relaxed) & attention::TRACE != 0 {
         record(cpu, kind, a, b);
     }
 }
@@ -65,6 +70,11 @@ pub fn event(cpu: &Cpu, kind: u32, a: u64, b: u64) {
 fn record(cpu: &Cpu, kind: u32, a: u64, b: u64) {
     let ring = &cpu.trace;
     let written = ring.written.get();
-    ring.events[written as usize % EVENTS].set(Event { time: arch::now(), kind: kind as u64 | (cpu.index as u64) << 32, a, b });
+    ring.events[written as usize % EVENTS].set(Event {
+        time: arch::now(),
+        kind: kind as u64 | (cpu.index as u64) << 32,
+        a,
+        b,
+    });
     ring.written.set(written + 1);
 }

@@ -9,6 +9,7 @@ mod console;
 mod cpio;
 mod doctor;
 mod emulator;
+mod experiment;
 mod flash;
 mod guest;
 mod hosttools;

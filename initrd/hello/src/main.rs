@@ -2,9 +2,11 @@
 //!
 //! | role | capabilities | what it does |
 //! | --- | --- | --- |
-//! | `ping` | `pong`, `console` | calls `pong` `rounds=` times (100), checks each answer, prints the mean time, finishes |
+//! | `ping` | `pong`, `console` | calls `pong` (or `server=`) `rounds=` times (100), checks each answer, prints the mean time, finishes |
 //! | `pong` | `console`; serves | answers each call with its words plus one |
 //! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again, it says so and runs on |
+//! | `maker` | `memory` (an untyped), `console` | makes pages from it, checks that they are zero, writes them, begins to revoke them and dies in the middle; started again, does the same but finishes |
+//! | `sleeper` | | sleeps `ms=` milliseconds (1000) and finishes |
 //! | `panicker` | `console` | panics; started again, it says so and finishes |
 #![no_std]
 #![no_main]
@@ -15,7 +17,8 @@ extern crate alloc;
 use log::{error, info};
 use moira_rt::{
     Env, end,
-    sys::{self, Deadline, Endpoint, Event, Message, Next},
+    memory::Memory,
+    sys::{self, Deadline, Endpoint, Event, FrameSize, Message, Next, Untyped},
 };
 
 moira_rt::entry!(main);
@@ -25,23 +28,24 @@ fn main(env: Env) {
         Some("ping") => ping(&env),
         Some("pong") => pong(),
         Some("crasher") => crasher(&env),
+        Some("maker") => maker(env),
         Some("panicker") => panicker(&env),
+        Some("sleeper") => sleeper(&env),
         other => error!("no such role: {other:?}"),
     }
 }
 
 fn number(env: &Env, key: &str, otherwise: u64) -> u64 {
-    env.argument(key)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(otherwise)
+    env.argument(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
 /// Label of a ping.
 const PING: u32 = 1;
 
 fn ping(env: &Env) {
-    let Some(pong) = env.capability::<Endpoint>("pong") else {
-        error!("there is no pong to call");
+    let server = env.argument("server").unwrap_or("pong");
+    let Some(pong) = env.capability::<Endpoint>(server) else {
+        error!("there is no {server} to call");
         return;
     };
     let rounds = number(env, "rounds", 100);
@@ -50,11 +54,7 @@ fn ping(env: &Env) {
         match pong.call(&Message::new(PING).words([round])) {
             Ok(answer) if answer.label == PING && answer.words[0] == round + 1 => {}
             Ok(answer) => {
-                error!(
-                    "round {round}: pong answered {} instead of {}",
-                    answer.words[0],
-                    round + 1
-                );
+                error!("round {round}: pong answered {} instead of {}", answer.words[0], round + 1);
                 return;
             }
             Err(error) => {
@@ -98,6 +98,44 @@ fn crasher(env: &Env) {
     loop {
         // Nobody calls or signals; this sleeps. An error would make it spin, so it ends instead.
         if let Err(error) = sys::receive(Deadline::after(env.ticks(1_000_000_000))) {
+            error!("cannot sleep: {error:?}");
+            return;
+        }
+    }
+}
+
+/// Bytes that a maker makes pages of.
+const MADE: u64 = 256 << 10;
+
+fn maker(env: Env) {
+    let Some(untyped) = env.capability::<Untyped>("memory") else {
+        error!("there is no memory");
+        return;
+    };
+    let mut memory = Memory::new(&env, untyped);
+    let mapping = match memory.make(MADE, FrameSize::Small) {
+        Ok(mapping) => mapping,
+        Err(error) => panic!("cannot make memory: {error:?}"),
+    };
+    let mut first = [0; 4096];
+    for offset in (0..MADE as usize).step_by(first.len()) {
+        mapping.shared().read(offset, &mut first);
+        assert!(first.iter().all(|byte| *byte == 0), "the page at {offset} is not zero");
+        mapping.shared().write(offset, &[0xa5; 4096]);
+    }
+    info!("{} KiB made and written", MADE >> 10);
+    if env.info.restarts == 0 {
+        let step = untyped.revoke();
+        info!("dying in the middle of a revoke: {step:?}");
+        end::write_to_null();
+    }
+    info!("finished after {} restarts", env.info.restarts);
+}
+
+fn sleeper(env: &Env) {
+    let until = sys::now().saturating_add(env.ticks(number(env, "ms", 1000).saturating_mul(1_000_000)));
+    while sys::now() < until {
+        if let Err(error) = sys::receive(Deadline(until)) {
             error!("cannot sleep: {error:?}");
             return;
         }

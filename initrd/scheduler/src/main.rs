@@ -6,9 +6,11 @@
 //! | capabilities `contexts` | the contexts that live on slack, in consecutive slots |
 //! | region `status` | the CPU's status page, read-only |
 //!
-//! Arguments: `indices=3,4,7`: indices of the contexts on the status page, in the order of the slots (needed only with kernels whose
-//! `dispatch` does not tell where a context is blocked; without them every piece of news makes the scheduler try all);
-//! `quantum_us=1000`.
+//! | region `control`, optional | its first word: number of the policy that is wanted (from 1, in the order of `POLICIES`); 0: no wish |
+//!
+//! Arguments: `policy=round-robin` (or another name of `POLICIES`), `quantum_us=1000`, and lists in the order of the contexts: `weights=`,
+//! `slices_us=`, `periods_us=`, `warps_us=` (`docs/how-to/add-a-policy.md` says which policy looks at which). `fail=hang` or
+//! `fail=storm`, `after_ms=N`: for experiments, the scheduler goes bad after so long.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -16,17 +18,26 @@
 extern crate alloc;
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 use log::{error, info};
 use moira_rt::{
     Env,
-    sys::{self, Caps, Cpu, Deadline, SchedContext},
+    mapped::Shared,
+    sys::{self, Capability, Caps, Cpu, Deadline, SchedContext},
 };
-use moira_scheduler::{page::Page, policy::RoundRobin, slack::Slack};
+use moira_scheduler::{
+    page::Page,
+    policy::{self, POLICIES, Share},
+    slack::Slack,
+};
 
 moira_rt::entry!(main);
 
 /// Missing contexts are tried again this often; also how long this task waits until it is registered.
 const RETRY_NS: u64 = 100_000_000;
+
+/// Least time that a context is given.
+const SHORTEST_NS: u64 = 5_000;
 
 fn main(env: Env) {
     let Some(cpu) = env.capability::<Cpu>("cpu") else {
@@ -34,60 +45,130 @@ fn main(env: Env) {
         return;
     };
     let status = env.shared("status");
-    let Some(page) = status
-        .as_ref()
-        .and_then(|region| Page::new(region.words64()))
-    else {
+    let Some(page) = status.as_ref().and_then(|region| Page::new(region.words64())) else {
         error!("no region `status` of a page");
         return;
     };
-    let contexts = env
-        .capabilities("contexts")
-        .unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
-    let indices = match env.argument("indices").map(parse_indices) {
-        Some(None) => {
-            error!("`indices=` is a list of numbers");
+    let contexts = env.capabilities("contexts").unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
+    let quantum_us: u64 = env.argument("quantum_us").and_then(|text| text.parse().ok()).unwrap_or(1000);
+    let count = contexts.len() as usize;
+    let Some(shares) = policy::shares(count, |key| env.argument(key), |ns| env.ticks(ns)) else {
+        error!("weights, slices, periods and warps are lists of numbers");
+        return;
+    };
+    let name = env.argument("policy").unwrap_or(policy::round_robin::NAME);
+    let quantum = env.ticks(quantum_us.saturating_mul(1000));
+    let Some(chosen) = policy::by_name(name, &shares, quantum) else {
+        error!("no policy `{name}`");
+        return;
+    };
+    info!("{name} over {count} contexts, {quantum_us} us at a time");
+    let retry = env.ticks(RETRY_NS);
+    let fail = env.argument("fail").filter(|_| env.info.restarts == 0);
+    let mut scheduler = Scheduler {
+        cpu,
+        contexts,
+        slack: Slack::new(page, chosen, count, &[], retry, env.ticks(SHORTEST_NS)),
+        retry,
+        control: env.shared("control"),
+        wanted: 0,
+        shares,
+        quantum,
+        fail: fail.and_then(Failure::named),
+        fail_at: fail.map_or(u64::MAX, |_| {
+            let after: u64 = env.argument("after_ms").and_then(|text| text.parse().ok()).unwrap_or(0);
+            sys::now().saturating_add(env.ticks(after.saturating_mul(1_000_000)))
+        }),
+    };
+    scheduler.run();
+}
+
+/// Ways to go bad, for experiments: the guarantees do not stand on this task.
+#[derive(Clone, Copy)]
+enum Failure {
+    /// Never asks the kernel for anything again.
+    Hang,
+    /// Asks for nonsense as fast as it can: stale tokens, slots that are not there.
+    Storm,
+    /// Faults.
+    Crash,
+}
+
+impl Failure {
+    fn named(name: &str) -> Option<Failure> {
+        match name {
+            "hang" => Some(Failure::Hang),
+            "storm" => Some(Failure::Storm),
+            "crash" => Some(Failure::Crash),
+            _ => None,
+        }
+    }
+}
+
+struct Scheduler<'a> {
+    cpu: Cpu,
+    contexts: Caps<SchedContext>,
+    slack: Slack<'a>,
+    retry: u64,
+    control: Option<Shared<'static>>,
+    wanted: u64,
+    shares: Vec<Share>,
+    quantum: u64,
+    fail: Option<Failure>,
+    fail_at: u64,
+}
+
+impl Scheduler<'_> {
+    fn run(&mut self) {
+        loop {
+            let now = sys::now();
+            if now >= self.fail_at {
+                self.go_bad();
+            }
+            self.obey(now);
+            let request = self.slack.next(now);
+            let context = request.context.and_then(|number| self.contexts.get(u32::try_from(number).ok()?));
+            let answer = self.cpu.dispatch(context, Deadline(request.until), request.token);
+            // Not registered: sleep, since a supervisor may be about to do it.
+            if !self.slack.answered(answer, sys::now())
+                && let Err(error) = sys::receive(Deadline::after(self.retry))
+            {
+                error!("cannot dispatch ({answer:?}) and cannot wait: {error:?}");
+                return;
+            }
+        }
+    }
+
+    /// Takes another policy if one is wanted.
+    fn obey(&mut self, now: u64) {
+        let Some(wanted) =
+            self.control.and_then(|region| region.words64().first().map(|word| word.load(Ordering::Relaxed)))
+        else {
+            return;
+        };
+        if wanted == self.wanted {
             return;
         }
-        Some(Some(indices)) => indices,
-        None => Vec::new(),
-    };
-    let quantum_us: u64 = env
-        .argument("quantum_us")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1000);
-    let policy = RoundRobin::new(
-        contexts.len() as usize,
-        env.ticks(quantum_us.saturating_mul(1000)),
-    );
-    let retry = env.ticks(RETRY_NS);
-    let mut slack = Slack::new(page, policy, contexts.len() as usize, &indices, retry);
-    info!(
-        "round robin over {} contexts, {quantum_us} us each",
-        contexts.len()
-    );
-    run(cpu, contexts, &mut slack, retry);
-}
+        self.wanted = wanted;
+        let index = usize::try_from(wanted).unwrap_or(0).wrapping_sub(1);
+        if let Some((name, make)) = POLICIES.get(index) {
+            self.slack.replace_policy(make(&self.shares, self.quantum), now);
+            info!("policy is now {name}");
+        }
+    }
 
-fn parse_indices(text: &str) -> Option<Vec<u32>> {
-    text.split(',')
-        .map(|part| part.trim().parse().ok())
-        .collect()
-}
-
-fn run(cpu: Cpu, contexts: Caps<SchedContext>, slack: &mut Slack<'_, RoundRobin>, retry: u64) {
-    loop {
-        let request = slack.next(sys::now());
-        let context = request
-            .context
-            .and_then(|number| contexts.get(u32::try_from(number).ok()?));
-        let answer = cpu.dispatch(context, Deadline(request.until), request.token);
-        // Not registered: sleep, since a supervisor may be about to do it.
-        if !slack.answered(answer, sys::now())
-            && let Err(error) = sys::receive(Deadline::after(retry))
-        {
-            error!("cannot dispatch ({answer:?}) and cannot wait: {error:?}");
-            return;
+    fn go_bad(&self) {
+        match self.fail {
+            None => {}
+            Some(Failure::Hang) => loop {
+                core::hint::spin_loop();
+            },
+            Some(Failure::Storm) => loop {
+                // Whatever it answers.
+                let _ = self.cpu.dispatch(self.contexts.get(0), Deadline(sys::now()), u64::MAX);
+                let _ = self.cpu.dispatch(Some(SchedContext::at(sys::Slot(u32::MAX))), Deadline::NEVER, 0);
+            },
+            Some(Failure::Crash) => moira_rt::end::write_to_null(),
         }
     }
 }

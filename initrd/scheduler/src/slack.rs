@@ -6,6 +6,7 @@
 //! anything may have happened: all contexts are tried. So is, at any news, a context of which nobody told where it is blocked.
 
 use crate::{page::Page, policy::Policy};
+use alloc::boxed::Box;
 use alloc::{vec, vec::Vec};
 use moira_abi::time::NEWS_LOG;
 use moira_rt::sys::{Blocked, Dispatched, Error};
@@ -33,9 +34,9 @@ enum Standing {
 }
 
 /// Slack of one CPU.
-pub struct Slack<'a, P> {
+pub struct Slack<'a> {
     page: Page<'a>,
-    policy: P,
+    policy: Box<dyn Policy>,
     standing: Vec<Standing>,
     /// Indices of the contexts on the status page; fewer or none if nobody told.
     indices: Vec<u32>,
@@ -44,19 +45,23 @@ pub struct Slack<'a, P> {
     /// When missing contexts are tried again.
     retry_at: u64,
     retry_every: u64,
-    asked: Option<(usize, u64)>,
+    /// Least time that is worth a dispatch.
+    shortest: u64,
+    asked: Option<usize>,
 }
 
-impl<'a, P: Policy> Slack<'a, P> {
+impl<'a> Slack<'a> {
     /// For `contexts` contexts. `indices`: theirs on the status page, in the same order (fewer or none if unknown). `retry`: ticks
-    /// after which missing contexts are looked for.
+    /// after which missing contexts are looked for. `shortest`: ticks that are worth a dispatch; nobody is given less, so that the ends of
+    /// quanta, which pass while the kernel is asked, do not turn into a busy loop.
     pub fn new(
         page: Page<'a>,
-        policy: P,
+        policy: Box<dyn Policy>,
         contexts: usize,
         indices: &[u32],
         retry: u64,
-    ) -> Slack<'a, P> {
+        shortest: u64,
+    ) -> Slack<'a> {
         let standing = vec![Standing::Asleep { at: 0, deadline: 0 }; contexts];
         // All news before now counts as missed: the first round tries everybody.
         let seen = page.sequence().wrapping_sub(NEWS_LOG as u64 + 1);
@@ -68,6 +73,7 @@ impl<'a, P: Policy> Slack<'a, P> {
             seen,
             retry_at: 0,
             retry_every: retry.max(1),
+            shortest: shortest.max(1),
             asked: None,
         }
     }
@@ -78,15 +84,9 @@ impl<'a, P: Policy> Slack<'a, P> {
         self.read_news(token, now);
         let timer = self.run_timers(now);
         let choice = self.policy.choose(now);
-        let until = choice
-            .map_or(timer, |choice| choice.until.min(timer))
-            .max(1);
-        self.asked = choice.map(|choice| (choice.context, now));
-        Request {
-            context: choice.map(|choice| choice.context),
-            until,
-            token,
-        }
+        let until = choice.map_or(timer, |choice| choice.until.min(timer)).max(now.saturating_add(self.shortest));
+        self.asked = choice.map(|choice| choice.context);
+        Request { context: choice.map(|choice| choice.context), until, token }
     }
 
     fn read_news(&mut self, token: u64, now: u64) {
@@ -105,8 +105,7 @@ impl<'a, P: Policy> Slack<'a, P> {
     /// Wakes all that are blocked at a thread of which `here` says so.
     fn wake_where(&mut self, here: impl Fn(u32) -> bool, now: u64) {
         for context in 0..self.standing.len() {
-            if matches!(self.standing.get(context), Some(Standing::Asleep { at, .. }) if here(*at))
-            {
+            if matches!(self.standing.get(context), Some(Standing::Asleep { at, .. }) if here(*at)) {
                 self.put(context, Standing::Awake, now);
             }
         }
@@ -124,9 +123,7 @@ impl<'a, P: Policy> Slack<'a, P> {
                 Some(Standing::Asleep { deadline, .. }) if *deadline != 0 && *deadline <= now => {
                     self.put(context, Standing::Awake, now);
                 }
-                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => {
-                    next = next.min(*deadline)
-                }
+                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => next = next.min(*deadline),
                 Some(Standing::Missing) if retry => self.put(context, Standing::Awake, now),
                 _ => {}
             }
@@ -139,42 +136,40 @@ impl<'a, P: Policy> Slack<'a, P> {
             return;
         };
         *place = standing;
-        if standing == Standing::Awake {
-            self.policy.wake(context, now)
-        } else {
-            self.policy.block(context, now)
-        }
+        if standing == Standing::Awake { self.policy.wake(context, now) } else { self.policy.block(context, now) }
     }
 
-    /// What the kernel said to the last request, at time `now`. Answers false if the CPU itself refused: this task is not (or not
-    /// any more) its scheduler.
-    pub fn answered(&mut self, answer: Result<Dispatched, Error>, now: u64) -> bool {
-        match (self.asked.take(), answer) {
-            (Some((context, from)), Ok(Dispatched::News | Dispatched::Until)) => {
-                self.policy.ran(context, from, now)
+    /// Goes on with another policy, which is told who is awake.
+    pub fn replace_policy(&mut self, mut policy: Box<dyn Policy>, now: u64) {
+        for (context, standing) in self.standing.iter().enumerate() {
+            if *standing == Standing::Awake {
+                policy.wake(context, now);
             }
-            (
-                Some((context, _)),
-                Ok(Dispatched::Blocked {
-                    kind: Blocked::Gone,
-                    ..
-                })
-                | Err(_),
-            ) => {
+        }
+        self.policy = policy;
+    }
+
+    /// What the kernel said to the last request, at time `now`. `used`: ticks of slack that the context was charged. Answers false if the
+    /// CPU itself refused: this task is not (or not any more) its scheduler.
+    pub fn answered(&mut self, answer: Result<(Dispatched, u64), Error>, now: u64) -> bool {
+        let asked = self.asked.take();
+        if let (Some(context), Ok((_, used))) = (asked, &answer)
+            && *used > 0
+        {
+            self.policy.ran(context, *used, now);
+        }
+        match (asked, answer) {
+            (Some(context), Ok((Dispatched::Blocked { kind: Blocked::Gone, .. }, _)) | Err(_)) => {
                 self.put(context, Standing::Missing, now);
             }
-            (Some((context, _)), Ok(Dispatched::Blocked { deadline, at, .. })) => {
+            (Some(context), Ok((Dispatched::Blocked { deadline, at, .. }, _))) => {
                 // The kernel wrote the word before it answered, and writes it again only at another dispatch of this context.
-                let told = || {
-                    self.indices
-                        .get(context)
-                        .map_or(0, |index| self.page.blocked_at(*index))
-                };
+                let told = || self.indices.get(context).map_or(0, |index| self.page.blocked_at(*index));
                 let at = if at == 0 { told() } else { at };
                 self.put(context, Standing::Asleep { at, deadline }, now);
             }
             (None, Err(_)) => return false,
-            (_, Ok(Dispatched::Stale)) | (None, Ok(_)) => {}
+            (_, Ok(_)) => {}
         }
         true
     }

@@ -1,11 +1,15 @@
 //! The scheduler against a model of the kernel's side: tokens, news, deadlines, contexts that come and go at any moment.
 
-use crate::{page::Page, policy::RoundRobin, slack::Slack};
+use crate::{
+    page::Page,
+    policy::{POLICIES, RoundRobin, Share, by_name},
+    slack::Slack,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
 use moira_abi::time::blocked;
 use moira_rt::sys::{Blocked, Dispatched, Error};
 use proptest::prelude::*;
-use std::{vec, vec::Vec};
+use std::{boxed::Box, vec, vec::Vec};
 
 /// A context as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -56,8 +60,7 @@ impl Kernel {
         let entry = (sequence % 256) as usize;
         let word = &self.page[2 + entry / 2];
         let shift = entry % 2 * 32;
-        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift)
-            | u64::from(Self::thread(context)) << shift;
+        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(Self::thread(context)) << shift;
         word.store(value, Ordering::Relaxed);
         self.page[0].store(sequence + 1, Ordering::Release);
     }
@@ -68,11 +71,7 @@ impl Kernel {
         let word = u64::from(blocked::WAITING) | u64::from(Self::thread(context)) << 32;
         self.page[2 + 128 + Self::index(context) as usize * 4].store(word, Ordering::Relaxed);
         let at = if self.tells { Self::thread(context) } else { 0 };
-        Dispatched::Blocked {
-            kind: Blocked::Waiting,
-            deadline,
-            at,
-        }
+        Dispatched::Blocked { kind: Blocked::Waiting, deadline, at }
     }
 
     fn signal(&mut self, context: usize) {
@@ -106,14 +105,14 @@ impl Kernel {
         until: u64,
         token: u64,
         signal: Option<(u64, usize)>,
-    ) -> Result<Dispatched, Error> {
+    ) -> Result<(Dispatched, u64), Error> {
         if token != self.sequence() {
-            return Ok(Dispatched::Stale);
+            return Ok((Dispatched::Stale, 0));
         }
         if let Some(context) = context {
             if let State::Waiting(deadline, _) = self.states[context] {
                 if deadline == 0 || deadline > self.now {
-                    return Ok(self.watch(context, deadline));
+                    return Ok((self.watch(context, deadline), 0));
                 }
                 self.states[context] = State::Runnable;
             }
@@ -131,19 +130,20 @@ impl Kernel {
             _ => until.max(start),
         };
         self.now = end.max(start + 1);
+        let used = if context.is_some() { self.now - start } else { 0 };
         if let Some(context) = context {
-            self.ran[context] += self.now - start;
+            self.ran[context] += used;
         }
         if token != self.sequence() {
-            return Ok(Dispatched::News);
+            return Ok((Dispatched::News, used));
         }
         if self.now >= until {
-            return Ok(Dispatched::Until);
+            return Ok((Dispatched::Until, used));
         }
         // The signal was no news: the context blocks for want of something else to do.
         match context {
-            Some(context) => Ok(self.watch(context, 0)),
-            None => Ok(Dispatched::Until),
+            Some(context) => Ok((self.watch(context, 0), used)),
+            None => Ok((Dispatched::Until, 0)),
         }
     }
 }
@@ -182,16 +182,19 @@ proptest! {
     /// No wake-up is lost: whatever happened before, whoever can run gets its turn within a few quanta. With and without the
     /// indices, with a part of them, and with a kernel that tells itself.
     #[test]
-    fn whoever_can_run_does(steps in steps(CONTEXTS), told in 0usize..=CONTEXTS, tells: bool) {
+    fn whoever_can_run_does(steps in steps(CONTEXTS), told in 0usize..=CONTEXTS, tells: bool, policy in 0..POLICIES.len()) {
         let mut kernel = Kernel::new(CONTEXTS, tells);
         let indices: Vec<u32> = (0..told).map(Kernel::index).collect();
-        let mut slack = Slack::new(Page::new(kernel.page).unwrap(), RoundRobin::new(CONTEXTS, 100), CONTEXTS, &indices, RETRY);
+        let mut slack = Slack::new(Page::new(kernel.page).unwrap(), (POLICIES[policy].1)(&[Share::EQUAL; CONTEXTS], 100), CONTEXTS, &indices, RETRY, 3);
         for step in steps {
             kernel.step(step, &mut slack);
         }
         let runnable: Vec<usize> = (0..CONTEXTS).filter(|context| kernel.states[*context] == State::Runnable).collect();
         let before = kernel.ran.clone();
-        let end = kernel.now + RETRY + 100 * (CONTEXTS as u64 + 2) + 500;
+        // A policy may owe one context what another had before: all of the past once more.
+        let owed = kernel.ran.iter().sum::<u64>();
+        // A draw may take a while.
+        let end = kernel.now + RETRY + 100 * 40 * (CONTEXTS as u64 + 2) + 500 + owed;
         let mut rounds = 0;
         while kernel.now < end {
             kernel.step(Step::Round { between: None, during: None }, &mut slack);
@@ -205,7 +208,7 @@ proptest! {
 }
 
 impl Kernel {
-    fn step(&mut self, step: Step, slack: &mut Slack<'_, RoundRobin>) {
+    fn step(&mut self, step: Step, slack: &mut Slack<'_>) {
         match step {
             Step::Round { between, during } => {
                 let request = slack.next(self.now);
@@ -241,16 +244,12 @@ impl Kernel {
 #[test]
 fn a_refused_cpu_is_told_apart_from_a_missing_context() {
     let words: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
-    let mut slack = Slack::new(
-        Page::new(&words).unwrap(),
-        RoundRobin::new(1, 100),
-        1,
-        &[],
-        RETRY,
-    );
+    let mut slack = Slack::new(Page::new(&words).unwrap(), Box::new(RoundRobin::new(1, 100)), 1, &[], RETRY, 3);
     assert_eq!(slack.next(5).context, Some(0));
     assert!(slack.answered(Err(Error::Empty), 6));
     assert_eq!(slack.next(7).context, None);
     assert!(!slack.answered(Err(Error::NoRight), 8));
     assert!(Page::new(&words[..300]).is_none());
 }
+
+mod fairness;

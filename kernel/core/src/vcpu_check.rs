@@ -84,6 +84,11 @@ pub const fn canonical(address: u64) -> bool {
     (address as i64) << 16 >> 16 == address as i64
 }
 
+/// `flag` if the bit is set.
+const fn flag(value: u64, bit: u32, flag: u64) -> u64 {
+    (value >> bit & 1) * flag
+}
+
 const fn reserved(ok: bool) -> Result<(), u64> {
     if ok { Ok(()) } else { Err(invalid::RESERVED) }
 }
@@ -205,8 +210,8 @@ impl Event {
             event::SOFTWARE_EXCEPTION => vector == 3 || vector == 4,
             _ => false,
         };
-        let code_ok = !has_code
-            || kind == event::EXCEPTION && matches!(vector, 8 | 10..=14 | 17 | 21) && inject >> 48 == 0;
+        let code_ok =
+            !has_code || kind == event::EXCEPTION && matches!(vector, 8 | 10..=14 | 17 | 21) && inject >> 48 == 0;
         let length_ok = !soft || length >= 1 && length <= 15;
         if !type_ok || !code_ok || !length_ok || info & 0x7fff_f000 != 0 {
             return Err(invalid::EVENT);
@@ -291,7 +296,7 @@ pub const fn rights_to_svm(rights: u32) -> u16 {
 #[must_use]
 pub const fn rights_from_svm(attributes: u16) -> u32 {
     let attributes = attributes as u32;
-    let unusable = if attributes & 0x80 == 0 { UNUSABLE } else { 0 };
+    let unusable = (!attributes & 0x80) << 9;
     attributes & 0xff | (attributes & 0xf00) << 4 | unusable
 }
 
@@ -324,16 +329,16 @@ pub const fn port_from_vmx(qualification: u64) -> PortIo {
 #[must_use]
 pub const fn access_from_svm(info: u64) -> u64 {
     use vcpu::access::{FETCH, PRESENT, WALK, WRITE};
-    (info >> 1 & 1) * WRITE | (info >> 4 & 1) * FETCH | (info & 1) * PRESENT | (info >> 33 & 1) * WALK
+    flag(info, 1, WRITE) | flag(info, 4, FETCH) | flag(info, 0, PRESENT) | flag(info, 33, WALK)
 }
 
 /// [`vcpu::access`] from VT-x's EPT-violation qualification (SDM table 27-7).
 #[must_use]
 pub const fn access_from_vmx(qualification: u64) -> u64 {
     use vcpu::access::{FETCH, PRESENT, WALK, WRITE};
-    let present = (qualification & 0x38 != 0) as u64;
-    let walk = (qualification & 0x180 == 0x80) as u64;
-    (qualification >> 1 & 1) * WRITE | (qualification >> 2 & 1) * FETCH | present * PRESENT | walk * WALK
+    let present = if qualification & 0x38 != 0 { PRESENT } else { 0 };
+    let walk = if qualification & 0x180 == 0x80 { WALK } else { 0 };
+    flag(qualification, 1, WRITE) | flag(qualification, 2, FETCH) | present | walk
 }
 
 /// Task-switch qualification in VT-x's format (selector; bits 30–31: CALL, IRET, JMP, gate) from SVM's EXITINFO
@@ -452,10 +457,10 @@ pub const fn plain_exit_vmx(reason: u32) -> Exit {
 /// Groups that an exit writes when the VMM asks for no more: what handling it usually needs.
 #[must_use]
 pub const fn default_groups(exit: Exit) -> u64 {
-    use vcpu::group::{ALL, CONTROL, DEBUG, INJECT, INTERRUPTIBILITY, RIP, SEGMENTS};
+    use vcpu::group::{ALL, CONTROL, DEBUG, INJECT, INTERRUPTIBILITY, RIP};
     match exit {
-        Exit::Memory | Exit::ControlWrite => RIP | CONTROL | SEGMENTS,
-        Exit::Exception | Exit::DebugRegister => RIP | CONTROL | DEBUG | SEGMENTS,
+        Exit::Memory | Exit::ControlWrite => RIP | CONTROL,
+        Exit::Exception | Exit::DebugRegister => RIP | CONTROL | DEBUG,
         Exit::Until | Exit::Kicked | Exit::Halt | Exit::InterruptWindow | Exit::NmiWindow => {
             RIP | INTERRUPTIBILITY | INJECT
         }
@@ -465,129 +470,4 @@ pub const fn default_groups(exit: Exit) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMITS: Limits =
-        Limits { cr4: cr4::BASE | cr4::PCIDE | cr4::OSXSAVE, efer: 0xd01, xcr0: 0xe7, spec_ctrl: 0, physical_bits: 40 };
-
-    #[test]
-    fn long_mode_needs_its_parts_and_lma_is_computed() {
-        let long = Control { cr0: cr0::PG | cr0::PE, cr4: cr4::PAE, efer: efer::LME, ..Control::default() };
-        let checked = long.checked(&LIMITS).unwrap();
-        assert_eq!(checked.efer, efer::LME | efer::LMA);
-        assert_eq!(checked.cr0 & cr0::ET, cr0::ET);
-        assert!(Control { cr4: 0, ..long }.checked(&LIMITS).is_err());
-        assert!(Control { cr0: cr0::PG, ..long }.checked(&LIMITS).is_err());
-        assert!(Control { cr3: 1 << 40, ..long }.checked(&LIMITS).is_err());
-        assert!(Control { cr4: cr4::PAE | cr4::VMXE, ..long }.checked(&LIMITS).is_err());
-        assert!(Control { efer: efer::LME | efer::SVME, ..long }.checked(&LIMITS).is_err());
-        let claimed = Control { cr0: cr0::PE, efer: efer::LME | efer::LMA, ..Control::default() };
-        assert_eq!(claimed.checked(&LIMITS).unwrap().efer, efer::LME);
-    }
-
-    #[test]
-    fn xcr0_needs_its_parts() {
-        for good in [1, 3, 7, 0xe7] {
-            assert!(xcr0_valid(good, &LIMITS));
-        }
-        for bad in [0, 2, 5, 0x27, 0xe3, 0x207, 0x1f] {
-            assert!(!xcr0_valid(bad, &LIMITS));
-        }
-    }
-
-    #[test]
-    fn task_register_is_a_busy_tss_and_loses_its_busy_bit_on_svm() {
-        let mut segments = [Segment { rights: 0xc093, ..Segment::default() }; 8];
-        for (rights, good) in [(0x8b, true), (0x83, true), (0x89, false), (0x0b, false), (0x1008b, false), (0x9b, false)] {
-            segments[seg::TR].rights = rights;
-            assert_eq!(check_segments(&segments).is_ok(), good, "{rights:x}");
-        }
-        assert_eq!(task_rights_to_svm(0x8b), 0x89);
-        assert_eq!(task_rights_from_svm(0x89), 0x8b);
-        segments[seg::TR].rights = 0x8b;
-        segments[seg::GS].base = 1 << 47;
-        assert_eq!(check_segments(&segments), Err(invalid::CANONICAL));
-    }
-
-    #[test]
-    fn ports_mean_the_same_on_both_vendors() {
-        // INS with REP, two bytes, port 1F0h.
-        let vmx = port_from_vmx(0x01f0_0000 | 1 | 1 << 3 | 1 << 4 | 1 << 5);
-        let svm = port_from_svm(0x01f0_0000 | 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 8 | 3 << 10);
-        assert_eq!(vmx, PortIo::new(0x1f0, 2, true, true, true));
-        assert_eq!(svm, vmx);
-        assert_eq!(port_from_vmx(0xcf8_0000 | 3), PortIo::new(0xcf8, 4, false, false, false));
-    }
-
-    #[test]
-    fn maps_hold_what_they_should() {
-        assert_eq!(msr_bit_svm(0xc000_0100), Some((0x800 + 0x40) * 8));
-        assert_eq!(msr_bit_svm(0x4000_0000), None);
-        assert_eq!(msr_bits_vmx(0xc000_0102), Some((0x420 * 8 + 2, 0xc20 * 8 + 2)));
-        assert_eq!(msr_bits_vmx(0xc001_0015), None);
-        for msr in [0x10, 0x1b, 0x48, 0x277, 0x3a, 0xc000_0080, 0xc001_0114, 0xc001_0117, 0x1d9, 0x38f] {
-            assert_eq!(msr_openable(msr, true).or(msr_openable(msr, false)), None, "{msr:x}");
-        }
-    }
-
-    #[test]
-    fn software_events_are_told_apart() {
-        let int3 = Event::from_svm(event::VALID | event::EXCEPTION | 3);
-        assert!(int3.is_software());
-        assert_eq!(int3.to_svm(), event::VALID | event::EXCEPTION | 3);
-        assert!(!Event::from_svm(event::VALID | event::EXCEPTION | 14 | event::HAS_CODE).is_software());
-        assert!(Event::from_svm(event::VALID | event::NMI | 2).is_nmi());
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_is_accepted_has_no_reserved_bit(
-            raw in any::<(u64, u64, u64, u64)>(), keep in any::<[u32; 4]>()
-        ) {
-            // Sparse values, so that some are accepted.
-            let thin = |value: u64, mask: u32| value & u64::from(mask) & u64::from(mask.rotate_left(7));
-            let control = Control {
-                cr0: thin(raw.0, keep[0]), cr2: raw.1, cr3: thin(raw.1, keep[1]), cr4: thin(raw.2, keep[2]), efer: thin(raw.3, keep[3]),
-            };
-            if let Ok(done) = control.checked(&LIMITS) {
-                prop_assert_eq!(done.cr0 & !cr0::DEFINED, 0);
-                prop_assert_eq!(done.cr4 & !LIMITS.cr4, 0);
-                prop_assert_eq!(done.efer & efer::SVME, 0);
-                let long = done.cr0 & cr0::PG != 0 && done.efer & efer::LME != 0;
-                prop_assert_eq!(done.efer & efer::LMA != 0, long);
-                prop_assert_eq!(done.checked(&LIMITS), Ok(done));
-            }
-        }
-
-        #[test]
-        fn events_survive_svm_and_nothing_else_gets_in(inject in any::<u64>(), length in 0u64..20) {
-            let inject = inject | event::VALID;
-            if let Ok(event) = Event::checked(inject & 0xffff_ffff_8000_0fff, length) {
-                prop_assert!(event.info & 0x7fff_f000 == 0);
-                let back = Event::from_svm(event.to_svm());
-                prop_assert_eq!(back.info & 0xff, event.info & 0xff);
-                prop_assert_eq!(back.code, event.code);
-                prop_assert_eq!(back.is_nmi(), event.is_nmi());
-            }
-            prop_assert_eq!(Event::checked(inject | 1 << 20, length), Err(invalid::EVENT));
-        }
-
-        #[test]
-        fn segment_rights_survive_svm(rights in any::<u32>()) {
-            let rights = rights & 0xf0ff | 0x80;
-            prop_assert_eq!(rights_from_svm(rights_to_svm(rights)), rights);
-            prop_assert_eq!(rights_from_svm(rights_to_svm(rights | UNUSABLE)) & UNUSABLE, UNUSABLE);
-        }
-
-        #[test]
-        fn debug_registers_come_out_loadable(raw in any::<([u64; 4], u32, u32)>()) {
-            let low = raw.0.map(|address| address & 0x7fff_ffff_ffff);
-            let debug = Debug { dr: low, dr6: raw.1.into(), dr7: raw.2.into() }.checked().unwrap();
-            prop_assert_eq!((debug.dr6 >> 32, debug.dr7 >> 32), (0, 0));
-            prop_assert_eq!(debug.dr7 & 0xd400, 0x400);
-            prop_assert_eq!(debug.checked(), Ok(debug));
-        }
-    }
-}
+mod tests;

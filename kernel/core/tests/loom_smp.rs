@@ -45,7 +45,12 @@ struct Mailbox {
 
 impl Mailbox {
     fn new() -> Mailbox {
-        Mailbox { head: AtomicU64::new(0), accept: AtomicBool::new(false), interrupts: AtomicU32::new(0), nodes: Default::default() }
+        Mailbox {
+            head: AtomicU64::new(0),
+            accept: AtomicBool::new(false),
+            interrupts: AtomicU32::new(0),
+            nodes: Default::default(),
+        }
     }
 
     fn post(&self, node: usize, message: u32) {

@@ -20,6 +20,8 @@ use moira_kernel_core::radix::{self, Cache, EptFormat, MapError, NptFormat, Tabl
 
 /// Spaces that can exist at once on the machine.
 const IDS: usize = 4096;
+/// Numbers looked at in one search.
+const SEARCH: u64 = 64;
 
 /// Space by number: physical address of the object, generation in the upper 16 bits.
 static SPACES: [AtomicU64; IDS] = [const { AtomicU64::new(0) }; IDS];
@@ -29,9 +31,8 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 const ADDRESS: u64 = (1 << 48) - 1;
 /// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation.
 const UNMAPPING: u16 = 1;
-/// Bit of the mark of a slot whose entry was changed while other CPUs may still hold the old translation; the new rights and
-/// cache stand above it.
-const CHANGED: u16 = 2;
+/// Mark of a slot whose entry was narrowed likewise; the rights and the cache mode that were asked for stand above it.
+const PROTECTING: u16 = 4;
 
 /// An address space: 256 bytes.
 #[repr(C)]
@@ -104,21 +105,16 @@ macro_rules! with_format {
     };
 }
 
-/// Numbers that one search looks at.
-const SEARCH: u64 = 64;
-
-/// Whether the next search finds so many free numbers; if not, the one after it looks further on.
-pub fn numbers_left(count: u64) -> bool {
+/// Whether `init` will find numbers for that many new spaces: asked before any is made, so that `retype` fails as a whole.
+pub fn numbers_left(count: u64) -> Result<(), Error> {
     let start = NEXT_ID.load(Relaxed);
-    let free = |step: &u64| {
-        let id = (start + step) % IDS as u64;
-        id != 0 && SPACES[id as usize].load(Relaxed) & ADDRESS == 0
-    };
-    let enough = (0..SEARCH).filter(free).count() as u64 >= count;
-    if !enough {
-        NEXT_ID.store(start + SEARCH, Relaxed);
+    let is_free = |id: u64| id != 0 && SPACES[id as usize].load(Relaxed) & ADDRESS == 0;
+    let free = (start..start + SEARCH).filter(|id| is_free(id % IDS as u64)).count() as u64;
+    if free >= count {
+        return Ok(());
     }
-    enough
+    NEXT_ID.store(start + SEARCH, Relaxed);
+    Err(Error::Again)
 }
 
 /// Gives a new space its number.
@@ -128,9 +124,9 @@ pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
     }
     let start = NEXT_ID.load(Relaxed);
     for step in 0..SEARCH {
-        let id = (start + step) % IDS as u64;
+        let id = ((start + step) % IDS as u64).max(1);
         let entry = SPACES[id as usize].load(Relaxed);
-        if id != 0 && entry & ADDRESS == 0 {
+        if entry & ADDRESS == 0 {
             SPACES[id as usize].store(entry & !ADDRESS | space.physical(), Release);
             NEXT_ID.store(id + 1, Relaxed);
             space.id.set(id | entry >> 48 << 12);
@@ -153,13 +149,15 @@ pub fn by_id(id: u64) -> Option<Obj<AddressSpace>> {
 
 /// `add_memory`: W0 slot of an untouched untyped. The first page becomes the top-level table.
 pub fn add_memory(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), Error> {
-    let cap = caller.table()?.read(caller.word(0))?;
-    // A space whose memory was taken back is dead, though capabilities to it may be left: tables that nothing could find
-    // again when their memory is revoked must not come to it.
+    // A space whose tables were revoked is dead: nothing would end the new ones with it.
     if space.id.get() == 0 {
         return Err(Error::Inactive);
     }
-    let (base, end) = untyped::consume(cap, space.id.get())?;
+    let slot = cap::slot_of(caller.table()?, caller.word(0))?;
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
+    let (base, end) = untyped::consume(slot.read(), space.id.get())?;
     donate(space, base, end);
     Ok(())
 }
@@ -226,8 +224,11 @@ pub fn map_slot(space: Obj<AddressSpace>, slot: Obj<Slot>, address: u64, flags: 
     if address & (size.bytes() - 1) != 0 || address >= limit || size.bytes() > limit - address {
         return Err(Error::BadArgument);
     }
+    if space.id.get() == 0 {
+        return Err(Error::Inactive);
+    }
     if space.root.get() == 0 {
-        return Err(if space.id.get() == 0 { Error::Inactive } else { Error::NoMemory });
+        return Err(Error::NoMemory);
     }
     let root = space.root.get();
     let done = with_format!(space, format => radix::map(&space, format, root, address, physical, size, rights, cache));
@@ -280,15 +281,19 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
     if cap.badge == 0 || cap.badge >> 36 != space.id.get() || slot.mark() == UNMAPPING {
         return Err(Error::NotMapped);
     }
-    // Coming back after *Retiring* must not begin another flush, or it would never end.
-    let mark = CHANGED | (rights.0 as u16 & 7) << 2 | (cache as u16) << 8;
-    if slot.mark() != mark {
+    let asked = PROTECTING | (rights.0 as u16) << 8 | (cache as u16) << 4;
+    if slot.mark() != asked {
         if !change(space, cap, Some((rights, cache))) {
             return Err(Error::NotMapped);
         }
-        slot.set_mark(mark);
+        slot.set_mark(asked);
     }
-    if smp::flushes_pending() { Err(Error::Retiring) } else { Ok(()) }
+    // Coming back for the flushes must not begin them anew.
+    if smp::flushes_pending() {
+        return Err(Error::Retiring);
+    }
+    slot.set_mark(0);
+    Ok(())
 }
 
 /// Replaces or removes the entry of a mapped frame and starts the flushes. Answers whether there was an entry.
@@ -325,8 +330,13 @@ pub fn retire(space: Obj<AddressSpace>) {
     if id != 0 {
         space.id.set(0);
         space.load.set(arch::paging::root());
+        // vCPUs look at the root anew.
+        space.generation.fetch_add(1, SeqCst);
         SPACES[(id & 0xfff) as usize].store(((id >> 12) + 1 & 0xffff) << 48, Release);
         smp::unload_space(space);
     }
     space.root.set(0);
+    // What was donated belongs to its untyped memory again.
+    space.pool.set((0, 0));
+    space.more.set(0);
 }

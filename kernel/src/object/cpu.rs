@@ -1,6 +1,11 @@
 //! `Cpu`: one processor: its plan, its scheduler, its ledger. ABI: `docs/abi/cpu.md`.
 
-use super::{life, plan::Plan, sched_context::{self, SchedContext}, thread::Thread};
+use super::{
+    life,
+    plan::Plan,
+    sched_context::{self, SchedContext},
+    thread::Thread,
+};
 use crate::{
     cap, memory,
     memory::Obj,
@@ -8,7 +13,7 @@ use crate::{
     sched, smp,
 };
 use core::sync::atomic::Ordering::*;
-use moira_abi::{Error, FrameSize, Rights, time::CpuLedger};
+use moira_abi::{Error, Rights, time::CpuLedger};
 
 /// The CPU that a slot of the caller names.
 pub fn named(caller: Obj<Thread>, index: u64, rights: Rights) -> Result<Obj<Cpu>, Error> {
@@ -26,10 +31,6 @@ pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<
         }
         if plan.header.life() == life::ACTIVE {
             return Err(Error::Active);
-        }
-        // The CPU looks again when it takes the plan: contexts may leave until then.
-        if plan.stamp.get() != target.left.load(Acquire) {
-            return Err(Error::BadPlan);
         }
         Some(plan)
     };
@@ -56,9 +57,6 @@ pub fn set_scheduler(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result
     let context: Obj<SchedContext> = sched_context::source(table, caller.word(0))?;
     let frame = cap::slot_of(table, caller.word(1))?;
     frame.read().frame(Rights::READ.or(Rights::WRITE))?;
-    if frame.word().frame_size() != FrameSize::Small {
-        return Err(Error::BadArgument);
-    }
     if context.header.life() != life::ACTIVE {
         return Err(Error::Inactive);
     }
@@ -92,7 +90,7 @@ pub fn ledger(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Er
             contexts: target.charged.get(),
             idle: target.idle.get(),
             interrupts: target.interrupt_time.get(),
-            gone: target.gone.get(),
+            gone: target.gone.load(Relaxed),
             choices: target.choices.get(),
         },
     );

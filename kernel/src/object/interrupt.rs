@@ -3,7 +3,7 @@
 //! A source fires once per acknowledgement: the handler masks it (I/O APIC line) or counts on the driver (MSI), signals, and
 //! whoever acknowledges unmasks.
 
-use super::{Header, notification::Notification, thread::Thread};
+use super::{Header, notification::Notification, sched_context::SchedContext, thread::Thread};
 use crate::{
     arch,
     cap::{self, Slot},
@@ -24,8 +24,8 @@ pub struct Interrupt {
     pub vector: Cell<u8>,
     /// Whether it is a message-signalled one.
     pub message: Cell<bool>,
-    /// Global system interrupt (lines).
-    pub gsi: Cell<u32>,
+    /// The line; nothing for a message-signalled one.
+    pub line: Cell<arch::ioapic::Line>,
     /// Times it fired.
     pub count: Cell<u64>,
 }
@@ -37,17 +37,26 @@ impl Object for Interrupt {
 }
 
 impl Obj<Interrupt> {
+    /// The account of the thread that waits for it, or is bound to its notification, if that lives on this CPU.
+    #[inline(always)]
+    pub fn owner(self, cpu: &Cpu) -> Option<Obj<SchedContext>> {
+        let waiter = Obj::<Notification>::from_word(self.target.read().word)?.waiter()?;
+        if waiter.header.home() == cpu.index { waiter.context.get() } else { None }
+    }
+
     /// The source fired on its CPU. Answers whether to choose.
     #[inline(always)]
     pub fn fire(self, cpu: &Cpu) -> bool {
         self.count.set(self.count.get() + 1);
-        if !self.message.get() {
-            arch::ioapic::mask(self.gsi.get(), true);
-        }
-        let cap = self.target.read();
-        match Obj::<Notification>::from_word(cap.word) {
-            Some(notification) => notification.signal(cpu, cap.badge),
-            None => false,
+        self.line.get().mask(true);
+        match (self.target.embedded::<Notification>(), self.target.read_quiet()) {
+            (Some(notification), Some(cap)) => notification.signal(cpu, cap.badge),
+            (Some(_), None) => {
+                // The binding is being replaced at this moment: let it come again.
+                self.line.get().mask(false);
+                false
+            }
+            _ => false,
         }
     }
 }
@@ -68,9 +77,7 @@ pub fn ack(interrupt: Obj<Interrupt>) -> Result<(), Error> {
     if interrupt.vector.get() == 0 {
         return Err(Error::Inactive);
     }
-    if !interrupt.message.get() {
-        arch::ioapic::mask(interrupt.gsi.get(), false);
-    }
+    interrupt.line.get().mask(false);
     Ok(())
 }
 
@@ -87,11 +94,9 @@ pub fn message(interrupt: Obj<Interrupt>, caller: Obj<Thread>) -> Result<(), Err
 /// The source is silenced and its vector freed. A target may have been bound to one that never got a vector, too.
 pub fn retire(interrupt: Obj<Interrupt>) {
     if interrupt.vector.get() != 0 {
-        if !interrupt.message.get() {
-            arch::ioapic::mask(interrupt.gsi.get(), true);
-        }
+        interrupt.line.get().mask(true);
         let home = crate::percpu::by_index(interrupt.header.home());
-        home.vectors[interrupt.vector.get() as usize].store(0, Release);
+        home.vectors[interrupt.vector.replace(0) as usize].store(0, Release);
     }
     let target = Obj::from_ref(&interrupt.target);
     if !target.is_empty() {

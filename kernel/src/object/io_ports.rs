@@ -12,11 +12,8 @@ pub fn word(first: u16, last: u16) -> CapWord {
 
 /// The range in a capability.
 pub fn range(cap: Cap) -> Result<(u16, u16), Error> {
-    if cap.word.kind_code() != ObjectType::IoPorts as u8 {
-        return Err(if cap.word.is_empty() { Error::Empty } else { Error::WrongType });
-    }
-    if !cap.word.rights().contains(Rights::USE) {
-        return Err(Error::NoRight);
+    if !cap.word.is(ObjectType::IoPorts, Rights::USE) {
+        return Err(cap.why_not(ObjectType::IoPorts));
     }
     Ok(((cap.word.address() >> 6) as u16, (cap.word.address() >> 22) as u16))
 }
@@ -24,15 +21,19 @@ pub fn range(cap: Cap) -> Result<(u16, u16), Error> {
 /// `in` and `out`: W0 port, W1 bytes, W2 value.
 pub fn access(cap: Cap, caller: Obj<Thread>, write: bool) -> Result<(), Error> {
     let (first, last) = range(cap)?;
-    let (port, size) = (caller.word(0), caller.word(1));
-    // The first test keeps the sum from wrapping around.
-    if port > last as u64 || !matches!(size, 1 | 2 | 4) || port < first as u64 || port + size - 1 > last as u64 {
+    let port = u16::try_from(caller.word(0)).map_err(|_| Error::BadArgument)?;
+    let size = caller.word(1);
+    if !matches!(size, 1 | 2 | 4) || port < first || port as u64 + size - 1 > last as u64 {
         return Err(Error::BadArgument);
     }
     if write {
-        arch::port_write(port as u16, size as u8, caller.word(2) as u32);
+        arch::port_write(port, size as u8, caller.word(2) as u32);
+        let register = port.wrapping_sub(arch::serial::COM1);
+        if register < 8 {
+            crate::log::task_wrote(register, caller.word(2) as u32);
+        }
     } else {
-        caller.answer1(arch::port_read(port as u16, size as u8) as u64);
+        caller.answer1(arch::port_read(port, size as u8) as u64);
     }
     Ok(())
 }

@@ -9,7 +9,10 @@
 //! ```
 //! Either the signaller sees the waiter, or the waiter's Walk sees the bits.
 
-use super::{Header, life, thread::{State, Thread}};
+use super::{
+    Header, life,
+    thread::{State, Thread},
+};
 use crate::{
     memory::{Obj, Object},
     percpu::Cpu,
@@ -61,18 +64,33 @@ impl Notification {
 }
 
 impl Obj<Notification> {
-    /// Sets bits and wakes the waiter. Answers whether this CPU has to choose again.
+    /// Sets bits. The waiter has to be looked at after this ([`Obj::wake`]).
     #[inline(always)]
-    pub fn signal(self, cpu: &Cpu, bits: u64) -> bool {
+    pub fn set(self, bits: u64) {
         self.bits.fetch_or(bits, SeqCst);
+    }
+
+    /// Wakes the waiter. Answers whether this CPU has to choose again.
+    #[inline(always)]
+    pub fn wake(self, cpu: &Cpu) -> bool {
         match self.waiter() {
             None => false,
             Some(thread) if thread.header.home() == cpu.index => sched::wake(cpu, thread),
             Some(thread) => {
-                smp::post_thread(thread, smp::mail::WAKE);
+                // An inactive one has no CPU yet; it looks at the bits when it comes to wait.
+                if thread.header.life() == life::ACTIVE {
+                    smp::post_thread(thread, smp::mail::WAKE);
+                }
                 false
             }
         }
+    }
+
+    /// Sets bits and wakes the waiter. Answers whether this CPU has to choose again.
+    #[inline(always)]
+    pub fn signal(self, cpu: &Cpu, bits: u64) -> bool {
+        self.set(bits);
+        self.wake(cpu)
     }
 
     /// Makes a thread the waiter. Fails if another one is.
@@ -102,7 +120,7 @@ impl Obj<Notification> {
 pub fn retire(cpu: &Cpu, notification: Obj<Notification>) {
     notification.header.life.store(life::RETIRING, Release);
     let Some(thread) = notification.waiter() else { return };
-    if thread.header.life() == life::ACTIVE && thread.header.home() != cpu.index {
+    if matches!(thread.header.life(), life::ACTIVE | life::RETIRING) && thread.header.home() != cpu.index {
         smp::post_thread(thread, smp::mail::PEER_GONE);
         return;
     }

@@ -1,7 +1,7 @@
 //! `Plan`: the windows of one cycle for one CPU. ABI: `docs/abi/plan.md`. Following it: `sched.rs`.
 
 use super::{Header, sched_context, thread::Thread};
-use crate::memory::{Obj, Object};
+use crate::memory::{self, Obj, Object};
 use core::{cell::Cell, sync::atomic::Ordering::*};
 use moira_abi::{Error, ObjectType};
 use moira_kernel_core::plan::{self, Window};
@@ -17,11 +17,7 @@ pub struct Plan {
     pub count: Cell<u64>,
     /// CPU index + 1 of the windows' contexts; 0: no window yet.
     pub cpu: Cell<u64>,
-    /// `Cpu::left` when its first window was appended: if it changed since, a window may name a context that is gone.
-    pub stamp: Cell<u64>,
 }
-
-static_assertions::assert_eq_size!(Plan, [u8; 64]);
 
 impl Object for Plan {
     const KIND: ObjectType = ObjectType::Plan;
@@ -43,20 +39,6 @@ impl Obj<Plan> {
     pub fn window(self, index: usize) -> Window {
         self.cell(index).get()
     }
-
-    /// Takes a dead context out of up to `budget` windows from `from`; answers where to go on, or `None` when done.
-    pub fn cut(self, context: u64, from: usize, budget: usize) -> Option<usize> {
-        let count = self.count.get() as usize;
-        let end = count.min(from + budget);
-        for index in from..end {
-            let mut window = self.window(index);
-            if window.owner == context {
-                window.owner = 0;
-                self.cell(index).set(window);
-            }
-        }
-        (end < count).then_some(end)
-    }
 }
 
 fn editable(plan: Obj<Plan>) -> Result<(), Error> {
@@ -75,30 +57,52 @@ pub fn clear(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
     Ok(())
 }
 
+/// Windows that one `append many` takes at most: what fits a hold of the lock.
+pub const MANY: usize = 8;
+
 /// `append`: W0 context slot, W1 start, W2 end.
 pub fn append(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
+    fill(plan, caller, &[[caller.word(0), caller.word(1), caller.word(2)]])
+}
+
+/// `append many`: W0 windows, which lie in the message buffer as context slot, start, end. All of them, or none.
+pub fn append_many(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
+    let count = caller.word(0) as usize;
+    if count == 0 || count > MANY {
+        return Err(Error::BadArgument);
+    }
+    // Read once: another thread of the task may write it meanwhile.
+    let asked: [[u64; 3]; MANY] = memory::read_struct(caller.buffer().ok_or(Error::NotMapped)?);
+    fill(plan, caller, &asked[..count])
+}
+
+fn fill(plan: Obj<Plan>, caller: Obj<Thread>, asked: &[[u64; 3]]) -> Result<(), Error> {
     editable(plan)?;
-    let context = sched_context::source(caller.table()?, caller.word(0))?;
-    if context.header.life() != super::life::ACTIVE {
-        return Err(Error::Inactive);
-    }
-    let home = context.header.home() as u64 + 1;
-    if plan.cpu.get() != 0 && plan.cpu.get() != home {
-        return Err(Error::WrongCpu);
-    }
-    if plan.count.get() == 0 {
-        plan.stamp.set(crate::percpu::by_index(context.header.home()).left.load(Acquire));
-    }
-    let (start, end, count) = (caller.word(1), caller.word(2), plan.count.get());
-    let previous = if count == 0 { 0 } else { plan.window(count as usize - 1).end };
-    if !plan::may_append(plan.length.get(), previous, start, end) {
-        return Err(Error::BadPlan);
-    }
-    if count >= plan.capacity() {
+    let (table, length, count) = (caller.table()?, plan.length.get(), plan.count.get() as usize);
+    let mut home = plan.cpu.get();
+    let mut previous = if count == 0 { 0 } else { plan.window(count - 1).end };
+    if count + asked.len() > plan.capacity() as usize {
         return Err(Error::NoMemory);
     }
-    plan.cell(count as usize).set(Window { start, end, owner: context.physical(), reserved: 0 });
-    plan.count.set(count + 1);
+    for (index, [slot, start, end]) in asked.iter().enumerate() {
+        let context = sched_context::source(table, *slot)?;
+        if context.header.life() != super::life::ACTIVE {
+            return Err(Error::Inactive);
+        }
+        let here = context.header.home() as u64 + 1;
+        if home != 0 && home != here {
+            return Err(Error::WrongCpu);
+        }
+        home = here;
+        if !plan::may_append(length, previous, *start, *end) {
+            return Err(Error::BadPlan);
+        }
+        previous = *end;
+        let Some(owner) = context.in_window() else { return Err(Error::TooDeep) };
+        // Not a window before it is counted: an error later on leaves the plan as it was.
+        plan.cell(count + index).set(Window { start: *start, end: *end, owner, reserved: 0 });
+    }
+    plan.count.set((count + asked.len()) as u64);
     plan.cpu.set(home);
     Ok(())
 }

@@ -21,9 +21,12 @@ impl Object for Platform {
     const KIND: ObjectType = ObjectType::Platform;
 }
 
-/// `log`: prints the caller's message buffer.
+/// `log`: prints the caller's message buffer. W0 = 1: not in the middle of a line of a task that drives the serial line itself.
 pub fn log(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let (buffer, bytes) = text(caller)?;
+    if caller.word(0) == 1 && crate::log::is_open() {
+        return Err(Error::Again);
+    }
     crate::log::bytes(Page(buffer).bytes(bytes));
     Ok(())
 }
@@ -88,7 +91,7 @@ pub fn start_cpu(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> Resu
 /// `add_io_apic`: W0 physical address, W1 first GSI; answers W0 the number of its pins.
 pub fn add_io_apic(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let (address, first) = (caller.word(0), caller.word(1));
-    if address % PAGE != 0 || address >= 1 << 32 || first > 0xffff || boot::is_memory(address, PAGE) {
+    if !address.is_multiple_of(PAGE) || address >= 1 << 32 || first > 0xffff || boot::is_memory(address, PAGE) {
         return Err(Error::BadArgument);
     }
     caller.answer1(arch::ioapic::add(address, first as u32).ok_or(Error::NoMemory)? as u64);
@@ -108,16 +111,16 @@ pub fn make_interrupt(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error
     if interrupt.header.life() != life::INACTIVE {
         return Err(Error::InUse);
     }
-    let vector = (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
+    let vector =
+        (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
     cap::derive(cap::slot_of(table, caller.word(5))?, Obj::from_ref(&interrupt.target), Rights::SIGNAL, None)?;
     interrupt.header.home.store(home.index, Relaxed);
     interrupt.header.life.store(life::ACTIVE, Relaxed);
     interrupt.vector.set(vector);
     interrupt.message.set(message == 1);
-    interrupt.gsi.set(gsi as u32);
     home.vectors[vector as usize].store(interrupt.physical(), Release);
     if message == 0 {
-        arch::ioapic::route(gsi as u32, vector, home.apic_id.get(), flags & 1 != 0, flags & 2 != 0);
+        interrupt.line.set(arch::ioapic::route(gsi as u32, vector, home.apic_id.get(), flags & 1 != 0, flags & 2 != 0));
     }
     super::interrupt::ack(interrupt)
 }
@@ -138,7 +141,7 @@ pub fn make_io_ports(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> 
 pub fn make_frame(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> Result<(), Error> {
     let size = u8::try_from(caller.word(1)).ok().and_then(FrameSize::from_bits).ok_or(Error::BadArgument)?;
     let address = caller.word(0);
-    if address % size.bytes() != 0 || address >= 1 << 46 || boot::is_memory(address, size.bytes()) {
+    if !address.is_multiple_of(size.bytes()) || address >= 1 << 46 || boot::is_memory(address, size.bytes()) {
         return Err(Error::BadArgument);
     }
     let to = caller.table()?.empty_slot(caller.word(2))?;

@@ -3,14 +3,20 @@
 //! The capabilities a thread was configured with stand in slots inside the object, so revoking them needs no search and nothing
 //! cached can outlive them.
 
-use super::{Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification, sched_context::SchedContext, vcpu::Vcpu};
+use super::{
+    Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification,
+    sched_context::SchedContext, vcpu::Vcpu,
+};
 use crate::{
     cap::{self, Slot},
     memory::{self, Obj, Object},
     percpu::Cpu,
     sched, smp,
 };
-use core::{cell::Cell, sync::atomic::Ordering::*};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering::*},
+};
 use moira_abi::{Error, ObjectType, Rights, Tag, USER_END, fault};
 use static_assertions::const_assert_eq;
 
@@ -19,7 +25,6 @@ use static_assertions::const_assert_eq;
 #[repr(u8)]
 pub enum State {
     /// Never activated (what zeroed memory says).
-    #[allow(dead_code)]
     Inactive = 0,
     /// Can run.
     Ready = 1,
@@ -246,7 +251,9 @@ pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> 
         return Err(Error::BadArgument);
     }
     let mut result = derive_into(caller, caller.word(0), &thread.space);
-    for (word, slot) in [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)] {
+    for (word, slot) in
+        [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)]
+    {
         if result.is_ok() && (word == 1 || caller.word(word) != 0) {
             result = derive_into(caller, caller.word(word), slot);
         }
@@ -341,10 +348,19 @@ pub fn bind_notification(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) ->
     Ok(())
 }
 
-fn readable(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, Error> {
-    if thread.header.life() == life::ACTIVE {
-        on_its_cpu(cpu, thread)?;
+/// Whether an active thread's registers may be read here: on its own CPU, or if it is stopped. Only `resume` and `write registers` get a
+/// stopped thread out of that, or its end: all of them under the structural lock, which the reader holds. The state was
+/// written before the fault notification was signalled, which is how another CPU knows where to look.
+fn still(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
+    // SAFETY: a plain byte, read once; its home CPU may write it meanwhile.
+    let state = unsafe { thread.state.as_ptr().cast::<u8>().read_volatile() };
+    match on_its_cpu(cpu, thread) {
+        Err(Error::WrongCpu) if state == State::Stopped as u8 => Ok(()),
+        other => other,
     }
+}
+
+fn readable(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, Error> {
     let served = thread.state.get() == State::AwaitReply && thread.fault_call.get();
     if !served && !matches!(thread.state.get(), State::Stopped | State::Inactive | State::Faulting) {
         return Err(Error::Active);
@@ -354,7 +370,10 @@ fn readable(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, 
 
 /// `read registers` into the caller's message buffer.
 pub fn read_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    let buffer = readable(cpu, thread, caller)?;
+    if thread.header.life() == life::ACTIVE {
+        still(cpu, thread)?;
+    }
+    let buffer = readable(thread, caller)?;
     let mut registers = fault::Registers::default();
     for (to, from) in registers.gpr.iter_mut().zip(&thread.regs) {
         *to = from.get();
@@ -369,7 +388,10 @@ pub fn read_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Re
 
 /// `write registers` from the caller's message buffer.
 pub fn write_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    let registers: fault::Registers = memory::read_struct(readable(cpu, thread, caller)?);
+    if thread.header.life() == life::ACTIVE {
+        on_its_cpu(cpu, thread)?;
+    }
+    let registers: fault::Registers = memory::read_struct(readable(thread, caller)?);
     if registers.rip >= USER_END {
         return Err(Error::BadArgument);
     }
@@ -389,15 +411,24 @@ pub fn receive_slots(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Err
         return Err(Error::Active);
     }
     let first = caller.word(0);
-    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots.get() {
+    if !(2..=0xfff0).contains(&first) || first + 2 > thread.table()?.slots.get() {
         return Err(Error::NoSlot);
     }
     thread.receive_slots.set(first as u16);
     Ok(())
 }
 
+/// Physical address of the root task's thread.
+static ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// Whether this is the root task's thread: without it nobody sees to the others, so its end is that of the system.
+pub fn is_root(thread: Obj<Thread>) -> bool {
+    thread.physical() == ROOT.load(Relaxed)
+}
+
 /// Puts the kernel-made root thread in order (boot): its slots were filled by the caller.
 pub fn boot_root(thread: Obj<Thread>, rip: u64, rsp: u64, info: u64) {
+    ROOT.store(thread.physical(), Relaxed);
     thread.level.set(7);
     thread.regs[reg::RIP].set(rip);
     thread.regs[reg::RSP].set(rsp);
@@ -417,11 +448,6 @@ pub fn retire(cpu: &Cpu, thread: Obj<Thread>) {
         client.server.set(None);
         client.finish(Err(Error::PeerGone));
         sched::news(cpu, client);
-    }
-    if let Some(server) = thread.server.take() {
-        server.caller.set(None);
-        server.caller_gone.set(true);
-        server.beneficiary.set(server.context.get());
     }
     if let Some(bound) = thread.bound.take() {
         bound.bound.store(0, Relaxed);

@@ -1,9 +1,20 @@
 //! `Untyped`: a power-of-two block of physical memory. ABI: `docs/abi/untyped.md`.
 //!
-//! The block's state lies in a control block of 256 bytes outside of it (in the parent, or in boot memory). An untyped has one
-//! capability only. `revoke` is phased; the phase stands here, and any holder may continue it.
+//! The block's state lies in a control block of 256 bytes outside of it (in the parent, or in boot memory). `revoke` is phased; the
+//! phase stands here, and any holder may continue it.
+//!
+//! An untyped that nothing was made of can be lent: its capability is copied, once, and the copy makes the objects. As long as
+//! there is a copy, the original makes nothing, so all objects derive from one slot; `revoke` on the original takes the copy
+//! back first, wherever it went, whatever its holder is doing.
 
-use super::{Header, address_space, cap_table::{self, CapTable}, endpoint::Endpoint, interrupt, life, notification, plan::Plan, sched_context, thread, vcpu};
+use super::{
+    Header, address_space,
+    cap_table::{self, CapTable},
+    endpoint::Endpoint,
+    interrupt, life, notification,
+    plan::Plan,
+    sched_context, thread, vcpu,
+};
 use crate::{
     cap::{self, Cap, Slot},
     memory::{self, Obj, Object},
@@ -75,7 +86,9 @@ pub fn init(control: Obj<Untyped>, base: u64, bits: u8, kind: u32, nesting: u32)
 /// Whether an untyped has given memory away (its capability must not vanish then).
 pub fn in_use(cap: Cap) -> bool {
     Obj::<Untyped>::from_word(cap.word).is_some_and(|u| {
-        u.phase.get() != phase::IDLE || u.low.get() != u.base.get() || u.high.get() != u.base.get() + (1 << u.bits.get())
+        u.phase.get() != phase::IDLE
+            || u.low.get() != u.base.get()
+            || u.high.get() != u.base.get() + (1 << u.bits.get())
     })
 }
 
@@ -112,7 +125,13 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     if untyped.phase.get() != phase::IDLE {
         return Err(Error::Revoking);
     }
+    if cap::is_lent(slot) {
+        return Err(Error::InUse);
+    }
     allowed(untyped, kind)?;
+    if kind == ObjectType::AddressSpace {
+        address_space::numbers_left(count)?;
+    }
     let table = caller.table()?;
     for i in 0..count {
         table.empty_slot(first_slot.wrapping_add(i))?;
@@ -126,10 +145,6 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
         _ => free.take_low(bits, count).map(|(at, free)| (0, at, free)),
     }
     .ok_or(Error::NoMemory)?;
-    // The last thing that can fail: from here on every object is made, or its memory would be given out twice.
-    if kind == ObjectType::AddressSpace && !address_space::numbers_left(count) {
-        return Err(Error::Again);
-    }
     for i in 0..count {
         let at = first + (i << bits);
         let to = cap::slot_of(table, first_slot + i)?;
@@ -202,6 +217,11 @@ pub fn info(untyped: Obj<Untyped>, caller: Obj<thread::Thread>) -> Result<(), Er
 
 /// `revoke`: one bounded step of ending everything that was made from this memory.
 pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), Error> {
+    if untyped.phase.get() > phase::CAPS && cap::has_descendants(slot) {
+        // The holder of a copy began this; nothing is derived from the copy any more, and now it goes too.
+        cap::revoke_some(slot, &mut { cap_table::REMOVE_BATCH });
+        return Err(Error::Again);
+    }
     match untyped.phase.get() {
         phase::IDLE => untyped.phase.set(phase::CAPS),
         phase::CAPS => {
@@ -224,7 +244,12 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
             }
         }
         phase::AWAIT => {
-            if !walk(cpu, untyped, &mut { 16 }, |_, header, _| if is_dead(header) { Ok(true) } else { Err(Error::Retiring) })? {
+            if !walk(
+                cpu,
+                untyped,
+                &mut { 16 },
+                |_, header, _| if is_dead(header) { Ok(true) } else { Err(Error::Retiring) },
+            )? {
                 return Err(Error::Again);
             }
             if smp::flushes_pending() {
@@ -239,12 +264,11 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
             untyped.phase.set(phase::MAIL);
         }
         phase::MAIL => {
-            // Whoever had found the object before it was cut off may have posted to it since: a CPU's mailbox must not lead here.
-            if !walk(cpu, untyped, &mut { 16 }, |cpu, header, _| smp::mail_drained(cpu, header))? {
-                return Err(Error::Again);
+            // Whoever read a link to a thread before it died may have left a message in its CPU's mailbox. Nobody sends more.
+            if walk(cpu, untyped, &mut { 16 }, without_mail)? {
+                untyped.cursor.set(untyped.base.get());
+                untyped.phase.set(phase::ZERO);
             }
-            untyped.cursor.set(untyped.base.get());
-            untyped.phase.set(phase::ZERO);
         }
         _ => return zero(untyped),
     }
@@ -284,7 +308,12 @@ fn begin_walk(untyped: Obj<Untyped>) {
 /// Calls `visit` on the objects made from an untyped and, through the control blocks among them, on those of the untyped
 /// memories inside. `visit` answers whether the object is done with. Answers whether the walk is over. Recursion is bounded by
 /// the nesting of untyped memories.
-fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<Header>, &mut u32) -> Result<bool, Error>) -> Result<bool, Error> {
+fn walk(
+    cpu: &Cpu,
+    untyped: Obj<Untyped>,
+    budget: &mut u32,
+    visit: fn(&Cpu, Obj<Header>, &mut u32) -> Result<bool, Error>,
+) -> Result<bool, Error> {
     // An inner one that was itself being revoked, and had come to zeroing: its objects are gone, and what is left of their memory
     // must not be read as headers (windows of a plan and a vCPU's state are what tasks wrote).
     if untyped.phase.get() == phase::ZERO {
@@ -305,7 +334,13 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         // SAFETY: the lower part of an untyped holds objects with headers, and zeroes between them.
         let header = unsafe { Obj::<Header>::at(at) };
         match ObjectType::from_code(header.kind.load(Relaxed)) {
-            None => untyped.cursor.set(at + 64),
+            None => {
+                // A gap before an aligned object; long ones must not make one hold of the lock long.
+                untyped.cursor.set(at + 64);
+                if at & 0x7c0 == 0 {
+                    *budget -= 1;
+                }
+            }
             Some(ObjectType::Untyped) => {
                 // SAFETY: the header says so.
                 let inner = unsafe { Obj::<Untyped>::at(at) };
@@ -330,6 +365,14 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
         }
     }
     Ok(true)
+}
+
+fn without_mail(_: &Cpu, header: Obj<Header>, _: &mut u32) -> Result<bool, Error> {
+    if header.mail.load(Acquire) == 0 {
+        return Ok(true);
+    }
+    smp::collect(header.home());
+    Err(Error::Retiring)
 }
 
 fn is_dead(header: Obj<Header>) -> bool {

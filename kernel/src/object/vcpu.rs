@@ -1,19 +1,31 @@
 //! `Vcpu`: a virtual processor. ABI: `docs/abi/vcpu.md`. How guests are entered: `arch::virt`.
 
-use super::{Header, address_space::AddressSpace, cpu, io_ports, life, thread::{State, Thread, reg}};
+use super::{
+    Header,
+    address_space::AddressSpace,
+    cpu, io_ports, life,
+    thread::{State, Thread, reg},
+};
 use crate::{
-    arch::{self, trap, virt::{self, Outcome, StatePage, VcpuHw}, vm},
+    arch::{
+        self, trap,
+        virt::{self, CpuVirt, Outcome, StatePage, VcpuHw},
+        vm,
+    },
     cap::{self, Slot},
     memory::{Obj, Object, Page},
-    percpu::Cpu,
+    percpu::{Cpu, attention},
     sched, smp, trace,
 };
 use core::{
     cell::Cell,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
 };
-use moira_abi::{Error, FrameSize, ObjectType, Rights, object::space_kind, vcpu::{Exit, VcpuState}};
-use moira_kernel_core::vcpu_check;
+use moira_abi::{
+    Error, FrameSize, ObjectType, Rights,
+    object::space_kind,
+    vcpu::{Exit, VcpuState},
+};
 
 /// A vCPU: 32 KiB; the first page is this, the rest belongs to `arch::virt`.
 #[repr(C, align(4096))]
@@ -76,7 +88,7 @@ fn guest_space(caller: Obj<Thread>, index: u64) -> Result<Obj<AddressSpace>, Err
     if space.root.get() == 0 { Err(Error::NoMemory) } else { Ok(space) }
 }
 
-/// `configure`: W0 state-page frame, W1 guest space, W2 CPU.
+/// `configure`: W0 state-page frame, W1 guest space, W2 CPU (0: the caller's).
 pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
     if vcpu.header.life() != life::INACTIVE {
         return Err(Error::Active);
@@ -88,18 +100,32 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
         return Err(Error::BadArgument);
     }
     guest_space(caller, caller.word(1))?;
-    let home = cpu::named(caller, caller.word(2), Rights(0))?;
+    // Where its only user lives needs no capability.
+    let home =
+        if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
     if home.virt.get().is_null() {
         return Err(Error::NoHardware);
     }
     cap::derive(cap::slot_of(table, caller.word(0))?, Obj::from_ref(&vcpu.state), Rights::ALL, None)?;
-    if let Err(error) = cap::derive(cap::slot_of(table, caller.word(1))?, Obj::from_ref(&vcpu.space), Rights::ALL, None) {
+    if let Err(error) = cap::derive(cap::slot_of(table, caller.word(1))?, Obj::from_ref(&vcpu.space), Rights::ALL, None)
+    {
         cap::remove(Obj::from_ref(&vcpu.state));
         return Err(error);
     }
+    Obj::from_ref(&vcpu.state).set_mark(cap::STATE_PAGE);
     vcpu.header.home.store(home.index, Relaxed);
     vcpu.header.life.store(life::ACTIVE, Release);
     Ok(())
+}
+
+/// The capability in a vCPU's slot for its state page was removed. A guest that runs now will leave its registers there when
+/// it exits, and no grace period waits for guests: it is made to exit, and the flush that this counts as keeps the memory.
+pub fn state_page_gone(slot: Obj<Slot>) {
+    // SAFETY: the slot lies in the first page of a vCPU, which is aligned to its size.
+    let vcpu: Obj<Vcpu> = unsafe { Obj::at(slot.physical() & !4095) };
+    if vcpu.header.life() != life::INACTIVE {
+        smp::flush_cpu(vcpu.header.home());
+    }
 }
 
 /// `set_space`: W0 guest space.
@@ -145,10 +171,14 @@ pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
 #[inline(always)]
 pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match begin(cpu, thread) {
-        Ok(true) => {
-            if enter(cpu, thread) { thread } else { sched::run_next(cpu) }
+        Ok(Some((vcpu, page, virt))) => {
+            if go(cpu, thread, vcpu, page, virt) {
+                thread
+            } else {
+                sched::run_next(cpu)
+            }
         }
-        Ok(false) => thread,
+        Ok(None) => thread,
         Err(error) => {
             thread.set_status(Err(error));
             thread
@@ -156,9 +186,12 @@ pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     }
 }
 
-/// Decodes a run: answers false if the guest's state was refused (the exit says so).
+/// What runs: the vCPU, its state page, this CPU's virtualization.
+type Parts = (Obj<Vcpu>, StatePage, &'static mut CpuVirt);
+
+/// Decodes a run: answers none if the guest's state was refused (the exit says so).
 #[inline(always)]
-fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<bool, Error> {
+fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<Option<Parts>, Error> {
     let vcpu: Obj<Vcpu> = thread.table()?.read(thread.regs[reg::RDI].get())?.object(Rights::USE)?;
     if vcpu.header.life() != life::ACTIVE {
         return Err(Error::Inactive);
@@ -180,10 +213,10 @@ fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<bool, Error> {
     thread.guest_until.set(thread.word(1));
     if let Err(check) = virt::load_state(virt, vcpu.hw(), page, masks & 0xffff_ffff) {
         refuse(vcpu, thread, check);
-        return Ok(false);
+        return Ok(None);
     }
     thread.state.set(State::InGuest);
-    Ok(true)
+    Ok(Some((vcpu, page, virt)))
 }
 
 #[cold]
@@ -214,8 +247,7 @@ fn due(vcpu: Obj<Vcpu>, thread: Obj<Thread>, now: u64) -> Option<Exit> {
     None
 }
 
-/// Enters the guest until it exits for its VMM (true: the thread goes on) or the kernel has to choose (false).
-#[inline(always)]
+/// Enters the guest that a thread runs already: [`go`].
 pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
     let Some(vcpu) = thread.vcpu.get() else {
         thread.finish(Err(Error::Inactive));
@@ -225,6 +257,12 @@ pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
         thread.finish(Err(Error::Inactive));
         return true;
     };
+    go(cpu, thread, vcpu, page, virt)
+}
+
+/// Enters the guest until it exits for its VMM (true: the thread goes on) or the kernel has to choose (false).
+#[inline(always)]
+fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, virt: &mut CpuVirt) -> bool {
     loop {
         let now = arch::now();
         if let Some(exit) = due(vcpu, thread, now) {
@@ -246,16 +284,17 @@ pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
         // SAFETY: interrupts are off, this is the vCPU's home; `prepare` loaded its space and vector state.
         let outcome = unsafe { virt::run(virt, vcpu.hw(), page, vcpu.wanted.get()) };
         smp::enter_kernel(cpu);
+        // Nearly all exits are the VMM's.
+        if let Outcome::Guest { exit, groups } = outcome {
+            trace::event(cpu, trace::EXIT, thread.physical(), exit as u64);
+            complete(thread, exit, groups);
+            return true;
+        }
         match outcome {
-            Outcome::Guest { exit, groups } => {
-                trace::event(cpu, trace::EXIT, thread.physical(), exit as u64);
-                complete(thread, exit, groups);
-                return true;
-            }
             Outcome::HostInterrupt(Some(vector)) => trap::interrupt(cpu, vector),
             Outcome::HostInterrupt(None) => arch::take_interrupts(),
             Outcome::MachineCheck => panic!("machine check while a guest ran"),
-            Outcome::HostNmi | Outcome::Again => {}
+            Outcome::HostNmi | Outcome::Again | Outcome::Guest { .. } => {}
         }
         if cpu.must_choose.get() {
             return false;
@@ -301,7 +340,7 @@ fn own_vectors(cpu: &Cpu, vcpu: Obj<Vcpu>) {
     // SAFETY: nobody's state is in the registers.
     unsafe { virt::vector_restore(virt, vcpu.hw()) };
     cpu.vector_owner.set(Some(vcpu));
-    cpu.guest_state.set(true);
+    cpu.attention.fetch_or(attention::GUEST, Relaxed);
 }
 
 /// Another space is about to be loaded: nothing of a guest stays in registers that its tasks could see.
@@ -313,7 +352,7 @@ pub fn space_changes(cpu: &Cpu, _space: u64) {
         // SAFETY: the registers hold this vCPU's state on this CPU.
         unsafe { virt::vector_save(virt, owner.hw()) };
     }
-    cpu.guest_state.set(false);
+    cpu.attention.fetch_and(!attention::GUEST, Relaxed);
 }
 
 /// Walk's question about a thread in a guest: if its run is due to end, it is made ready with that exit.
@@ -330,12 +369,11 @@ pub fn check(thread: Obj<Thread>, now: u64) {
 
 /// Ends a run from outside of the guest.
 pub fn leave(thread: Obj<Thread>, exit: Exit) {
-    let groups = vcpu_check::default_groups(exit);
+    let mut groups = 0;
     if let Some(vcpu) = thread.vcpu.get()
         && let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(arch::cpu()))
     {
-        virt::store_state(virt, vcpu.hw(), page, groups | vcpu.wanted.get());
-        Page(vcpu.state.word().address()).write(core::mem::offset_of!(VcpuState, reason) as u64, exit as u64);
+        groups = virt::end_run(virt, vcpu.hw(), page, exit, vcpu.wanted.get());
     }
     complete(thread, exit, groups);
 }

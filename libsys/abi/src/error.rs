@@ -61,7 +61,7 @@ errors! {
     InUse = 19,
     /// Nothing is mapped or bound there.
     NotMapped = 20,
-    /// The capability cannot be copied (an `Untyped` has one holder).
+    /// The capability cannot be copied: an `Untyped` that something was made of, or that is lent already.
     NotCopyable = 21,
     /// A dispatch token is older than the CPU's sequence.
     Stale = 22,

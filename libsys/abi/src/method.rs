@@ -43,7 +43,8 @@ methods! {
     /// `Vcpu`: enter the guest. W0 groups changed in the state page, W1 until (TSC, 0 none). Answer: W0 exit reason,
     /// W1 exit groups written.
     VcpuRun = 9,
-    /// `Cpu` (DISPATCH): W0 context slot (0 none), W1 until (TSC), W2 token. Answer: W0 [`time::dispatch`](crate::time::dispatch) code, W1, W2 details.
+    /// `Cpu` (DISPATCH): W0 context slot (0 none), W1 until (TSC), W2 token. Answer: W0 [`time::dispatch`](crate::time::dispatch) code, W1–W3
+    /// details, W4 ticks that the context was charged meanwhile outside of its windows.
     Dispatch = 10,
 
     /// `Untyped`: W0 type, W1 size bits (or space kind), W2 count (1–16), W3 first destination slot of the caller's table.
@@ -97,10 +98,13 @@ methods! {
     /// `SchedContext`: W0 thread slot: this account pays for that thread. W1 `Cpu` slot: its home. Answer: W0 its index on the
     /// status page of that CPU (all ones: none free).
     ContextBind = 44,
-    /// `SchedContext`: answer W0 own, W1 lost to others, W2 delivered by helping, W3 structural (TSC ticks).
+    /// `SchedContext`: answer W0 own, W1 lost to others, W2 delivered by helping, W3 structural, W4 interrupts of its
+    /// sources, W5 the part of W1 that was lost to nobody who lives (TSC ticks), W6 its number in others' accounts.
     ContextConsumed = 45,
     /// `SchedContext` (inactive thread): W0 `Cpu` slot, the new home.
     ContextSetHome = 46,
+    /// `SchedContext`: [`time::Losers`](crate::time::Losers) into the caller's message buffer.
+    ContextLosers = 47,
 
     /// `Endpoint` (SERVE): W0 thread slot: the one server.
     EndpointBind = 50,
@@ -117,7 +121,7 @@ methods! {
     /// `IoPorts`: W0 port, W1 size, W2 value.
     PortOut = 59,
 
-    /// `Vcpu`: W0 state-page frame slot, W1 guest space slot, W2 `Cpu` slot (its home).
+    /// `Vcpu`: W0 state-page frame slot, W1 guest space slot, W2 `Cpu` slot (its home; 0: the caller's).
     VcpuConfigure = 64,
     /// `Vcpu`: a running guest exits with *Kicked*; a later `run` returns at once, once.
     VcpuKick = 65,
@@ -132,6 +136,8 @@ methods! {
     PlanClear = 72,
     /// `Plan` (not installed): W0 context slot, W1 start, W2 end, in ticks from the start of the cycle.
     PlanAppend = 73,
+    /// `Plan` (not installed): W0 windows (1–8), in the caller's message buffer three words each as W0–W2 of `PlanAppend`: all or none.
+    PlanAppendMany = 74,
 
     /// `Cpu` (PLAN): W0 plan slot (0: none, all is slack). Starts at the next cycle boundary of the old one.
     CpuInstallPlan = 76,
@@ -149,7 +155,8 @@ methods! {
     PlatformMakeInterrupt = 86,
     /// `Platform`: W0 first port, W1 last port, W2 destination slot.
     PlatformMakeIoPorts = 87,
-    /// `Platform`: prints the message buffer's bytes (tag) on the kernel's log.
+    /// `Platform`: prints the message buffer's bytes (tag) on the kernel's log. W0 1: *Again* while a task that drives the
+    /// serial line itself is in the middle of a line.
     PlatformLog = 88,
     /// `Platform`: ends the run. W0 0 well, 1 failed (message buffer: why), 2 reboot, 3 power off.
     PlatformEnd = 89,

@@ -60,6 +60,21 @@ pub struct StatusPage {
     pub context: [ContextStatus; STATUS_CONTEXTS],
 }
 
+/// Others that an account keeps by number, of those it lost time to.
+pub const LOSERS: usize = 8;
+
+/// To whom a context lost time while it helped them along.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Losers {
+    /// Numbers of contexts (0: none) and the ticks lost to each: the eight that got most.
+    pub to: [[u64; 2]; LOSERS],
+    /// Ticks lost to others than these.
+    pub others: u64,
+    /// Ticks lost to nobody who lives: servers finish the requests of callers that died.
+    pub gone: u64,
+}
+
 /// The ledger of one CPU. `own + lost` over all contexts plus the parts here sum to `elapsed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]

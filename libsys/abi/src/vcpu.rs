@@ -9,7 +9,7 @@ pub mod group {
     pub const INTERRUPTIBILITY: u64 = 1 << 1;
     /// Event to inject ([`VcpuState::inject`](super::VcpuState::inject)) and window requests.
     pub const INJECT: u64 = 1 << 2;
-    /// CR0, CR2, CR3, CR4, EFER.
+    /// CR0, CR2, CR3, CR4, EFER. Where the kernel writes it, CS and CPL go with it: together what reading an instruction needs.
     pub const CONTROL: u64 = 1 << 3;
     /// CS, SS, DS, ES, FS, GS, TR, LDTR, and CPL.
     pub const SEGMENTS: u64 = 1 << 4;
@@ -93,9 +93,32 @@ impl Exit {
     pub const fn from_code(code: u64) -> Option<Exit> {
         use Exit::*;
         const TABLE: [Exit; 26] = [
-            Until, Kicked, Port, Memory, Cpuid, Halt, MsrRead, MsrWrite, Hypercall, Exception, InterruptWindow, NmiWindow,
-            Shutdown, ControlWrite, DebugRegister, CacheFlush, Xsetbv, Mwait, Rdpmc, Undefined, TaskSwitch, InvalidState,
-            Pause, Iret, Init, Other,
+            Until,
+            Kicked,
+            Port,
+            Memory,
+            Cpuid,
+            Halt,
+            MsrRead,
+            MsrWrite,
+            Hypercall,
+            Exception,
+            InterruptWindow,
+            NmiWindow,
+            Shutdown,
+            ControlWrite,
+            DebugRegister,
+            CacheFlush,
+            Xsetbv,
+            Mwait,
+            Rdpmc,
+            Undefined,
+            TaskSwitch,
+            InvalidState,
+            Pause,
+            Iret,
+            Init,
+            Other,
         ];
         if code < TABLE.len() as u64 { Some(TABLE[code as usize]) } else { None }
     }
@@ -278,7 +301,8 @@ pub struct VcpuState {
     pub address: u64,
     /// Exit: guest-linear address of a memory exit where the hardware tells it (VT-x), else 0.
     pub linear: u64,
-    /// Exit: length of the instruction in bytes; 0 if the hardware does not tell (QEMU's SVM): decode it.
+    /// Exit: length of the instruction in bytes; 0 if the hardware does not tell (QEMU's SVM): decode it (group CONTROL was then
+    /// written, too).
     pub length: u64,
     /// Exit: bytes at RIP that the hardware fetched (SVM decode assists), number in `fetched_count`.
     pub fetched: [u8; 16],

@@ -7,5 +7,6 @@
 extern crate alloc;
 
 pub mod console;
+pub mod platform;
 pub mod start;
 pub mod system;

@@ -51,8 +51,8 @@ macro_rules! entry {
     };
 }
 
-/// Names the function that the root task starts with, `fn main(info: &'static BootInfo, buffer: MessageBuffer)`, and the
-/// bytes of its heap, which lies in the image's zeroed data.
+/// Names the function that the root task starts with, `fn main(info: &'static BootInfo, buffer: MessageBuffer, archive: &'static
+/// [u8])` (the archive is the system image), and the bytes of its heap, which lies in the image's zeroed data.
 #[macro_export]
 macro_rules! root_entry {
     ($main:path, $heap:expr) => {
@@ -96,7 +96,7 @@ pub fn task(first: FirstArgument, length: usize, main: fn(Env)) -> ! {
 pub fn root<const BYTES: usize>(
     first: FirstArgument,
     area: &'static heap::StaticHeap<BYTES>,
-    main: fn(&'static BootInfo, MessageBuffer),
+    main: fn(&'static BootInfo, MessageBuffer, &'static [u8]),
 ) -> ! {
     // SAFETY: the kernel maps the boot information at the address in rdi, read-only, for the root task's life, aligned
     // to a page.
@@ -108,6 +108,8 @@ pub fn root<const BYTES: usize>(
     area.give();
     // SAFETY: the boot information names the main thread's buffer, mapped for good; only the main thread uses this value.
     let buffer = unsafe { MessageBuffer::new(info.message_buffer) };
-    main(info, buffer);
+    // SAFETY: the kernel maps the archive there, read-only, for the root task's life; nobody writes it.
+    let archive = unsafe { mapped::file(info.initrd_address, info.initrd_length as usize) };
+    main(info, buffer, archive);
     end::finish()
 }

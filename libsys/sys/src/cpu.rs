@@ -81,7 +81,8 @@ impl Cpu {
     }
 
     /// Gives the slack to a context (or to nobody) until there is something to decide (DISPATCH, the registered scheduler only).
-    /// `token` is the sequence that the caller read before it read the news.
+    /// `token` is the sequence that the caller read before it read the news. Answers how it ended, and the ticks that the context was
+    /// charged meanwhile outside of its windows.
     ///
     /// # Errors
     /// `NoRight` (not the scheduler); `WrongCpu`; `BadArgument` (itself). Errors of the context's slot.
@@ -91,30 +92,23 @@ impl Cpu {
         context: Option<SchedContext>,
         until: Deadline,
         token: u64,
-    ) -> Result<Dispatched, Error> {
+    ) -> Result<(Dispatched, u64), Error> {
         let slot = context.map_or(Slot::NONE, Capability::slot);
-        // W3 goes in as 0, so that a kernel that does not answer it says "unknown".
-        let answer = match raw::simple(
-            Method::Dispatch,
-            self.slot().0,
-            &[slot.word(), until.0, token, 0],
-        ) {
-            Err(Error::Stale) => return Ok(Dispatched::Stale),
+        // W3 and W4 go in as 0, so that an answer without them says "unknown" and "nothing".
+        let answer = match raw::simple(Method::Dispatch, self.slot().0, &[slot.word(), until.0, token, 0, 0]) {
+            Err(Error::Stale) => return Ok((Dispatched::Stale, 0)),
             other => other?,
         };
-        Ok(match answer[0] {
+        let dispatched = match answer[0] {
             dispatch::STALE => Dispatched::Stale,
             dispatch::UNTIL => Dispatched::Until,
             dispatch::BLOCKED => match Blocked::from_code(answer[1] as u32) {
-                Some(kind) => Dispatched::Blocked {
-                    kind,
-                    deadline: answer[2],
-                    at: answer[3] as u32,
-                },
+                Some(kind) => Dispatched::Blocked { kind, deadline: answer[2], at: answer[3] as u32 },
                 None => Dispatched::News,
             },
             _ => Dispatched::News,
-        })
+        };
+        Ok((dispatched, answer[4]))
     }
 
     /// The CPU's accounts (PLAN or DISPATCH). `buffer` is the calling thread's own; its contents are overwritten.
@@ -143,16 +137,32 @@ impl Plan {
         raw::simple(Method::PlanClear, self.slot().0, &[cycle]).map(|_| ())
     }
 
+    /// Appends windows in few calls: each is its context, start and end, after all windows before it. `buffer` is the calling thread's
+    /// own; its contents are overwritten. On an error a whole number of eights was appended.
+    ///
+    /// # Errors
+    /// As [`Plan::append`].
+    pub fn append_all(self, buffer: &mut MessageBuffer, windows: &[(SchedContext, u64, u64)]) -> Result<(), Error> {
+        for chunk in windows.chunks(8) {
+            let mut bytes = [0; 8 * 24];
+            for (place, (context, start, end)) in bytes.chunks_exact_mut(24).zip(chunk) {
+                let words = [context.slot().word(), *start, *end];
+                for (place, word) in place.chunks_exact_mut(8).zip(words) {
+                    place.copy_from_slice(&word.to_le_bytes());
+                }
+            }
+            buffer.write(&bytes);
+            let count = [chunk.len() as u64];
+            raw::simple(Method::PlanAppendMany, self.slot().0, &count)?;
+        }
+        Ok(())
+    }
+
     /// Appends a window: `start` to `end` in ticks from the start of the cycle, after all windows before it.
     ///
     /// # Errors
     /// `BadPlan`; `NoMemory` (the plan is full); `InUse` (installed).
     pub fn append(self, context: SchedContext, start: u64, end: u64) -> Result<(), Error> {
-        raw::simple(
-            Method::PlanAppend,
-            self.slot().0,
-            &[context.slot().word(), start, end],
-        )
-        .map(|_| ())
+        raw::simple(Method::PlanAppend, self.slot().0, &[context.slot().word(), start, end]).map(|_| ())
     }
 }

@@ -11,6 +11,8 @@ extern crate alloc;
 mod ipc;
 mod memory;
 mod server;
+mod time_paths;
+mod waiter;
 
 use alloc::{format, vec::Vec};
 use moira_rt::Env;
@@ -23,6 +25,16 @@ const SAMPLES: usize = 1000;
 fn main(env: Env) {
     match env.argument("role") {
         Some("server") => server::run(env),
+        Some("waiter") => waiter::run(env),
+        Some("mark") => time_paths::mark(&env),
+        Some("dispatched") => time_paths::dispatched(),
+        Some("greedy") => loop {
+            core::hint::black_box(());
+        },
+        Some("share") => time_paths::share(&mut { env }),
+        Some("window-switch") => time_paths::window_switch(&env, &mut Report { overhead: overhead() }),
+        Some("dispatcher") => time_paths::dispatch(&env, &mut Report { overhead: overhead() }),
+        Some("installer") => time_paths::install(&mut { env }, &mut Report { overhead: overhead() }),
         _ => client(env),
     }
 }
@@ -32,6 +44,7 @@ fn client(mut env: Env) {
     let mut report = Report { overhead };
     ipc::measure(&mut env, &mut report);
     memory::measure(&mut env, &mut report);
+    waiter::measure(&mut env, &mut report);
     log::info!("bench: done");
 }
 
@@ -52,13 +65,23 @@ impl Report {
         for _ in 0..SAMPLES {
             samples.push(once().saturating_sub(self.overhead));
         }
+        self.samples(name, samples);
+    }
+
+    /// Prints a figure of samples taken elsewhere.
+    fn samples(&mut self, name: &str, mut samples: Vec<u64>) {
         samples.sort_unstable();
+        let count = samples.len();
+        if count == 0 {
+            log::error!("bench: no samples of {name}");
+            return;
+        }
         let at = |index: usize| samples.get(index).copied().unwrap_or(0);
         let line = format!(
-            "bench: {{\"name\":\"{name}\",\"unit\":\"instructions\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{SAMPLES}}}",
+            "bench: {{\"name\":\"{name}\",\"unit\":\"instructions\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{count}}}",
             at(0),
-            at(SAMPLES / 2),
-            at(SAMPLES - 1)
+            at(count / 2),
+            at(count - 1)
         );
         log::info!("{line}");
     }

@@ -1,8 +1,7 @@
 //! The other side.
 
-use moira_abi::Rights;
 use moira_rt::Env;
-use moira_sys::{Deadline, Event, Message, Slot, reply_receive, reply_receive_short};
+use moira_sys::{Capability, Deadline, Error, Event, Message, Received, Slot, reply_receive, reply_receive_short};
 
 /// Answers with no words.
 pub const ECHO: u32 = 0;
@@ -22,19 +21,15 @@ pub fn run(env: Env) {
         log::error!("bench server: no receive slots: {error:?}");
         return;
     }
-    let own = env.notification();
-    let _ = Rights::ALL;
+    let own = env.notification().slot();
     let mut event = moira_sys::receive(Deadline::NEVER);
     loop {
         event = match event {
             Ok(Event::Call(call)) => match call.label {
-                ECHO => reply_receive_short(0, &[], Deadline::NEVER),
-                ECHO_WORDS => reply_receive_short(0, &call.words, Deadline::NEVER),
+                ECHO => short(),
+                ECHO_WORDS => words(call),
                 ECHO_PAGE => reply_receive(&Message::new(0).bytes(4096), Deadline::NEVER),
-                CAPABILITY => {
-                    use moira_sys::Capability;
-                    reply_receive(&Message::new(0).capability(own.slot()), Deadline::NEVER)
-                }
+                CAPABILITY => reply_receive(&Message::new(0).capability(own), Deadline::NEVER),
                 _ => {
                     let done = env.table().delete_fully(receive);
                     reply_receive_short(u32::from(done.is_err()), &[], Deadline::NEVER)
@@ -46,5 +41,25 @@ pub fn run(env: Env) {
                 return;
             }
         };
+    }
+}
+
+/// The loop of a server that answers with nothing, until something else is asked.
+fn short() -> Result<Event, Error> {
+    loop {
+        match reply_receive_short(0, &[], Deadline::NEVER) {
+            Ok(Event::Call(call)) if call.label == ECHO => {}
+            other => return other,
+        }
+    }
+}
+
+/// The loop of a server that answers with the words it got.
+fn words(mut call: Received) -> Result<Event, Error> {
+    loop {
+        match reply_receive_short(0, &call.words, Deadline::NEVER) {
+            Ok(Event::Call(next)) if next.label == ECHO_WORDS => call = next,
+            other => return other,
+        }
     }
 }

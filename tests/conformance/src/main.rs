@@ -21,7 +21,7 @@ use moira_lab::Lab;
 
 moira_rt::root_entry!(main, 1 << 20);
 
-fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuffer) {
+fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuffer, _: &'static [u8]) {
     let mut lab = Lab::new(info, buffer);
     untyped::all(&mut lab);
     table::all(&mut lab);

@@ -95,7 +95,8 @@ impl Random {
     /// A slot that held this type at the last look, mostly.
     fn slot_of(&self, kind: ObjectType) -> u64 {
         let start = self.below(AIM);
-        let fits = |slot: &u64| SHARED.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == kind as u64);
+        let fits =
+            |slot: &u64| SHARED.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == kind as u64);
         match (start..AIM).chain(2..start).find(fits) {
             Some(slot) if !self.one_in(12) => slot,
             _ => self.slot(),
@@ -113,8 +114,30 @@ impl Random {
 
     fn boundary(&self) -> u64 {
         const EDGES: [u64; 24] = [
-            0, 1, 2, 3, 7, 8, 255, 256, 4095, 4096, 4097, 0xffff, 0x1_0000, 1 << 21, 1 << 30, 1 << 32, 1 << 46, USER_END - 4096, USER_END, 1 << 47,
-            1 << 63, 0xffff_8000_0000_0000, u64::MAX - 1, u64::MAX,
+            0,
+            1,
+            2,
+            3,
+            7,
+            8,
+            255,
+            256,
+            4095,
+            4096,
+            4097,
+            0xffff,
+            0x1_0000,
+            1 << 21,
+            1 << 30,
+            1 << 32,
+            1 << 46,
+            USER_END - 4096,
+            USER_END,
+            1 << 47,
+            1 << 63,
+            0xffff_8000_0000_0000,
+            u64::MAX - 1,
+            u64::MAX,
         ];
         self.of(&EDGES).wrapping_add(self.below(5)).wrapping_sub(2)
     }
@@ -137,7 +160,12 @@ impl Random {
             return self.below(256);
         }
         let all = Method::ALL;
-        let destructive = |method: &Method| matches!(method, Method::UntypedRevoke | Method::CapDelete | Method::CapRevoke | Method::ThreadStop | Method::CapMove);
+        let destructive = |method: &Method| {
+            matches!(
+                method,
+                Method::UntypedRevoke | Method::CapDelete | Method::CapRevoke | Method::ThreadStop | Method::CapMove
+            )
+        };
         let chosen = all.get(self.below(all.len() as u64) as usize).copied().unwrap_or(Method::Poll);
         // What ends things comes seldom, or there would be nothing left to attack.
         if destructive(&chosen) && !self.one_in(6) {
@@ -164,10 +192,14 @@ fn needs(method: Method) -> (Option<ObjectType>, &'static [(usize, ObjectType)])
         M::CapCopy | M::CapMint | M::CapMove | M::CapDelete | M::CapRevoke | M::CapInspect => (Some(CapTable), &[]),
         M::SpaceMap | M::SpaceUnmap | M::SpaceProtect => (Some(AddressSpace), &[(0, Frame)]),
         M::SpaceAddMemory => (Some(AddressSpace), &[(0, Untyped)]),
-        M::ThreadConfigure => (Some(Thread), &[(0, AddressSpace), (1, CapTable), (2, Frame), (4, Endpoint), (5, Notification)]),
+        M::ThreadConfigure => {
+            (Some(Thread), &[(0, AddressSpace), (1, CapTable), (2, Frame), (4, Endpoint), (5, Notification)])
+        }
         M::ThreadActivate => (Some(Thread), &[(0, Cpu)]),
         M::ThreadBindNotification => (Some(Thread), &[(0, Notification)]),
-        M::ThreadStop | M::ThreadResume | M::ThreadReadRegisters | M::ThreadWriteRegisters | M::ThreadReceiveSlots => (Some(Thread), &[]),
+        M::ThreadStop | M::ThreadResume | M::ThreadReadRegisters | M::ThreadWriteRegisters | M::ThreadReceiveSlots => {
+            (Some(Thread), &[])
+        }
         M::ContextBind => (Some(SchedContext), &[(0, Thread), (1, Cpu)]),
         M::ContextConsumed => (Some(SchedContext), &[]),
         M::ContextSetHome => (Some(SchedContext), &[(0, Cpu)]),
@@ -238,7 +270,9 @@ fn shape(random: &Random, method: u64, words: &mut [u64; 8]) {
             words[0] = random.next() & random.next();
             words[1] = moira_sys::now().wrapping_add(random.below(20_000)).max(1);
         }
-        Some(Method::VcpuAllowMsr) => words[0] = random.of(&[0x10, 0x1b, 0xc000_0080, 0xc000_0081, 0xc000_0102, 0x174, 0x277]),
+        Some(Method::VcpuAllowMsr) => {
+            words[0] = random.of(&[0x10, 0x1b, 0xc000_0080, 0xc000_0081, 0xc000_0102, 0x174, 0x277])
+        }
         Some(Method::PortIn | Method::PortOut) => (words[0], words[1]) = (0x7f + random.below(3), random.below(5)),
         Some(Method::PlanClear) => words[0] = 1000 + random.below(1_000_000),
         Some(Method::PlanAppend) => {
@@ -269,7 +303,8 @@ pub extern "C" fn main() -> ! {
             tag |= Tag::new(random.next() as u32, random.below(5000) as usize, random.below(6) as usize).0;
         }
         // Waits end soon, mostly: the supervisor ends the others.
-        let deadline = if random.one_in(50) { random.word() } else { moira_sys::now().wrapping_add(random.below(2000)).max(1) };
+        let deadline =
+            if random.one_in(50) { random.word() } else { moira_sys::now().wrapping_add(random.below(2000)).max(1) };
         let kind = Method::from_code(method as u8).and_then(|method| needs(method).0);
         let capability = kind.map_or_else(|| random.slot(), |kind| random.slot_of(kind));
         SHARED.left.fetch_sub(1, Relaxed);
@@ -288,7 +323,8 @@ pub extern "C" fn main() -> ! {
         if matches!(status, 0 | 10 | 11) {
             let at = SHARED.recorded.fetch_add(1, Relaxed) as usize % SHARED.history.len();
             if let Some(entry) = SHARED.history.get(at) {
-                for (cell, value) in entry.iter().zip([tag, capability, words[0], words[1], words[2], words[3], status]) {
+                for (cell, value) in entry.iter().zip([tag, capability, words[0], words[1], words[2], words[3], status])
+                {
                     cell.store(value, Relaxed);
                 }
             }

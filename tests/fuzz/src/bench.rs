@@ -73,8 +73,23 @@ fn furnish(lab: &mut Lab, table: CapTable) -> Result<(), Error> {
     };
     use ObjectType as T;
     for kind in [
-        T::Untyped, T::Untyped, T::Frame, T::Frame, T::Frame, T::AddressSpace, T::CapTable, T::Thread, T::Thread, T::SchedContext, T::SchedContext, T::Endpoint,
-        T::Endpoint, T::Notification, T::Notification, T::Interrupt, T::Plan,
+        T::Untyped,
+        T::Untyped,
+        T::Frame,
+        T::Frame,
+        T::Frame,
+        T::AddressSpace,
+        T::CapTable,
+        T::Thread,
+        T::Thread,
+        T::SchedContext,
+        T::SchedContext,
+        T::Endpoint,
+        T::Endpoint,
+        T::Notification,
+        T::Notification,
+        T::Interrupt,
+        T::Plan,
     ] {
         hand(lab, kind)?;
     }
@@ -172,7 +187,9 @@ enum Turn {
 
 fn turn(lab: &mut Lab, world: &World) -> Result<Turn, Error> {
     match lab.run(world.context, TURN) {
-        Ok(Dispatched::Blocked { deadline, kind: Blocked::Waiting, .. }) if deadline != 0 && deadline < Deadline::after(lab.micros(TURN)).0 => {
+        Ok(Dispatched::Blocked { deadline, kind: Blocked::Waiting, .. })
+            if deadline != 0 && deadline < Deadline::after(lab.micros(TURN)).0 =>
+        {
             while moira_sys::now() < deadline {
                 core::hint::spin_loop();
             }
@@ -290,7 +307,11 @@ fn report(count: u64, worlds: u64, stuck: u64) {
             line.clear();
         }
     }
-    let valid: u64 = Method::ALL.iter().filter_map(|method| SHARED.methods.get(*method as usize)).map(|count| count.load(Relaxed)).sum();
+    let valid: u64 = Method::ALL
+        .iter()
+        .filter_map(|method| SHARED.methods.get(*method as usize))
+        .map(|count| count.load(Relaxed))
+        .sum();
     log::info!("fuzz: methods:{line} none {}", count - valid);
     line.clear();
     let mut back = 0;

@@ -21,7 +21,7 @@ moira_rt::root_entry!(main, 1 << 20);
 /// Invocations of the normal test.
 const COUNT: u64 = 1_000_000;
 
-fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuffer) {
+fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuffer, _: &'static [u8]) {
     let mut lab = Lab::new(info, buffer);
     let number = |name: &str| lab.option(name).and_then(|text| text.parse::<u64>().ok());
     let (seed, count) = (number("seed").unwrap_or(1), number("count").unwrap_or(COUNT));

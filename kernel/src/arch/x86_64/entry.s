@@ -69,6 +69,10 @@ entry_syscall:
     je syscall_call
     cmp al, 2
     je syscall_reply_receive
+    cmp al, 6
+    je syscall_signal
+    cmp al, 9
+    je syscall_run
     jmp syscall
 
 .balign 64
@@ -146,7 +150,9 @@ entry_common:
     push_registers
     lea rsi, [rsp - T_REGS]
     mov rsp, gs:[CPU_STACK]
-    cld
+    # AC and DF off: gates leave both as the task had them, and AC would switch SMAP off.
+    push 2
+    popfq
     mov rdi, gs:[CPU_SELF]
     mov rdx, gs:[CPU_SAVE + 8]
     mov rcx, gs:[CPU_SAVE + 16]
@@ -203,7 +209,8 @@ entry_paranoid_mc:
     push 0
     push 18
 entry_paranoid:
-    cld
+    push 2
+    popfq
     push rax
     push rcx
     push rdx

@@ -16,7 +16,7 @@ static ALL: [IoApic; MOST] =
     [const { IoApic { address: AtomicU64::new(0), first: AtomicU32::new(0), pins: AtomicU32::new(0) } }; MOST];
 
 /// Selecting a register and accessing it are two steps: nobody may come between.
-static LOCK: spin::mutex::TicketMutex<()> = spin::mutex::TicketMutex::new(());
+static LOCK: spin::mutex::SpinMutex<()> = spin::mutex::SpinMutex::new(());
 
 fn read(address: u64, register: u32) -> u32 {
     // SAFETY: `address` is the uncached mapping of an I/O APIC, of which only the kernel knows.
@@ -55,7 +55,8 @@ pub fn add(physical: u64, first: u32) -> Option<u32> {
 fn pin_of(gsi: u64) -> Option<(u64, u32)> {
     ALL.iter().find_map(|apic| {
         let (address, first) = (apic.address.load(Acquire), apic.first.load(Relaxed) as u64);
-        (address != 0 && gsi >= first && gsi < first + apic.pins.load(Relaxed) as u64).then(|| (address, (gsi - first) as u32))
+        (address != 0 && gsi >= first && gsi < first + apic.pins.load(Relaxed) as u64)
+            .then(|| (address, (gsi - first) as u32))
     })
 }
 
@@ -64,19 +65,34 @@ pub fn exists(gsi: u64) -> bool {
     pin_of(gsi).is_some()
 }
 
-/// Routes a line to a vector of a processor (physical destination), masked.
-pub fn route(gsi: u32, vector: u8, apic_id: u32, level: bool, active_low: bool) {
-    let Some((address, pin)) = pin_of(gsi as u64) else { return };
-    let _lock = LOCK.lock();
-    write(address, 0x10 + 2 * pin, 1 << 16);
-    write(address, 0x11 + 2 * pin, apic_id << 24);
-    write(address, 0x10 + 2 * pin, 1 << 16 | (level as u32) << 15 | (active_low as u32) << 13 | vector as u32);
+/// Where a routed line's entry is, and what it holds when unmasked.
+#[derive(Clone, Copy, Default)]
+pub struct Line {
+    address: u64,
+    register: u32,
+    entry: u32,
 }
 
-/// Masks or unmasks a line.
-pub fn mask(gsi: u32, masked: bool) {
-    let Some((address, pin)) = pin_of(gsi as u64) else { return };
-    let _lock = LOCK.lock();
-    let entry = read(address, 0x10 + 2 * pin) & !(1 << 16);
-    write(address, 0x10 + 2 * pin, entry | (masked as u32) << 16);
+impl Line {
+    /// Masks or unmasks the line.
+    #[inline(always)]
+    pub fn mask(self, masked: bool) {
+        if self.address != 0 {
+            let _lock = LOCK.lock();
+            write(self.address, self.register, self.entry | (masked as u32) << 16);
+        }
+    }
+}
+
+/// Routes a line to a vector of a processor (physical destination), masked.
+pub fn route(gsi: u32, vector: u8, apic_id: u32, level: bool, active_low: bool) -> Line {
+    let Some((address, pin)) = pin_of(gsi as u64) else { return Line::default() };
+    let entry = (level as u32) << 15 | (active_low as u32) << 13 | vector as u32;
+    let line = Line { address, register: 0x10 + 2 * pin, entry };
+    line.mask(true);
+    {
+        let _lock = LOCK.lock();
+        write(address, line.register + 1, apic_id << 24);
+    }
+    line
 }

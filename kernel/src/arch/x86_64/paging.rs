@@ -94,7 +94,11 @@ pub fn identity(on: bool, table: u64) {
         root.write(0, table | PRESENT | WRITE);
     } else {
         root.write(0, 0);
-        load_kernel();
+        // This processor may have a task's tables loaded, and keeps them; a load drops what it remembers of the others.
+        let loaded: u64;
+        // SAFETY: reading CR3.
+        unsafe { core::arch::asm!("mov {}, cr3", out(reg) loaded, options(nomem, nostack, preserves_flags)) };
+        load(loaded);
     }
 }
 

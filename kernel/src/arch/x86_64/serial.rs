@@ -2,7 +2,8 @@
 
 use super::{port_read, port_write};
 
-const COM1: u16 = 0x3f8;
+/// First port.
+pub const COM1: u16 = 0x3f8;
 
 /// 115200 baud, 8N1, FIFO on.
 pub fn init() {

@@ -1,7 +1,7 @@
 //! Exceptions and interrupts, from user mode and from the few places in the kernel where interrupts are let in.
 
 use super::{apic, paging};
-use crate::{ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, trace};
+use crate::{ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, smp, trace};
 
 /// From user mode (`entry.s`): answers the thread to resume.
 #[unsafe(no_mangle)]
@@ -31,13 +31,16 @@ pub fn interrupt(cpu: &Cpu, vector: u8) {
         apic::SPURIOUS => {}
         _ => {
             sched::charge(cpu);
-            if let Some(source) = cpu.source(vector)
+            let source = cpu.source(vector);
+            // Before it fires: the owner is who waits for it.
+            let owner = source.and_then(|source| source.owner(cpu));
+            if let Some(source) = source
                 && source.fire(cpu)
             {
                 cpu.must_choose.set(true);
             }
             apic::end_of_interrupt();
-            sched::charge_interrupt(cpu);
+            sched::charge_interrupt(cpu, owner);
         }
     }
 }
@@ -46,7 +49,16 @@ pub fn interrupt(cpu: &Cpu, vector: u8) {
 #[unsafe(no_mangle)]
 extern "C" fn kernel_trap(vector: u64, frame: *const u64, saved: *const u64) {
     if vector >= 32 {
-        interrupt(super::cpu(), vector as u8);
+        let cpu = super::cpu();
+        // A halted CPU counts as outside of the kernel; what the handler touches must not be reused under it.
+        let halted = smp::is_outside(cpu);
+        if halted {
+            smp::enter_kernel(cpu);
+        }
+        interrupt(cpu, vector as u8);
+        if halted {
+            smp::leave_kernel(cpu);
+        }
         return;
     }
     if vector == 1 {
@@ -58,10 +70,13 @@ extern "C" fn kernel_trap(vector: u64, frame: *const u64, saved: *const u64) {
 
 /// NMI, double fault, machine check (`entry.s`), on their own stacks.
 #[unsafe(no_mangle)]
-extern "C" fn paranoid_trap(vector: u64, frame: *const u64, _cpu: *const Cpu) {
+extern "C" fn paranoid_trap(vector: u64, frame: *const u64, cpu: *const Cpu) {
     if vector == 2 {
         // An NMI that nobody asked for: counted by the platform, not fatal.
         return;
     }
+    // It may have come from a task, or between two SWAPGS: the record needs this CPU's structure, whatever GS was.
+    // SAFETY: the pointer stands in this CPU's own stack; nothing returns from here.
+    unsafe { x86::msr::wrmsr(x86::msr::IA32_GS_BASE, cpu as u64) };
     panic::exception(vector, frame, core::ptr::null());
 }

@@ -4,7 +4,7 @@ use moira_kernel_core::vcpu_check::{self as check, Event, default_groups};
 
 use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl};
 use super::state::{self, store_state};
-use super::vmcb::Vmcb;
+use super::vmcb::{Clean, Vmcb};
 use super::{TF, vmcb};
 
 /// Exit codes (APM 2 appendix C) that are looked at here.
@@ -22,12 +22,16 @@ mod code {
     pub const NMI: u64 = 0x61;
     pub const SMI: u64 = 0x62;
     pub const VINTR: u64 = 0x64;
+    pub const CPUID: u64 = 0x72;
     pub const IRET: u64 = 0x74;
     pub const IO: u64 = 0x7b;
     pub const MSR: u64 = 0x7c;
     pub const TASK_SWITCH: u64 = 0x7d;
+    pub const VMMCALL: u64 = 0x81;
     pub const NESTED_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
+    /// The same, from an emulator that keeps 32 bits.
+    pub const INVALID_SHORT: u64 = 0xffff_ffff;
     pub const BUSY: u64 = u64::MAX - 1;
 }
 
@@ -49,7 +53,20 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
         report(page, Exit::Port, check::port_from_svm(block.exit_info1).0, block.exit_info2.wrapping_sub(block.rip));
         return guest(cpu, hw, page, Exit::Port, out);
     }
-    dispatch(cpu, hw, page, out)
+    match block.exit_code {
+        code::CPUID => plain(cpu, hw, page, out, Exit::Cpuid),
+        code::VMMCALL => plain(cpu, hw, page, out, Exit::Hypercall),
+        _ => dispatch(cpu, hw, page, out),
+    }
+}
+
+/// An exit for an instruction that says all by itself.
+#[inline(always)]
+fn plain(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, exit: Exit) -> Outcome {
+    let length = length(vmcb(hw));
+    report(page, exit, 0, length);
+    let needed = if length == 0 { group::CONTROL } else { 0 };
+    guest(cpu, hw, page, exit, out | needed)
 }
 
 /// Exits during the delivery of an event, while an NMI handler runs, and the like.
@@ -116,9 +133,12 @@ fn finish_step(hw: VcpuHw) -> bool {
         return false;
     }
     state::set_nmi(hw, Nmi::Open);
-    let only_step = block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS == DR6_BS && shadow.stepped_flag == 0;
+    // Bochs exits before it sets DR6.
+    let only_step =
+        block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS & !DR6_BS == 0 && shadow.stepped_flag == 0;
     if only_step {
         block.dr6 &= !DR6_BS;
+        block.clean.remove(Clean::DEBUG);
     }
     only_step
 }
@@ -145,7 +165,13 @@ fn length(block: &Vmcb) -> u64 {
     if block.next_rip == 0 { 0 } else { block.next_rip.wrapping_sub(block.rip) & 15 }
 }
 
+/// What the VMM needs to find the length, if [`length`] is 0.
 #[inline]
+fn unknown_length(block: &Vmcb) -> u64 {
+    if block.next_rip == 0 { group::CONTROL } else { 0 }
+}
+
+#[inline(never)]
 fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let block = vmcb(hw);
     let exit = match block.exit_code {
@@ -154,7 +180,12 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         code::SMI | code::BUSY => return Outcome::Again,
         code::MC => return Outcome::MachineCheck,
         code::IO => {
-            report(page, Exit::Port, check::port_from_svm(block.exit_info1).0, block.exit_info2.wrapping_sub(block.rip));
+            report(
+                page,
+                Exit::Port,
+                check::port_from_svm(block.exit_info1).0,
+                block.exit_info2.wrapping_sub(block.rip),
+            );
             Exit::Port
         }
         code::NESTED_FAULT => {
@@ -167,7 +198,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         code::MSR => {
             let exit = if block.exit_info1 & 1 != 0 { Exit::MsrWrite } else { Exit::MsrRead };
             report(page, exit, 0, length(block));
-            exit
+            return guest(cpu, hw, page, exit, out | unknown_length(block));
         }
         code::VINTR => {
             let left = hw.shadow().request & !(request::INTERRUPT_WINDOW as u32);
@@ -176,7 +207,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
             Exit::InterruptWindow
         }
         code::TASK_SWITCH => return task_switch(cpu, hw, page, out, false),
-        code::INVALID => {
+        code::INVALID | code::INVALID_SHORT => {
             report(page, Exit::InvalidState, invalid::HARDWARE, 0);
             Exit::InvalidState
         }
@@ -184,13 +215,13 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         number @ code::EXCEPTION..=code::EXCEPTION_LAST => {
             report(page, Exit::Exception, number - code::EXCEPTION, 0);
             put!(page, error_code, block.exit_info1 & 0xffff_ffff);
-            put!(page, address, if number == code::DB { block.dr6 & DR6_CONDITIONS } else { block.exit_info2 });
+            put!(page, address, if number == code::DB { debug_conditions(block) } else { block.exit_info2 });
             Exit::Exception
         }
         number => {
             let exit = check::plain_exit_svm(number);
             report(page, exit, if exit == Exit::Other { number } else { 0 }, length(block));
-            exit
+            return guest(cpu, hw, page, exit, out | unknown_length(block));
         }
     };
     guest(cpu, hw, page, exit, out)
@@ -222,6 +253,12 @@ fn register_move(cpu: &CpuVirt, block: &Vmcb, page: StatePage) -> Exit {
     exit
 }
 
+/// What a debug exception sets in DR6. Bochs exits before it does so: then a set TF is the likely cause.
+fn debug_conditions(block: &Vmcb) -> u64 {
+    let conditions = block.dr6 & DR6_CONDITIONS;
+    if conditions == 0 && block.rflags & TF != 0 { DR6_BS } else { conditions }
+}
+
 fn store_fetched(cpu: &CpuVirt, block: &Vmcb, page: StatePage) {
     let count = if cpu.features.decode { block.fetched_count.min(15) } else { 0 };
     put!(page, fetched_count, u64::from(count));
@@ -238,4 +275,3 @@ fn task_switch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, through
     put!(page, error_code, block.exit_info2 & 0xffff_ffff);
     guest(cpu, hw, page, Exit::TaskSwitch, out)
 }
-

@@ -11,7 +11,8 @@ use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
 use super::virt::{
-    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow, write_spec_ctrl,
+    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow,
+    write_spec_ctrl,
 };
 pub(super) use state::{load_state, store_state};
 use vmcb::{Clean, Intercept1, Intercept2, Intercept3, Vmcb, vintr};
@@ -134,7 +135,7 @@ fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
 ///
 /// # Safety
 /// As for `virt::run`.
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let shadow = hw.shadow();
     if cpu.resident != hw.address() || shadow.generation != cpu.tags.generation {

@@ -3,8 +3,8 @@ use moira_abi::vcpu::{Segment, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 
 use super::super::virt::{self, CpuVirt, Nmi, StatePage, VcpuHw, get, put, slow};
-use super::vmcb::{Clean, Intercept1, SvmSegment, Vmcb, vintr};
 use super::vmcb;
+use super::vmcb::{Clean, Intercept1, SvmSegment, Vmcb, vintr};
 
 const SHADOW: u64 = 1;
 
@@ -24,7 +24,7 @@ pub(super) fn reset(vmcb: &mut Vmcb) {
 }
 
 /// Loads the groups of `mask` after checking them.
-#[inline]
+#[inline(always)]
 pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
     if mask & group::RIP != 0 {
         let vmcb = vmcb(hw);
@@ -150,7 +150,7 @@ fn load_segments(vmcb: &mut Vmcb, segments: &[Segment; 8]) {
 }
 
 /// Writes the groups of `mask` to the state page.
-#[inline]
+#[inline(always)]
 pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     if mask & group::RIP != 0 {
         let vmcb = vmcb(hw);
@@ -158,8 +158,25 @@ pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePa
         put!(page, rflags, vmcb.rflags);
     }
     if mask & group::ALL & !group::RIP != 0 {
-        store_more(cpu, hw, page, mask);
+        if mask & group::CONTROL != 0 {
+            store_control(hw, page);
+        }
+        if mask & group::ALL & !(group::RIP | group::CONTROL) != 0 {
+            store_more(cpu, hw, page, mask);
+        }
     }
+}
+
+/// Group CONTROL, and what goes with it.
+#[inline]
+fn store_control(hw: VcpuHw, page: StatePage) {
+    let vmcb = vmcb(hw);
+    put!(page, cr0, vmcb.cr0);
+    put!(page, cr2, vmcb.cr2);
+    put!(page, cr3, vmcb.cr3);
+    put!(page, cr4, vmcb.cr4);
+    put!(page, efer, vmcb.efer & !efer::SVME);
+    store_code(vmcb, page);
 }
 
 #[inline(never)]
@@ -174,13 +191,6 @@ fn store_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
         put!(page, inject, armed(hw).packed());
         put!(page, inject_length, u64::from(shadow.soft_length));
         put!(page, request, u64::from(shadow.request));
-    }
-    if mask & group::CONTROL != 0 {
-        put!(page, cr0, vmcb.cr0);
-        put!(page, cr2, vmcb.cr2);
-        put!(page, cr3, vmcb.cr3);
-        put!(page, cr4, vmcb.cr4);
-        put!(page, efer, vmcb.efer & !efer::SVME);
     }
     if mask & group::SEGMENTS != 0 {
         store_segments(vmcb, page);
@@ -216,19 +226,26 @@ fn armed(hw: VcpuHw) -> Event {
     Event::from_svm(vmcb(hw).event_inject)
 }
 
-fn store_segments(vmcb: &Vmcb, page: StatePage) {
-    let convert = |from: &SvmSegment| {
-        let rights = check::rights_from_svm(from.attributes);
-        Segment { selector: from.selector, rights, limit: from.limit, base: from.base, ..Segment::default() }
-    };
-    put!(page, segment[seg::ES], convert(&vmcb.es));
-    put!(page, segment[seg::CS], convert(&vmcb.cs));
-    put!(page, segment[seg::SS], convert(&vmcb.ss));
-    put!(page, segment[seg::DS], convert(&vmcb.ds));
-    put!(page, segment[seg::FS], convert(&vmcb.fs));
-    put!(page, segment[seg::GS], convert(&vmcb.gs));
-    put!(page, segment[seg::LDTR], convert(&vmcb.ldtr));
-    let task = Segment { rights: check::task_rights_from_svm(vmcb.tr.attributes), ..convert(&vmcb.tr) };
-    put!(page, segment[seg::TR], task);
+/// CS and CPL: what goes with group CONTROL.
+#[inline(always)]
+fn store_code(vmcb: &Vmcb, page: StatePage) {
+    store_segment(page, seg::CS, &vmcb.cs, 0);
     put!(page, cpl, u64::from(vmcb.cpl));
+}
+
+fn store_segments(vmcb: &Vmcb, page: StatePage) {
+    store_code(vmcb, page);
+    store_segment(page, seg::ES, &vmcb.es, 0);
+    store_segment(page, seg::SS, &vmcb.ss, 0);
+    store_segment(page, seg::DS, &vmcb.ds, 0);
+    store_segment(page, seg::FS, &vmcb.fs, 0);
+    store_segment(page, seg::GS, &vmcb.gs, 0);
+    store_segment(page, seg::LDTR, &vmcb.ldtr, 0);
+    store_segment(page, seg::TR, &vmcb.tr, check::task_rights_from_svm(0) & !check::UNUSABLE);
+}
+
+#[inline(always)]
+fn store_segment(page: StatePage, index: usize, from: &SvmSegment, more: u32) {
+    let rights = check::rights_from_svm(from.attributes) | more;
+    virt::put_segment(page, index, from.selector, rights, from.limit, from.base);
 }

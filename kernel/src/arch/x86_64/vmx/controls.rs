@@ -78,7 +78,8 @@ fn caps() -> Result<Caps, &'static str> {
     if caps_primary & primary != primary {
         return Err("VT-x lacks a processor control");
     }
-    let must = SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST | SecondaryControls::WBINVD_EXITING;
+    let must =
+        SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST | SecondaryControls::WBINVD_EXITING;
     let may = SecondaryControls::ENABLE_RDTSCP | SecondaryControls::ENABLE_VPID | SecondaryControls::ENABLE_INVPCID;
     let secondary = SecondaryControls::from_bits_truncate(adjust(msr::IA32_VMX_PROCBASED_CTLS2, (must | may).bits()));
     if !secondary.contains(SecondaryControls::ENABLE_EPT) {
@@ -94,13 +95,17 @@ fn caps() -> Result<Caps, &'static str> {
     if translation & (EPT_WALK_4 | EPT_WRITE_BACK | INVEPT) != EPT_WALK_4 | EPT_WRITE_BACK | INVEPT {
         return Err("EPT without four levels, write-back or INVEPT");
     }
-    let vpid = secondary.contains(SecondaryControls::ENABLE_VPID) && translation & INVVPID != 0 && translation & INVVPID_ALL != 0;
-    let pin = PinbasedControls::EXTERNAL_INTERRUPT_EXITING | PinbasedControls::NMI_EXITING | PinbasedControls::VIRTUAL_NMIS;
+    let vpid = secondary.contains(SecondaryControls::ENABLE_VPID)
+        && translation & INVVPID != 0
+        && translation & INVVPID_ALL != 0;
+    let pin =
+        PinbasedControls::EXTERNAL_INTERRUPT_EXITING | PinbasedControls::NMI_EXITING | PinbasedControls::VIRTUAL_NMIS;
     let timer = PinbasedControls::VMX_PREEMPTION_TIMER;
     let pin_value = adjust(msr::IA32_VMX_TRUE_PINBASED_CTLS, (pin | timer).bits());
     let preemption = if pin_value & timer.bits() != 0 { GUEST_TICKS >> (read(msr::IA32_VMX_MISC) & 31) } else { 0 };
     let exit = exit_wanted().bits();
-    let entry = (EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_IA32_PAT | EntryControls::LOAD_IA32_EFER).bits();
+    let entry =
+        (EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_IA32_PAT | EntryControls::LOAD_IA32_EFER).bits();
     let caps = Caps {
         revision: basic as u32 & 0x7fff_ffff,
         vpid,

@@ -164,7 +164,8 @@ fn exception(page: StatePage) -> Result<Exit, Outcome> {
     if vector == 18 {
         return Err(Outcome::MachineCheck);
     }
-    if u64::from(info) & UNBLOCKED_BY_IRET != 0 && vector != 8 && u64::from(vmcs::VECTORING.read()) & event::VALID == 0 {
+    if u64::from(info) & UNBLOCKED_BY_IRET != 0 && vector != 8 && u64::from(vmcs::VECTORING.read()) & event::VALID == 0
+    {
         state::block_nmi(true);
     }
     report(page, Exit::Exception, vector, 0);
@@ -228,9 +229,8 @@ fn handle_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, qualification: u64
 
 fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
     let before = state::cr0_view(cpu);
-    let malformed = value & !cr0::DEFINED != 0
-        || value & (cr0::PG | cr0::PE) == cr0::PG
-        || value & (cr0::NW | cr0::CD) == cr0::NW;
+    let malformed =
+        value & !cr0::DEFINED != 0 || value & (cr0::PG | cr0::PE) == cr0::PG || value & (cr0::NW | cr0::CD) == cr0::NW;
     let paging = value & cr0::PG != 0;
     if malformed {
         return false;

@@ -8,7 +8,8 @@ mod switch;
 use x86::msr;
 
 use super::virt::{
-    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, slow, write_spec_ctrl,
+    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, slow,
+    write_spec_ctrl,
 };
 pub(super) use controls::{Caps, enable, usable};
 use field as vmcs;

@@ -26,7 +26,9 @@ pub(super) fn reset() {
         load_segment(index, &from);
     }
     [vmcs::GUEST_GDTR_LIMIT, vmcs::GUEST_IDTR_LIMIT].iter().for_each(|field| field.write(0xffff));
-    [vmcs::GUEST_INTERRUPTIBILITY, vmcs::GUEST_ACTIVITY, vmcs::GUEST_SYSENTER_CS].iter().for_each(|field| field.write(0));
+    [vmcs::GUEST_INTERRUPTIBILITY, vmcs::GUEST_ACTIVITY, vmcs::GUEST_SYSENTER_CS]
+        .iter()
+        .for_each(|field| field.write(0));
     let zero = [
         vmcs::GUEST_DEBUGCTL,
         vmcs::GUEST_EFER,
@@ -164,7 +166,8 @@ pub(super) fn arm(event: Event) {
 pub(super) fn load_request(hw: VcpuHw, bits: u32) {
     let shadow = hw.shadow();
     shadow.request = bits;
-    let (interrupt, nmi) = (PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), PrimaryControls::NMI_WINDOW_EXITING.bits());
+    let (interrupt, nmi) =
+        (PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), PrimaryControls::NMI_WINDOW_EXITING.bits());
     let mut primary = shadow.vmx.primary & !(interrupt | nmi);
     if u64::from(bits) & request::INTERRUPT_WINDOW != 0 {
         primary |= interrupt;
@@ -199,8 +202,24 @@ pub(super) fn store_current(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u6
         put!(page, rflags, vmcs::GUEST_RFLAGS.read());
     }
     if mask & group::ALL & !group::RIP != 0 {
-        store_more(cpu, hw, page, mask);
+        if mask & group::CONTROL != 0 {
+            store_control(cpu, hw, page);
+        }
+        if mask & group::ALL & !(group::RIP | group::CONTROL) != 0 {
+            store_more(cpu, hw, page, mask);
+        }
     }
+}
+
+/// Group CONTROL, and what goes with it.
+#[inline]
+fn store_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
+    put!(page, cr0, cr0_view(cpu));
+    put!(page, cr2, hw.shadow().cr2);
+    put!(page, cr3, vmcs::GUEST_CR3.read());
+    put!(page, cr4, cr4_view(cpu));
+    put!(page, efer, vmcs::GUEST_EFER.read());
+    store_code(page);
 }
 
 #[inline(never)]
@@ -213,13 +232,6 @@ fn store_more(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
         put!(page, inject, event.packed());
         put!(page, inject_length, u64::from(event.length));
         put!(page, request, u64::from(hw.shadow().request));
-    }
-    if mask & group::CONTROL != 0 {
-        put!(page, cr0, cr0_view(cpu));
-        put!(page, cr2, hw.shadow().cr2);
-        put!(page, cr3, vmcs::GUEST_CR3.read());
-        put!(page, cr4, cr4_view(cpu));
-        put!(page, efer, vmcs::GUEST_EFER.read());
     }
     if mask & group::SEGMENTS != 0 {
         store_segments(page);
@@ -259,20 +271,22 @@ fn store_msrs(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
     put!(page, pat, vmcs::GUEST_PAT.read());
 }
 
+/// CS and CPL: what goes with group CONTROL.
+fn store_code(page: StatePage) {
+    store_segment(page, seg::CS);
+    put!(page, cpl, u64::from(vmcs::GUEST_RIGHTS.of_segment(seg::SS).read() >> 5 & 3));
+}
+
 fn store_segments(page: StatePage) {
-    for index in 0..8 {
-        let segment = Segment {
-            selector: vmcs::GUEST_SELECTOR.of_segment(index).read(),
-            rights: vmcs::GUEST_RIGHTS.of_segment(index).read(),
-            limit: vmcs::GUEST_LIMIT.of_segment(index).read(),
-            base: vmcs::GUEST_BASE.of_segment(index).read(),
-            ..Segment::default()
-        };
-        put!(page, segment[index & 7], segment);
-        if index == seg::SS {
-            put!(page, cpl, u64::from(segment.rights >> 5 & 3));
-        }
-    }
+    (0..8).for_each(|index| store_segment(page, index));
+    put!(page, cpl, u64::from(vmcs::GUEST_RIGHTS.of_segment(seg::SS).read() >> 5 & 3));
+}
+
+#[inline(always)]
+fn store_segment(page: StatePage, index: usize) {
+    let (selector, rights) = (vmcs::GUEST_SELECTOR.of_segment(index), vmcs::GUEST_RIGHTS.of_segment(index));
+    let (limit, base) = (vmcs::GUEST_LIMIT.of_segment(index), vmcs::GUEST_BASE.of_segment(index));
+    virt::put_segment(page, index, selector.read(), rights.read(), limit.read(), base.read());
 }
 
 /// CR0 as the guest sees it.

@@ -1,0 +1,285 @@
+//! The windows of one CPU's cycle.
+//!
+//! The cycle is the least common multiple of the periods where that is short, else a small multiple of the longest period. A period that does not
+//! divide it is shortened until it does, its slice in proportion, so nobody's share grows. Windows are made of whole
+//! grains: none is too short to be worth its switch. Where a wait is bounded, periods are shortened for it: first as far as would do if the
+//! windows stood at the same place in each period, then, if they do not, as far as does in any case.
+
+use crate::{
+    contract::{self, Broken, Contract, Window, scale},
+    edf::{self, Entry, Failure},
+};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// What tables are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// All windows begin and end on multiples of this: no shorter window is made.
+    pub grain: u64,
+    /// Most windows of a table.
+    pub windows: usize,
+    /// Longest cycle.
+    pub longest: u64,
+    /// Length of the cycle if nobody is promised anything.
+    pub empty: u64,
+}
+
+/// The windows of a cycle, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// Length of the cycle.
+    pub cycle: u64,
+    /// Sorted and disjoint.
+    pub windows: Vec<Window>,
+}
+
+impl Table {
+    /// Ticks of a cycle that `owner` has.
+    #[must_use]
+    pub fn given(&self, owner: usize) -> u64 {
+        self.windows.iter().filter(|window| window.owner == owner).map(|window| window.end - window.start).sum()
+    }
+
+    /// Ticks of a cycle that are promised.
+    #[must_use]
+    pub fn promised(&self) -> u64 {
+        self.windows.iter().map(|window| window.end - window.start).sum()
+    }
+
+    /// Stretches of a cycle that are nobody's, in order.
+    pub fn gaps(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let ends = core::iter::once(0).chain(self.windows.iter().map(|window| window.end));
+        let starts = self.windows.iter().map(|window| window.start).chain(core::iter::once(self.cycle));
+        ends.zip(starts).filter(|(from, to)| from < to)
+    }
+}
+
+/// Who is refused, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Index of the contract that does not fit; `None`: all together.
+    pub owner: Option<usize>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why contracts are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The slice is longer than its period, or there is no period.
+    Impossible,
+    /// The shares add up to more than the CPU: parts per million, all contracts together, rounded up.
+    Overload(u64),
+    /// The latency bound is shorter than others' windows can be cut: these contracts fit without it.
+    Latency(u64),
+    /// The shares fit, but not in windows of whole grains with periods that divide one cycle. Parts per million that whole grains take.
+    Grain(u64),
+    /// The periods differ so much that the table would have more windows than it may.
+    Windows,
+    /// A period is longer than the longest cycle.
+    Period,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Impossible => f.write_str("its slice is longer than its period"),
+            Reason::Overload(ppm) => {
+                write!(f, "the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100)
+            }
+            Reason::Latency(bound) => write!(f, "no table keeps its wait below {bound} ticks beside the others"),
+            Reason::Grain(ppm) => {
+                write!(f, "in whole windows the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100)
+            }
+            Reason::Windows => f.write_str("the periods differ too much: too many windows"),
+            Reason::Period => f.write_str("its period is longer than the longest cycle"),
+        }
+    }
+}
+
+const fn refuse(owner: Option<usize>, reason: Reason) -> Refusal {
+    Refusal { owner, reason }
+}
+
+/// Makes the table of one CPU.
+///
+/// # Errors
+/// [`Refusal`]: what was promised cannot be kept, and nothing is. The reason is true: see [`Reason`].
+pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Table, Refusal> {
+    let promised: Vec<(usize, &Contract)> =
+        contracts.iter().enumerate().filter(|(_, contract)| contract.promises()).collect();
+    for (owner, contract) in &promised {
+        if !contract.possible() {
+            return Err(refuse(Some(*owner), Reason::Impossible));
+        }
+        if contract.period > terms.longest {
+            return Err(refuse(Some(*owner), Reason::Period));
+        }
+    }
+    if promised.is_empty() {
+        return Ok(Table { cycle: terms.empty, windows: Vec::new() });
+    }
+    overload(&promised)?;
+    let mut best: Option<Attempt> = None;
+    for careful in [false, true] {
+        for cycle in cycles(&promised, terms) {
+            match attempt(&promised, cycle, careful, terms) {
+                Ok(table) => return Ok(table),
+                Err(failed) => {
+                    if best.is_none_or(|known| failed.rank() < known.rank()) {
+                        best = Some(failed);
+                    }
+                }
+            }
+        }
+        if promised.iter().all(|(_, contract)| contract.latency == 0) {
+            break;
+        }
+    }
+    Err(why(contracts, terms, best))
+}
+
+/// Refuses what is more than the whole CPU, and names the contract with which it became too much.
+fn overload(promised: &[(usize, &Contract)]) -> Result<(), Refusal> {
+    // Exact: fractions of 2^64, each rounded down; the sum of the rests is below the number of contracts.
+    let fraction = |contract: &Contract| (u128::from(contract.slice) << 64) / u128::from(contract.period.max(1));
+    let mut sum = 0_u128;
+    let mut guilty = None;
+    for (owner, contract) in promised {
+        sum += fraction(contract);
+        if sum > 1 << 64 && guilty.is_none() {
+            guilty = Some(*owner);
+        }
+    }
+    match guilty {
+        None => Ok(()),
+        Some(owner) => {
+            let ppm = (sum * 1_000_000).div_ceil(1 << 64);
+            Err(refuse(Some(owner), Reason::Overload(u64::try_from(ppm).unwrap_or(u64::MAX))))
+        }
+    }
+}
+
+/// Why an attempt made no table.
+#[derive(Clone, Copy, Debug)]
+enum Attempt {
+    Missed { owner: usize, ppm: u64 },
+    Broken(Broken, u64),
+    Windows,
+}
+
+impl Attempt {
+    /// Which failure tells most: the lowest.
+    const fn rank(&self) -> u8 {
+        match self {
+            Attempt::Broken(Broken::Late { .. }, _) => 0,
+            Attempt::Missed { .. } => 1,
+            Attempt::Broken(Broken::Short { .. }, _) => 2,
+            Attempt::Windows => 3,
+        }
+    }
+}
+
+/// The reason to tell. That it is a latency bound is only said if the contracts fit without it.
+fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal {
+    let bounded = contracts.iter().enumerate().filter(|(_, contract)| contract.promises() && contract.latency > 0);
+    if let Some((tightest, bound)) =
+        bounded.map(|(owner, contract)| (owner, contract.latency)).min_by_key(|entry| entry.1)
+    {
+        let loose: Vec<Contract> = contracts.iter().map(|contract| Contract { latency: 0, ..*contract }).collect();
+        if let Err(refusal) = make(&loose, terms) {
+            return refusal;
+        }
+        let owner = match best {
+            Some(Attempt::Broken(Broken::Late { owner, .. }, _)) => owner,
+            _ => tightest,
+        };
+        let bound = contracts.get(owner).map_or(bound, |contract| contract.latency);
+        return refuse(Some(owner), Reason::Latency(bound));
+    }
+    match best {
+        Some(Attempt::Missed { owner, ppm }) => refuse(Some(owner), Reason::Grain(ppm)),
+        Some(Attempt::Broken(Broken::Short { owner, .. } | Broken::Late { owner, .. }, ppm)) => {
+            refuse(Some(owner), Reason::Grain(ppm))
+        }
+        Some(Attempt::Windows) | None => refuse(None, Reason::Windows),
+    }
+}
+
+/// Lengths of the cycle to try, the likeliest first; all multiples of the grain.
+fn cycles(promised: &[(usize, &Contract)], terms: &Terms) -> Vec<u64> {
+    let longest = promised.iter().map(|(_, contract)| contract.period).max().unwrap_or(terms.empty);
+    let whole = |ticks: u64| ticks / terms.grain.max(1) * terms.grain.max(1);
+    let mut list = Vec::new();
+    let mut common = Some(1);
+    for (_, contract) in promised {
+        common = common.and_then(|so_far| multiple(so_far, contract.period)).filter(|common| *common <= terms.longest);
+    }
+    // A common multiple that is no multiple of the grain may still become one.
+    let common = common.and_then(|common| {
+        multiple(common, terms.grain.max(1)).filter(|cycle| *cycle <= longest.saturating_mul(64)).or(Some(common))
+    });
+    list.extend(common.map(whole));
+    list.extend((1..=8).map(|times| whole(longest.saturating_mul(times))));
+    list.retain(|cycle| *cycle > 0 && *cycle <= terms.longest);
+    list.dedup();
+    list
+}
+
+/// Least common multiple.
+fn multiple(a: u64, b: u64) -> Option<u64> {
+    let (mut x, mut y) = (a, b);
+    while y != 0 {
+        (x, y) = (y, x % y);
+    }
+    (a / x.max(1)).checked_mul(b)
+}
+
+/// The longest period that a contract's wait allows.
+fn period_for(contract: &Contract, careful: bool) -> u64 {
+    let idle = contract.period - contract.slice;
+    // Windows at the same place in each period: the wait is the period less the slice. Anywhere: up to twice that.
+    let bound = if careful { contract.latency / 2 } else { contract.latency };
+    if contract.latency == 0 || idle <= bound {
+        return contract.period;
+    }
+    u64::try_from(u128::from(contract.period) * u128::from(bound) / u128::from(idle)).unwrap_or(contract.period)
+}
+
+fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &Terms) -> Result<Table, Attempt> {
+    let grain = terms.grain.max(1);
+    let grains = cycle / grain;
+    let mut entries: Vec<Entry> = Vec::new();
+    let (mut taken, mut windows) = (0_u128, 0_u64);
+    for (owner, contract) in promised {
+        // Parts of parts: what keeps the share of each keeps that of the whole.
+        let parts = cycle.div_ceil(contract.period.max(1));
+        let parts = parts * cycle.div_ceil(period_for(contract, careful).max(1)).div_ceil(parts.max(1));
+        windows = windows.saturating_add(parts);
+        // The longest part decides, so that the shortest gets its share too.
+        let slice = contract.share_of(cycle.div_ceil(parts)).div_ceil(grain).max(1);
+        taken += u128::from(slice) * u128::from(parts);
+        entries.push(Entry { owner: *owner, slice, parts });
+    }
+    if windows > terms.windows as u64 {
+        return Err(Attempt::Windows);
+    }
+    let ppm = u64::try_from((taken * 1_000_000).div_ceil(u128::from(grains.max(1)))).unwrap_or(u64::MAX);
+    let runs = edf::schedule(&entries, grains, terms.windows).map_err(|failure| match failure {
+        Failure::Missed(owner) => Attempt::Missed { owner, ppm },
+        Failure::TooMany => Attempt::Windows,
+    })?;
+    let windows: Vec<Window> =
+        runs.iter().map(|run| Window { start: run.start * grain, end: run.end * grain, owner: run.owner }).collect();
+    for (owner, contract) in promised {
+        contract::check(&windows, cycle, *owner, contract).map_err(|broken| Attempt::Broken(broken, ppm))?;
+    }
+    Ok(Table { cycle, windows })
+}
+
+/// Ticks in so many nanoseconds.
+#[must_use]
+pub fn ticks(nanoseconds: u64, tsc_hz: u64) -> u64 {
+    scale(nanoseconds, tsc_hz, 1_000_000_000)
+}

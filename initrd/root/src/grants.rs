@@ -1,0 +1,265 @@
+//! What a task is given, capability by capability, in the order of the manifest.
+
+use crate::{Doing, Failure, PLATFORM, Root, build::Built, identity::Device, store::Whole};
+use alloc::{format, string::String, vec::Vec};
+use moira_abi::FrameSize;
+use moira_proto::{
+    start::{Region, layout, slot},
+    system::{Grant, Role, Task},
+};
+use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, Slot};
+
+/// What goes into one slot.
+#[derive(Clone, Copy, Debug)]
+pub enum Item {
+    /// The endpoint of a task, with a badge.
+    Call(usize, u64),
+    /// The notification of a task, with bits.
+    Signal(usize, u64),
+    /// The scheduling context of a task.
+    Context(usize),
+    /// A processor, with rights.
+    Cpu(u32, Rights),
+    /// The machine.
+    Platform,
+    /// An untyped memory of so many bits.
+    Untyped(u8),
+    /// A source of interrupts.
+    Interrupt(Interrupt),
+    /// A range of ports.
+    Ports(IoPorts),
+    /// A frame of device memory.
+    Frame(Frame),
+    /// The thread of a task.
+    Thread(usize),
+    /// The space of a task.
+    Space(usize),
+}
+
+/// Something that is mapped for a task.
+pub struct Mapped {
+    /// As the task is told.
+    pub region: Region,
+    /// Its frames.
+    pub whole: Whole,
+    /// How.
+    pub flags: MapFlags,
+}
+
+/// Name of the region that is a CPU's status page.
+pub fn status_of(cpu: u32) -> String {
+    format!("status of CPU {cpu}")
+}
+
+impl Root {
+    fn find(&self, name: &str) -> Result<usize, Failure> {
+        self.system.tasks.iter().position(|task| task.name == name).ok_or_else(|| format!("there is no task `{name}`"))
+    }
+
+    /// Contexts that live on the slack of a CPU, in the order in which they were bound: by index.
+    fn slack_contexts(&self, cpu: u32) -> Vec<Item> {
+        let tasks = self.system.tasks.iter().enumerate();
+        tasks
+            .filter(|(_, task)| task.cpu == cpu && task.time.context && task.time.extra)
+            .map(|(index, _)| Item::Context(index))
+            .collect()
+    }
+
+    /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
+    pub fn items(&self, index: usize) -> Result<Vec<(String, Vec<Item>)>, Failure> {
+        let (Some(spec), Some(identity)) = (self.system.tasks.get(index), self.identities.get(index)) else {
+            return Err(format!("there is no task {index}"));
+        };
+        let mut items: Vec<(String, Vec<Item>)> = Vec::new();
+        match spec.role {
+            Role::None => {}
+            Role::Scheduler => {
+                items.push(("cpu".into(), alloc::vec![Item::Cpu(spec.cpu, Rights::DISPATCH)]));
+                items.push(("contexts".into(), self.slack_contexts(spec.cpu)));
+            }
+            Role::Planner => {
+                let cpus = 0..self.machine.cpus.len() as u32;
+                items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
+                let all = self.system.tasks.iter().enumerate().filter(|(_, task)| task.time.context);
+                items.push(("contexts".into(), all.map(|(index, _)| Item::Context(index)).collect()));
+            }
+        }
+        for (name, grant) in &spec.grants {
+            if items.iter().any(|(taken, _)| taken == name) {
+                continue;
+            }
+            let device = identity.devices.iter().find(|(device, _)| device == name).map(|(_, device)| device);
+            let list = match (grant, device) {
+                (Grant::Call { task, badge }, _) => {
+                    alloc::vec![Item::Call(self.find(task)?, *badge)]
+                }
+                (Grant::Signal { task, bits }, _) => {
+                    alloc::vec![Item::Signal(self.find(task)?, *bits)]
+                }
+                (Grant::Context { task }, _) => alloc::vec![Item::Context(self.find(task)?)],
+                (Grant::Control { task }, _) => {
+                    alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
+                }
+                (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
+                (Grant::Platform, _) => alloc::vec![Item::Platform],
+                (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
+                (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
+                (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
+                (_, Some(Device::Frames(frames))) => frames.iter().map(|frame| Item::Frame(*frame)).collect(),
+                _ => continue,
+            };
+            items.push((name.clone(), list));
+        }
+        Ok(items)
+    }
+
+    /// What is mapped for a task, and where.
+    pub fn mapped(&mut self, index: usize) -> Result<Vec<Mapped>, Failure> {
+        let Some(spec) = self.system.tasks.get(index).cloned() else {
+            return Err(format!("there is no task {index}"));
+        };
+        let mut mapped = Vec::new();
+        let mut next = layout::SHARED;
+        if spec.role == Role::Scheduler {
+            let name = status_of(spec.cpu);
+            if !self.store.regions.contains_key(&name) {
+                let page = self.make_region(4096)?;
+                self.store.regions.insert(name.clone(), page);
+            }
+            let whole = self.region(&name)?;
+            mapped.push(place("status", whole, MapFlags::READ, false, 0, &mut next));
+        }
+        for (name, grant) in &spec.grants {
+            let one = match grant {
+                Grant::File { file } => {
+                    let whole =
+                        self.store.files.get(file).cloned().ok_or_else(|| format!("there is no file `{file}`"))?;
+                    place(name, whole, MapFlags::READ, false, 0, &mut next)
+                }
+                Grant::Region { region, writable } => {
+                    let whole = self.region(region)?;
+                    let (flags, physical) =
+                        (if *writable { MapFlags::READ_WRITE } else { MapFlags::READ }, whole.physical);
+                    place(name, whole, flags, *writable, physical, &mut next)
+                }
+                Grant::Device { physical, length } => {
+                    let devices = self.identities.get(index).into_iter().flat_map(|identity| &identity.devices);
+                    let frames = devices.filter(|device| device.0 == *name).find_map(|(_, device)| match device {
+                        Device::Frames(frames) => Some(frames),
+                        _ => None,
+                    });
+                    let parts = frames.into_iter().flatten().zip(0u64..).map(|(frame, number)| crate::store::Part {
+                        frame: *frame,
+                        size: FrameSize::Small,
+                        offset: number * FrameSize::Small.bytes(),
+                    });
+                    let whole = Whole { parts: parts.collect(), physical: *physical, length: *length };
+                    place(name, whole, MapFlags::READ_WRITE.uncached(), true, *physical, &mut next)
+                }
+                _ => continue,
+            };
+            mapped.push(one);
+        }
+        Ok(mapped)
+    }
+
+    fn region(&self, name: &str) -> Result<Whole, Failure> {
+        self.store.regions.get(name).cloned().ok_or_else(|| format!("there is no region `{name}`"))
+    }
+
+    /// Fills a task's capability table.
+    pub fn grant(&mut self, index: usize, spec: &Task, built: &Built) -> Result<(), Failure> {
+        let (table, own) = (built.table, |what: &str| format!("{what} of task {}", spec.name));
+        let doing = || own("a capability");
+        let Some(identity) = self.identities.get(index) else {
+            return Err(doing());
+        };
+        table.copy(table, Slot(slot::TABLE), Rights::ALL).doing(doing)?;
+        table.copy(built.space, Slot(slot::SPACE), Rights::ALL).doing(doing)?;
+        table.copy(built.thread, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
+        table.copy(identity.notification, Slot(slot::NOTIFICATION), Rights::ALL).doing(doing)?;
+        let mut lent = built.lent.iter();
+        let mut at = Slot(slot::NAMED);
+        for (name, items) in self.items(index)? {
+            for item in items {
+                let doing = || own(&name);
+                if let Item::Untyped(_) = item {
+                    let Some(memory) = lent.next() else {
+                        return Err(doing());
+                    };
+                    table.copy(memory.untyped, at, Rights::ALL).doing(doing)?;
+                } else {
+                    self.put(table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
+                }
+                at = at.plus(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&self, table: CapTable, at: Slot, item: Item) -> Result<(), Failure> {
+        let all = Rights::ALL;
+        fn done<T: Capability, E: core::fmt::Debug>(result: Result<T, E>) -> Result<(), Failure> {
+            result.map(|_| ()).doing(|| String::from("copying"))
+        }
+        let identity = |task: usize| self.identities.get(task).ok_or_else(|| format!("there is no task {task}"));
+        match item {
+            Item::Call(task, badge) => {
+                let endpoint = identity(task)?.endpoint.ok_or_else(|| String::from("it serves nothing"))?;
+                done(table.mint(endpoint, at, Rights::CALL, badge))
+            }
+            Item::Signal(task, bits) => done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits)),
+            Item::Context(task) => {
+                let context = identity(task)?.context.ok_or_else(|| String::from("it has no time of its own"))?;
+                done(table.copy(context, at, all))
+            }
+            Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
+            Item::Platform => done(table.copy(PLATFORM, at, all)),
+            Item::Interrupt(interrupt) => done(table.copy(interrupt, at, all)),
+            Item::Ports(ports) => done(table.copy(ports, at, all)),
+            Item::Frame(frame) => done(table.copy(frame, at, all)),
+            // Those of another task may not be there yet: `grant_controls` gives them.
+            Item::Thread(_) | Item::Space(_) | Item::Untyped(_) => Ok(()),
+        }
+    }
+
+    /// Gives task number `index` its capabilities to the threads and spaces of others, as far as the slots are empty.
+    pub fn grant_controls(&mut self, index: usize) -> Result<(), Failure> {
+        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else {
+            return Ok(());
+        };
+        let items = self.items(index)?.into_iter().flat_map(|(_, items)| items);
+        for (item, number) in items.zip(slot::NAMED..) {
+            let at = Slot(number);
+            let (Item::Thread(task) | Item::Space(task)) = item else {
+                continue;
+            };
+            let Some(other) = self.tasks.get(task).filter(|other| other.block.is_some()) else {
+                continue;
+            };
+            let result = match item {
+                Item::Thread(_) => table.copy(other.thread, at, Rights::ALL).map(|_| ()),
+                _ => table.copy(other.space, at, Rights::ALL).map(|_| ()),
+            };
+            // A holder may have put something else there, or the capability is still good.
+            match result {
+                Ok(()) | Err(moira_rt::sys::Error::SlotInUse) => {}
+                Err(error) => return Err(format!("a capability to task {task}: {error:?}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds room for something that is mapped: a page is left free between any two, and large frames lie where they can be mapped.
+fn place(name: &str, whole: Whole, flags: MapFlags, writable: bool, physical: u64, next: &mut u64) -> Mapped {
+    let large = FrameSize::Large.bytes();
+    let address = if whole.parts.iter().any(|part| part.size == FrameSize::Large) {
+        next.next_multiple_of(large) + whole.physical % large
+    } else {
+        *next
+    };
+    *next = (address + whole.length + 4096).next_multiple_of(4096);
+    let region = Region { name: name.into(), address, length: whole.length, writable, physical };
+    Mapped { region, whole, flags }
+}

@@ -1,0 +1,97 @@
+//! What others know a task by, and what it keeps when it is made anew: its endpoint, its notification, its scheduling context and
+//! its interrupts. They are made from the root task's memory, so that clients' capabilities, windows of plans and the
+//! scheduler's list stay good when the task behind them is replaced.
+
+use crate::{Doing, Failure, PLATFORM, Root, no_slots};
+use alloc::{format, string::String, vec::Vec};
+use moira_proto::system::Grant;
+use moira_rt::sys::{Endpoint, Frame, Interrupt, InterruptFlags, IoPorts, Notification, Rights, SchedContext, Slot};
+
+/// One task's.
+pub struct Identity {
+    /// Where it is called, if it serves.
+    pub endpoint: Option<Endpoint>,
+    /// Its notification.
+    pub notification: Notification,
+    /// Its time, if it has any of its own.
+    pub context: Option<SchedContext>,
+    /// What tells the root task that it stopped.
+    pub stopped: Notification,
+    /// Devices by the names of the grants.
+    pub devices: Vec<(String, Device)>,
+}
+
+/// A device's part.
+pub enum Device {
+    /// An interrupt line.
+    Interrupt(Interrupt),
+    /// Ports.
+    Ports(IoPorts),
+    /// Registers: frames in the order of their addresses.
+    Frames(Vec<Frame>),
+}
+
+impl Root {
+    pub(crate) fn slot(&mut self) -> Result<Slot, Failure> {
+        self.memory.slots.take(1).ok_or_else(no_slots)
+    }
+
+    /// Makes task number `index` known, before it exists.
+    pub fn make_identity(&mut self, index: usize) -> Result<(), Failure> {
+        let spec = self.system.tasks[index].clone();
+        let own = self.memory.untyped;
+        let what = |what| format!("the {what} of task {}", spec.name);
+        let slot = self.slot()?;
+        own.retype_notifications(1, slot).doing(|| what("notification"))?;
+        let notification = Notification::new(slot);
+        let mut endpoint = None;
+        if spec.serves {
+            let slot = self.slot()?;
+            own.retype_endpoints(1, slot).doing(|| what("endpoint"))?;
+            endpoint = Some(Endpoint::new(slot));
+        }
+        let mut context = None;
+        if spec.time.context {
+            let slot = self.slot()?;
+            own.retype_contexts(1, slot).doing(|| what("scheduling context"))?;
+            context = Some(SchedContext::new(slot));
+        }
+        let slot = self.slot()?;
+        let stopped = crate::TABLE
+            .mint(self.stopped, slot, Rights::SIGNAL, 1 << (index % 64))
+            .doing(|| what("fault notification"))?;
+        let mut devices = Vec::new();
+        for (name, grant) in &spec.grants {
+            let doing = || format!("{name} of task {}", spec.name);
+            let device = match *grant {
+                Grant::Ports { first, last } => {
+                    let slot = self.slot()?;
+                    Device::Ports(PLATFORM.make_ports(first, last, slot).doing(doing)?)
+                }
+                Grant::Interrupt { gsi, level, active_low, bits } => {
+                    self.machine.need_io_apic()?;
+                    let slot = self.slot()?;
+                    own.retype_interrupts(1, slot).doing(doing)?;
+                    let (interrupt, slot) = (Interrupt::new(slot), self.slot()?);
+                    let target = crate::TABLE.mint(notification, slot, Rights::SIGNAL, bits).doing(doing)?;
+                    let flags = InterruptFlags { level, active_low };
+                    PLATFORM.make_line(interrupt, gsi, flags, self.machine.cpu(spec.cpu)?, target).doing(doing)?;
+                    Device::Interrupt(interrupt)
+                }
+                Grant::Device { physical, length } => {
+                    let mut frames = Vec::new();
+                    for offset in (0..length).step_by(4096) {
+                        let slot = self.slot()?;
+                        let size = moira_abi::FrameSize::Small;
+                        frames.push(PLATFORM.make_frame(physical.saturating_add(offset), size, slot).doing(doing)?);
+                    }
+                    Device::Frames(frames)
+                }
+                _ => continue,
+            };
+            devices.push((name.clone(), device));
+        }
+        self.identities.push(Identity { endpoint, notification, context, stopped, devices });
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! What happens after the start: tasks finish, die, are made anew; the system ends.
+
+use crate::{
+    Failure, PLATFORM, Root, TABLE,
+    build::{Built, Life},
+    failure,
+};
+use alloc::{format, string::String, vec::Vec};
+use core::fmt::Write;
+use log::{error, info, warn};
+use moira_abi::FrameSize;
+use moira_proto::system::{Restart, Role, Task};
+use moira_rt::{
+    end,
+    sys::{Capability, Deadline, Error, MessageBuffer, Outcome, Rights, Snapshot},
+};
+
+/// How a task came to its end.
+enum End {
+    /// Its `main` returned.
+    Finished,
+    /// It panicked, with this text.
+    Panicked(String),
+    /// The fault, in words.
+    Fault(String),
+}
+
+/// Most bytes of a panic's text that are printed.
+const MOST_TEXT: usize = 400;
+
+impl Root {
+    /// Waits for tasks to end, forever. Answers only why that cannot go on.
+    pub fn supervise(&mut self, buffer: &mut MessageBuffer) -> Failure {
+        loop {
+            if let Some(outcome) = self.outcome() {
+                return match outcome {
+                    Ok(()) => {
+                        info!("root: every task has finished");
+                        let error = PLATFORM.end(buffer, Outcome::Success, b"");
+                        format!("cannot end the system: {error:?}")
+                    }
+                    Err(why) => why,
+                };
+            }
+            let bits = match self.stopped.wait(Deadline::NEVER) {
+                Ok(bits) => bits,
+                Err(error) => return format!("cannot wait for tasks: {error:?}"),
+            };
+            for index in 0..self.tasks.len() {
+                if bits >> (index % 64) & 1 == 0 {
+                    continue;
+                }
+                if let Err(why) = self.look_at(index, buffer) {
+                    return why;
+                }
+            }
+        }
+    }
+
+    /// Whether the system is at its end: when all that have an end have reached it.
+    fn outcome(&self) -> Option<Result<(), Failure>> {
+        let lasting = |task: &Task| task.serves || task.restart == Restart::Always || task.role != Role::None;
+        let ending = || self.system.tasks.iter().zip(&self.tasks).filter(|(task, _)| !lasting(task));
+        if ending().count() == 0 || ending().any(|(_, built)| built.life == Life::Running) {
+            // A task that is made anew counts as long as it runs; without any that ends, only `end-system` ends it.
+            return None;
+        }
+        Some(match ending().find(|(_, built)| built.life == Life::Dead) {
+            None => Ok(()),
+            Some((task, _)) => Err(format!("task {} died", task.name)),
+        })
+    }
+
+    /// A task may have stopped.
+    fn look_at(&mut self, index: usize, buffer: &mut MessageBuffer) -> Result<(), Failure> {
+        let (Some(spec), Some(built)) = (self.system.tasks.get(index).cloned(), self.tasks.get(index)) else {
+            return Ok(());
+        };
+        if built.life != Life::Running {
+            return Ok(());
+        }
+        let restarts = built.restarts;
+        let end = match built.thread.read_registers(buffer) {
+            // It runs, here or on its own CPU: another task has the same bit.
+            Err(Error::Active | Error::WrongCpu) => return Ok(()),
+            Err(error) => End::Fault(format!("stopped; its registers cannot be read: {error:?}")),
+            Ok(snapshot) if snapshot.fault.is_none() => return Ok(()),
+            Ok(snapshot) => self.end_of(index, &snapshot),
+        };
+        match end {
+            End::Finished => {
+                info!("root: task {}: finished", spec.name);
+                self.remove(index, Life::Finished)
+            }
+            End::Panicked(text) => self.died(index, &spec, restarts, &text),
+            End::Fault(text) => self.died(index, &spec, restarts, &text),
+        }
+    }
+
+    fn died(&mut self, index: usize, spec: &Task, restarts: u32, how: &str) -> Result<(), Failure> {
+        let name = &spec.name;
+        match spec.restart {
+            Restart::Always => {
+                let restarts = restarts.saturating_add(1);
+                warn!("root: task {name}: {how}: restart {restarts}");
+                self.remove(index, Life::Dead)?;
+                let built = self.build(index, restarts)?;
+                if let Some(place) = self.tasks.get_mut(index) {
+                    *place = built;
+                }
+                for other in 0..self.tasks.len() {
+                    self.grant_controls(other)?;
+                }
+                self.activate(index)
+            }
+            Restart::Never => {
+                error!("root: task {name}: {how}: left dead");
+                self.remove(index, Life::Dead)
+            }
+            Restart::EndSystem => {
+                error!("root: task {name}: {how}: ends the system");
+                Err(format!("task {name} died"))
+            }
+        }
+    }
+
+    fn remove(&mut self, index: usize, life: Life) -> Result<(), Failure> {
+        let Some(mut built) = self.tasks.get_mut(index).map(Built::take) else {
+            return Ok(());
+        };
+        self.tear_down(&mut built)?;
+        built.life = life;
+        if let Some(place) = self.tasks.get_mut(index) {
+            *place = built;
+        }
+        Ok(())
+    }
+
+    fn end_of(&mut self, index: usize, snapshot: &Snapshot) -> End {
+        let Some(fault) = snapshot.fault else {
+            return End::Finished;
+        };
+        // `end` leaves a marker in rax and the length of a text in rdi.
+        let (marker, length) = (snapshot.registers.gpr[0], snapshot.registers.gpr[7]);
+        if fault.vector == end::VECTOR && marker == end::FINISHED {
+            return End::Finished;
+        }
+        if fault.vector == end::VECTOR && marker == end::PANICKED {
+            let text = self.text(index, (length as usize).min(MOST_TEXT));
+            return End::Panicked(text.unwrap_or_else(|why| format!("panicked; its text cannot be read: {why}")));
+        }
+        let mut text = format!("fault vector {} ({}) at rip {:#x}", fault.vector, name_of(fault.vector), fault.rip);
+        if fault.vector == 14 {
+            let kind = match fault.error_code {
+                code if code & 16 != 0 => "execute",
+                code if code & 2 != 0 => "write",
+                _ => "read",
+            };
+            let _ = write!(text, " address {:#x} ({kind})", fault.cr2);
+        } else if fault.error_code != 0 {
+            let _ = write!(text, " error {:#x}", fault.error_code);
+        }
+        let _ = write!(text, " rsp {:#x}", fault.rsp);
+        End::Fault(text)
+    }
+
+    /// The text at the start of a task's message buffer, printable characters only.
+    fn text(&mut self, index: usize, length: usize) -> Result<String, Failure> {
+        let buffer = self.tasks.get(index).map(|built| built.buffer).ok_or_else(|| failure("no such task"))?;
+        let copy = self.copy(buffer, Rights::READ.or(Rights::WRITE))?;
+        let mut bytes = alloc::vec![0; length];
+        let read = self.memory.view(copy, FrameSize::Small).map(|view| {
+            view.shared().read(0, &mut bytes);
+            self.memory.release(view)
+        });
+        if TABLE.delete_fully(copy.slot()).is_ok() {
+            self.memory.slots.give(copy.slot(), 1);
+        }
+        match read {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) | Err(why) => return Err(format!("{why:?}")),
+        }
+        let printable: Vec<u8> =
+            bytes.into_iter().map(|byte| if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' }).collect();
+        String::from_utf8(printable).map_err(failure)
+    }
+}
+
+/// Names of exceptions (SDM 6.3.1).
+fn name_of(vector: u64) -> &'static str {
+    match vector {
+        0 => "divide error",
+        1 => "debug",
+        3 => "breakpoint",
+        4 => "overflow",
+        5 => "bound range",
+        6 => "invalid opcode",
+        7 => "no vector unit for tasks",
+        12 => "stack fault",
+        13 => "general protection",
+        14 => "page fault",
+        16 => "floating point",
+        17 => "alignment check",
+        19 => "vector floating point",
+        _ => "exception",
+    }
+}

@@ -1,0 +1,116 @@
+//! A tiny guest: makes exits, measures them, and ends in every way a machine can.
+//!
+//! The monitor starts it in 64-bit mode with the first 4 GiB mapped to themselves, the size of memory in RDI and the
+//! command line in RSI. The line's first word says what to do:
+//!
+//! | word | what it does |
+//! | --- | --- |
+//! | `fuzz SEED COUNT` | does at random what a guest can do, then switches the machine off |
+//! | `bench` | measures exits and switches the machine off |
+//! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
+//! | `off` | switches the machine off by ACPI |
+//! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
+//! | `triple` | a triple fault |
+//! | `exit` | ends by the debug exit port with 7 |
+//! | `hang` | stops with interrupts off |
+//! | `stray` | jumps to where there is no memory |
+#![no_std]
+#![no_main]
+
+#[macro_use]
+mod serial;
+mod bench;
+mod fuzz;
+mod hardware;
+
+use hardware::{halt, in8, out8, out16};
+
+core::arch::global_asm!(
+    ".pushsection .text.start, \"ax\", @progbits",
+    ".globl _start",
+    "_start:",
+    "cld",
+    "and rsp, -16",
+    "call {main}",
+    "ud2",
+    ".popsection",
+    main = sym main,
+);
+
+/// Most bytes of the command line that are looked at.
+const LINE: usize = 64;
+/// CMOS memory that nobody else uses.
+const RESETS: u8 = 0x50;
+const MOST_RESETS: u8 = 10;
+
+extern "C" fn main(memory: u64, line: *const u8) -> ! {
+    let mut bytes = [0u8; LINE];
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        // SAFETY: the monitor put a line of text there that ends with a zero; reading stops at it.
+        *byte = unsafe { line.add(index).read_volatile() };
+        if *byte == 0 {
+            break;
+        }
+    }
+    let end = bytes.iter().position(|byte| matches!(byte, 0 | b' ')).unwrap_or(LINE);
+    let word = core::str::from_utf8(bytes.get(..end).unwrap_or_default()).unwrap_or_default();
+    say!("guest: {} MiB, {word}", memory >> 20);
+    match word {
+        "fuzz" => {
+            let mut numbers = bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number);
+            let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(10_000));
+            fuzz::run(seed, count);
+            power_off()
+        }
+        "bench" => {
+            bench::run();
+            power_off()
+        }
+        "loop-port" | "loop-cpuid" | "loop-vmcall" | "loop-mmio" => bench::forever(word),
+        "reset" => reset(),
+        "triple" => hardware::triple_fault(),
+        "exit" => {
+            out8(0xf4, 7);
+            halt()
+        }
+        "hang" => halt(),
+        "stray" => {
+            // SAFETY: the program ends here.
+            unsafe { core::arch::asm!("jmp {}", in(reg) 0xd000_0000_u64, options(noreturn)) }
+        }
+        _ => power_off(),
+    }
+}
+
+/// A decimal number; what is no digit counts as none.
+fn number(text: &[u8]) -> u64 {
+    let digits = text.iter().filter(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number: u64, digit| number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0')))
+}
+
+/// ACPI's S5 (SLP_TYP 5, SLP_EN).
+fn power_off() -> ! {
+    out16(0x604, 5 << 10 | 1 << 13);
+    say!("guest: still there");
+    halt()
+}
+
+fn reset() -> ! {
+    out8(0x70, RESETS);
+    let count = in8(0x71);
+    say!("guest: {count} resets so far");
+    if count >= MOST_RESETS {
+        power_off();
+    }
+    out8(0x70, RESETS);
+    out8(0x71, count + 1);
+    out8(0xcf9, 6);
+    say!("guest: still there");
+    halt()
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    say!("guest: {info}");
+    halt()
+}

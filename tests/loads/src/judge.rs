@@ -1,0 +1,125 @@
+//! Reads the accounts. It sleeps in between and has a window of its own, so it is on nobody's time.
+
+use crate::{stretch, time};
+use alloc::{format, string::String, vec::Vec};
+use moira_rt::{
+    Env,
+    sys::{self, Consumed, Cpu, MessageBuffer, SchedContext, Thread, abi::fault::Registers, abi::time::CpuLedger},
+};
+
+struct Watched {
+    name: String,
+    context: SchedContext,
+    samples: Vec<Consumed>,
+}
+
+/// Measures, and says what was seen.
+pub fn run(env: &mut Env) {
+    let (from, to) = stretch(env);
+    let every = time(env, "every_ms", 1_000).max(1);
+    let cpu = env.capability::<Cpu>("cpu");
+    let names = String::from(env.argument("watch").unwrap_or_default());
+    let mut watched: Vec<Watched> = Vec::new();
+    for name in names.split(',').filter(|name| !name.is_empty()) {
+        let Some(context) = env.capability::<SchedContext>(&format!("{name}-context")) else {
+            log::error!("judge: no context of {name}");
+            return;
+        };
+        watched.push(Watched { name: name.into(), context, samples: Vec::with_capacity(64) });
+    }
+    let mut guard = Guard::new(env);
+    let (mut times, mut ledgers) = (Vec::with_capacity(64), Vec::with_capacity(64));
+    let mut at = from;
+    while at <= to {
+        crate::sleep_until(env, at);
+        if let Some(ledger) = cpu.and_then(|cpu| cpu.ledger(&mut env.buffer).ok()) {
+            ledgers.push(ledger);
+        }
+        times.push(sys::now());
+        for one in &mut watched {
+            one.samples.push(one.context.consumed().unwrap_or_default());
+        }
+        guard.look(&watched, at, &mut env.buffer);
+        at += every;
+    }
+    crate::sleep_until(env, to + time(env, "print_ms", 0));
+    report(&watched, &times);
+    guard.report();
+    ledger(&ledgers);
+}
+
+fn report(watched: &[Watched], times: &[u64]) {
+    for one in watched {
+        for (index, pair) in one.samples.windows(2).enumerate() {
+            let [before, after] = pair else { continue };
+            let length = times.get(index + 1).zip(times.get(index)).map_or(0, |(end, begin)| end - begin);
+            log::info!(
+                "data: {{\"kind\":\"account\",\"task\":\"{}\",\"interval\":{index},\"length\":{length},\"own\":{},\"lost\":{},\"helped\":{},\"structural\":{}}}",
+                one.name,
+                after.own - before.own,
+                after.lost - before.lost,
+                after.delivered - before.delivered,
+                after.structural - before.structural
+            );
+        }
+    }
+}
+
+fn ledger(ledgers: &[CpuLedger]) {
+    for (index, pair) in ledgers.windows(2).enumerate() {
+        let [before, after] = pair else { continue };
+        let (elapsed, contexts) = (after.elapsed - before.elapsed, after.contexts - before.contexts);
+        let (idle, interrupts) = (after.idle - before.idle, after.interrupts - before.interrupts);
+        // The parts sum to the whole, to the tick.
+        if elapsed != contexts + idle + interrupts {
+            log::error!("judge: the ledger does not add up: {elapsed} is not {contexts} + {idle} + {interrupts}");
+        }
+        log::info!(
+            "data: {{\"kind\":\"ledger\",\"interval\":{index},\"elapsed\":{elapsed},\"contexts\":{contexts},\"idle\":{idle},\"interrupts\":{interrupts},\"gone\":{},\"choices\":{}}}",
+            after.gone - before.gone,
+            after.choices - before.choices
+        );
+    }
+}
+
+/// Sees to a scheduler that hands out no slack any more: makes it fault, so that its supervisor makes it anew.
+struct Guard {
+    thread: Option<Thread>,
+    canary: String,
+    acted: Option<u64>,
+}
+
+impl Guard {
+    fn new(env: &Env) -> Guard {
+        Guard {
+            thread: env.capability("scheduler-control"),
+            canary: String::from(env.argument("canary").unwrap_or_default()),
+            acted: None,
+        }
+    }
+
+    /// The canary lives on slack and always wants some: three samples in a row without any mean a scheduler that does nothing.
+    fn look(&mut self, watched: &[Watched], at: u64, buffer: &mut MessageBuffer) {
+        let (None, Some(thread)) = (self.acted, self.thread) else { return };
+        let Some(canary) = watched.iter().find(|one| one.name == self.canary) else { return };
+        let [.., a, b, c, d] = canary.samples.as_slice() else { return };
+        if a.own == b.own && b.own == c.own && c.own == d.own && d.own > 0 {
+            self.acted = Some(at);
+            // Stopped, sent to where no code is, let go: it faults.
+            let stopped = thread.stop().and_then(|()| thread.read_registers(buffer));
+            let broken = stopped.and_then(|snapshot| {
+                let registers = Registers { rip: 0, ..snapshot.registers };
+                thread.write_registers(buffer, &registers)
+            });
+            if let Err(error) = broken.and_then(|()| thread.resume()) {
+                log::error!("judge: the scheduler cannot be ended: {error:?}");
+            }
+        }
+    }
+
+    fn report(&self) {
+        if let Some(at) = self.acted {
+            log::info!("data: {{\"kind\":\"restart\",\"at\":{at}}}");
+        }
+    }
+}

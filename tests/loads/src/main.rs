@@ -1,0 +1,94 @@
+//! Loads for experiments: tasks that want time in different ways, and tasks that measure what they got.
+//!
+//! One image; the argument `role=` says what a task is. All times are absolute: `from_ms` and `to_ms` count from the TSC's zero, which all
+//! tasks of a CPU share, so that all measure the same stretch. Results are lines `data: {…}` on the console, printed after `to_ms`.
+//!
+//! | role | what it does |
+//! | --- | --- |
+//! | `greedy` | runs always; measures its windows |
+//! | `victim` | like `greedy`, and calls `server`, if it has one, every `call_us` |
+//! | `io` | runs for `run_us`, sleeps for `sleep_us`; measures its wake-ups |
+//! | `server` | serves calls, each for `work_us` |
+//! | `judge` | reads the accounts of `watch=a,b,c` once in `every_ms`, and the CPU's ledger |
+//! | `nothing`, `spinner`, `syscalls`, `faults`, `calls`, `objects`, `signals` | antagonists |
+#![no_std]
+#![no_main]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod antagonist;
+mod io;
+mod judge;
+mod windows;
+
+use moira_rt::{
+    Env,
+    sys::{self, Deadline, Event, reply_receive_short},
+};
+
+moira_rt::entry!(main);
+
+fn main(mut env: Env) {
+    let role = alloc::string::String::from(env.argument("role").unwrap_or_default());
+    match role.as_str() {
+        "greedy" | "victim" => windows::run(&env),
+        "io" => io::run(&env),
+        "server" => serve(&env),
+        "judge" => judge::run(&mut env),
+        role => antagonist::run(&env, role),
+    }
+}
+
+/// A number among the arguments.
+fn number(env: &Env, key: &str, otherwise: u64) -> u64 {
+    env.argument(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// A time among the arguments, in ticks; its key ends with its unit.
+fn time(env: &Env, key: &str, otherwise: u64) -> u64 {
+    let unit = if key.ends_with("_us") { 1_000 } else { 1_000_000 };
+    env.ticks(number(env, key, otherwise).saturating_mul(unit))
+}
+
+/// The stretch that is measured.
+fn stretch(env: &Env) -> (u64, u64) {
+    (time(env, "from_ms", 300), time(env, "to_ms", 2_300))
+}
+
+/// Runs until then. Plain work between looks at the clock: emulators are slow at reading it, and at pausing.
+fn work_until(end: u64) {
+    while sys::now() < end {
+        for step in 0..64_u32 {
+            core::hint::black_box(step);
+        }
+    }
+}
+
+/// Sleeps until then.
+fn sleep_until(env: &Env, end: u64) {
+    while sys::now() < end {
+        // Bits that come are of no interest here; a deadline in the past is no wait at all.
+        if env.notification().wait(Deadline(end)).is_err() && sys::now() < end {
+            let _ = sys::receive(Deadline(end));
+        }
+    }
+}
+
+fn serve(env: &Env) {
+    let work = time(env, "work_us", 20);
+    let mut event = sys::receive(Deadline::NEVER);
+    loop {
+        event = match event {
+            Ok(Event::Call(_)) => {
+                work_until(sys::now() + work);
+                reply_receive_short(0, &[], Deadline::NEVER)
+            }
+            Ok(_) => sys::receive(Deadline::NEVER),
+            Err(error) => {
+                log::error!("server: {error:?}");
+                return;
+            }
+        };
+    }
+}

@@ -1,0 +1,90 @@
+//! The last exits, for a death report.
+
+use moira_abi::vcpu::Exit;
+
+/// How many exits are kept: a power of two.
+pub const KEPT: usize = 32;
+
+const REASON_SHIFT: u32 = 56;
+const DETAIL: u64 = (1 << REASON_SHIFT) - 1;
+
+/// One exit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// [`Exit`] as a number.
+    pub reason: u64,
+    /// RIP at the exit.
+    pub rip: u64,
+    /// Its qualification, without the upper byte.
+    pub qualification: u64,
+}
+
+/// The last [`KEPT`] exits and how many of each reason there were.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// RIP, and qualification with the reason in its upper byte (no qualification of an exit that a machine survives reaches so far).
+    records: [(u64, u64); KEPT],
+    total: u64,
+    counts: [u64; 32],
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl History {
+    /// Nothing happened yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        History { records: [(0, 0); KEPT], total: 0, counts: [0; 32] }
+    }
+
+    /// Adds an exit: its reason ([`Exit`] as a number), RIP and qualification.
+    #[inline(always)]
+    pub fn add(&mut self, reason: u64, rip: u64, qualification: u64) {
+        self.records[self.total as usize % KEPT] = (rip, qualification ^ reason << REASON_SHIFT);
+        self.total = self.total.wrapping_add(1);
+        self.counts[reason as usize % 32] += 1;
+    }
+
+    /// Exits so far.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Exits of one reason.
+    #[must_use]
+    pub fn count(&self, exit: Exit) -> u64 {
+        self.counts[exit as usize % 32]
+    }
+
+    /// The last exits, oldest first.
+    pub fn last(&self) -> impl Iterator<Item = Record> + '_ {
+        let kept = self.total.min(KEPT as u64);
+        (self.total - kept..self.total).map(|index| {
+            let (rip, detail) = self.records[index as usize % KEPT];
+            Record { reason: detail >> REASON_SHIFT, rip, qualification: detail & DETAIL }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_last_ones_in_order() {
+        let mut history = History::new();
+        for rip in 0..40 {
+            history.add(Exit::Port as u64, rip, 0);
+        }
+        assert_eq!(
+            history.last().map(|record| record.rip).collect::<std::vec::Vec<_>>(),
+            (8..40).collect::<std::vec::Vec<_>>()
+        );
+        assert_eq!((history.total(), history.count(Exit::Port), history.count(Exit::Cpuid)), (40, 40, 0));
+    }
+}

@@ -1,0 +1,1 @@
+//! Whole-machine tests with a processor of our own.

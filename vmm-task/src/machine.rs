@@ -1,0 +1,271 @@
+//! Building the machine: memory, vCPU, devices.
+
+use crate::backend::{Console, Device, Entropy, Line};
+use crate::hardware;
+use crate::processor::{INPUT, Kernel};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use core::cell::{Cell, RefCell};
+use core::fmt;
+use core::sync::atomic::AtomicU64;
+use moira_rt::Env;
+use moira_rt::memory::{Mapping, Memory, MemoryError};
+use moira_rt::sys::{
+    Capability, Cpu, Endpoint, Error, FrameSize, GuestSpace, IoPorts, MapFlags, Rights, Slot, Space, Untyped, Vcpu, abi,
+};
+use vmm_core::disk::MemoryDisk;
+use vmm_core::ram::Ram;
+use vmm_core::state::StatePage;
+use vmm_core::vm::{Parts, Vm};
+use vmm_devices::board::{Board, BoardConfig};
+use vmm_devices::platform;
+use vmm_devices::virtio::{
+    VirtioPci, block::Block, console::Console as VirtioConsole, entropy::Entropy as VirtioEntropy,
+};
+use vmm_machine::cpuid::{CpuidConfig, CpuidTable, Live, Vendor};
+use vmm_machine::layout;
+use vmm_machine::memory_map::{MapError, MemoryMap};
+use vmm_machine::msr::{MsrConfig, efer_mask};
+
+/// Frequency of the virtual APIC timers.
+const APIC_TIMER_HZ: u32 = 1_000_000_000;
+/// What the guest's clock starts with if nobody knows the time: 2026-01-01.
+const NO_CLOCK: u64 = 1_767_225_600;
+/// MSRs that the guest may read and write by itself: the kernel switches them, and checks that the hardware can.
+const OPEN_MSRS: [u32; 11] = [
+    0x174,
+    0x175,
+    0x176,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0102,
+    0xc000_0103,
+];
+
+/// Why the machine cannot be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// A capability is not granted.
+    Missing(&'static str),
+    /// The kernel refused a step.
+    Kernel(&'static str, Error),
+    /// Memory could not be made.
+    Memory(&'static str, MemoryError),
+    /// No machine has so much memory.
+    Size(MapError),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Missing(name) => write!(f, "the manifest grants no `{name}`"),
+            Failure::Kernel(what, error) => write!(f, "{what}: {error:?}"),
+            Failure::Memory(what, error) => write!(f, "{what}: {error:?}"),
+            Failure::Size(error) => write!(f, "guest memory: {error:?}"),
+        }
+    }
+}
+
+/// The machine, and the kernel's side of it.
+///
+/// # Errors
+/// [`Failure`].
+pub fn build(env: Env) -> Result<(Vm<'static>, Kernel), Failure> {
+    let objects: Untyped = env.capability("objects").ok_or(Failure::Missing("objects"))?;
+    let guest: Untyped = env.capability("guest").ok_or(Failure::Missing("guest"))?;
+    let bytes = 1u64 << guest.info().map_err(|error| Failure::Kernel("guest memory", error))?.size_bits.min(63);
+    let map = MemoryMap::new(bytes).map_err(Failure::Size)?;
+    let mut memory = Memory::new(&env, objects);
+    let space = guest_space(&mut memory, bytes)?;
+    let page: &Mapping = Box::leak(Box::new(small_page(&mut memory)?));
+    let vcpu = vcpu(&mut memory, page, space)?;
+    let ram = guest_memory(&mut memory, guest, &map, space)?;
+    let page = StatePage::new(page.shared().words64()).ok_or(Failure::Missing("state page"))?;
+
+    let input = Rc::new(Cell::new(false));
+    let notification = env.notification();
+    let tsc_hz = env.info.tsc_hz;
+    let unix_ns = clock_at_zero(&env);
+    let disk = env.file("guest-disk");
+    let changes = env.argument("disk-changes").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let (cpuid, msr, xcr0) = processor_model(env.info.guest_xcr0, tsc_hz);
+    let console = Console::new(env.capability::<Endpoint>("console"), env.buffer);
+    listen(&mut memory, &console, notification)?;
+
+    let mut board = Board::new(BoardConfig {
+        apic_ids: &[0],
+        apic_timer_hz: APIC_TIMER_HZ.into(),
+        tsc_hz,
+        unix_ns,
+        memory_below_4g: map.low_end(),
+        memory_above_4g: map.high_size(),
+        without_firmware: true,
+        console: Box::new(Line::new(&console, Device::Serial, &input)),
+    });
+    plug(&mut board, &console, &input, disk, changes);
+    let vm = Vm::new(Parts { ram, map, page, board, cpuid, msr, tsc_hz, xcr0 });
+    Ok((vm, Kernel { vcpu, notification, input }))
+}
+
+fn slot(memory: &mut Memory) -> Result<Slot, Failure> {
+    memory.slots.take(1).ok_or(Failure::Memory("slots", MemoryError::NoSlots))
+}
+
+fn small_page(memory: &mut Memory) -> Result<Mapping, Failure> {
+    memory.make(abi::PAGE, FrameSize::Small).map_err(|error| Failure::Memory("state page", error))
+}
+
+/// Pages of tables that `bytes` of memory in 2 MiB frames need, with some room for the root and for a second block.
+fn table_pages(bytes: u64) -> u64 {
+    (bytes >> 30) + 4
+}
+
+fn guest_space(memory: &mut Memory, bytes: u64) -> Result<GuestSpace, Failure> {
+    let failed = |error| Failure::Kernel("guest address space", error);
+    let (space, tables) = (slot(memory)?, slot(memory)?);
+    let space = memory.untyped.retype_guest_space(space).map_err(failed)?;
+    let bits = 12 + table_pages(bytes).next_power_of_two().trailing_zeros() as u8;
+    let tables = memory.untyped.retype_untypeds(bits, 1, tables).map_err(failed)?;
+    let tables = tables.get(0).ok_or(Failure::Missing("tables"))?;
+    space.add_memory(tables).map_err(failed)?;
+    Ok(space)
+}
+
+fn vcpu(memory: &mut Memory, page: &Mapping, space: GuestSpace) -> Result<Vcpu, Failure> {
+    let failed = |error| Failure::Kernel("vCPU", error);
+    let at = slot(memory)?;
+    let vcpu = memory.untyped.retype_vcpus(1, at).map_err(failed)?.get(0).ok_or(Failure::Missing("vCPU"))?;
+    let frame = page.frames().next().ok_or(Failure::Missing("state page"))?;
+    // The home is the processor that this task lives on.
+    vcpu.configure(frame, space, Cpu::new(Slot::NONE)).map_err(failed)?;
+    for number in OPEN_MSRS {
+        // Refused where the hardware cannot: then each access exits, and works as well.
+        let _ = vcpu.allow_msr(number, true, true).or_else(|_| vcpu.allow_msr(number, true, false));
+    }
+    Ok(vcpu)
+}
+
+/// All of `guest`, mapped here and in the guest's space at the same offsets.
+fn guest_memory(
+    memory: &mut Memory,
+    guest: Untyped,
+    map: &MemoryMap,
+    space: GuestSpace,
+) -> Result<Ram<'static>, Failure> {
+    let failed = |error| Failure::Memory("guest memory", error);
+    // Page tables come from this task's other memory: all of the guest's is the guest's.
+    for _ in 0..table_pages(map.ram()).div_ceil(16) {
+        memory.feed_tables().map_err(failed)?;
+    }
+    let own = core::mem::replace(&mut memory.untyped, guest);
+    let mut blocks: [&'static [AtomicU64]; 2] = [&[], &[]];
+    for ((base, bytes), block) in map.ram_blocks().zip(&mut blocks) {
+        let mapping: &Mapping = Box::leak(Box::new(memory.make(bytes, FrameSize::Large).map_err(failed)?));
+        let mut at = base;
+        for frame in mapping.frames() {
+            let copy = slot(memory)?;
+            let copy =
+                memory.table.copy(frame, copy, Rights::ALL).map_err(|error| Failure::Kernel("guest frame", error))?;
+            space.map(copy, at, MapFlags::GUEST_ALL).map_err(|error| Failure::Kernel("guest mapping", error))?;
+            at += FrameSize::Large.bytes();
+        }
+        *block = mapping.shared().words64();
+    }
+    memory.untyped = own;
+    let [low, high] = blocks;
+    Ok(Ram::new(low, high))
+}
+
+/// Asks the console for a signal when something is typed.
+fn listen(
+    memory: &mut Memory,
+    console: &Rc<RefCell<Console>>,
+    notification: moira_rt::sys::Notification,
+) -> Result<(), Failure> {
+    let at = slot(memory)?;
+    let signal = memory
+        .table
+        .mint(notification, at, Rights::SIGNAL, INPUT)
+        .or_else(|_| memory.table.copy(notification, at, Rights::SIGNAL))
+        .map_err(|error| Failure::Kernel("notification", error))?;
+    console.borrow_mut().listen(signal.slot());
+    Ok(())
+}
+
+/// What CPUID and the MSRs say.
+fn processor_model(guest_xcr0: u64, tsc_hz: u64) -> (CpuidTable, MsrConfig, u64) {
+    let host = &|leaf, subleaf| hardware::cpuid(leaf, subleaf);
+    let physical_bits = (host(0x8000_0008, 0).eax & 0xff).clamp(36, 52) as u8;
+    let config = CpuidConfig {
+        cpus: 1,
+        xcr0: guest_xcr0,
+        tsc_khz: u32::try_from(tsc_hz / 1000).unwrap_or(0),
+        apic_timer_hz: APIC_TIMER_HZ,
+        physical_bits,
+        speculation_control: false,
+        arch_capabilities: None,
+        pcid: false,
+    };
+    let cpuid = CpuidTable::new(&config, 0, host);
+    let features = cpuid.answer(0x8000_0001, 0, Live::default()).edx;
+    let msr = MsrConfig {
+        vendor: Vendor::of(host(0, 0)),
+        physical_bits,
+        speculation_control: config.speculation_control,
+        arch_capabilities: config.arch_capabilities,
+        efer_mask: efer_mask(features),
+    };
+    (cpuid, msr, guest_xcr0)
+}
+
+/// Devices on the PCI bus.
+fn plug(
+    board: &mut Board,
+    console: &Rc<RefCell<Console>>,
+    input: &Rc<Cell<bool>>,
+    disk: Option<&'static [u8]>,
+    changes: usize,
+) {
+    let line = Box::new(Line::new(console, Device::Virtio, input));
+    board.plug(platform::SLOT_CONSOLE, Box::new(VirtioPci::new(Box::new(VirtioConsole::new(line)))));
+    if let Some(image) = disk {
+        let disk = Box::new(MemoryDisk::new(image, changes));
+        board.plug(platform::SLOT_BLOCK, Box::new(VirtioPci::new(Box::new(Block::new(disk, b"moira")))));
+    }
+    let entropy = Box::new(Entropy::new());
+    board.plug(platform::SLOT_ENTROPY, Box::new(VirtioPci::new(Box::new(VirtioEntropy::new(entropy)))));
+}
+
+/// Nanoseconds since 1970 when the TSC was zero.
+fn clock_at_zero(env: &Env) -> u64 {
+    let now = env.capability::<IoPorts>("rtc").and_then(read_clock).unwrap_or(NO_CLOCK);
+    let running = u128::from(moira_rt::sys::now()) * 1_000_000_000 / u128::from(env.info.tsc_hz.max(1));
+    (now * 1_000_000_000).saturating_sub(u64::try_from(running).unwrap_or(0))
+}
+
+/// Seconds since 1970 by the machine's clock; `None` if it does not make sense.
+fn read_clock(ports: IoPorts) -> Option<u64> {
+    let read = |index: u8| {
+        ports.out8(0x70, index).ok()?;
+        ports.in8(0x71).ok()
+    };
+    // Twice the same: no update came in between.
+    let mut last = [0; 7];
+    for _ in 0..8 {
+        let mut now = [0; 7];
+        for (value, index) in now.iter_mut().zip([0, 2, 4, 7, 8, 9, 0x32]) {
+            *value = read(index)?;
+        }
+        if now == last {
+            return vmm_core::clock::unix_seconds(now, read(0xb)?);
+        }
+        last = now;
+    }
+    None
+}
+
+const _: () = assert!(layout::LOW_RAM_LIMIT.is_multiple_of(1 << 21));
