@@ -390,6 +390,7 @@ fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<T
 }
 
 /// `receive`.
+#[inline(never)]
 pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
     if server.caller.get().is_some() {
         return done(server, Err(Error::InUse));
@@ -503,6 +504,7 @@ pub fn poll(thread: Obj<Thread>) -> Obj<Thread> {
 }
 
 /// `dispatch`: W0 context slot (0 none), W1 until, W2 token.
+#[inline(never)]
 pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match decode_dispatch(cpu, thread) {
         Err(error) => done(thread, Err(error)),

@@ -127,8 +127,19 @@ fn watch(cpu: &Cpu, context: Obj<SchedContext>, at: Obj<Thread>, deadline: u64) 
 }
 
 /// Follows a context's chain of calls to whoever has to run for it to go on.
+#[inline(always)]
 pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
-    let Some(mut thread) = context.thread.get() else { return Walked::Gone };
+    let Some(thread) = context.thread.get() else { return Walked::Gone };
+    // The usual ends of a chain that is no chain.
+    match thread.state.get() {
+        State::Ready => Walked::Run(thread),
+        State::Receiving | State::Waiting if !ipc::wakes(thread, now) => Walked::Blocked(thread, thread.deadline.get()),
+        _ => walk_on(cpu, thread, now),
+    }
+}
+
+fn walk_on(cpu: &Cpu, first: Obj<Thread>, now: u64) -> Walked {
+    let mut thread = first;
     // Levels rise along the chain; an endless one cannot be built, but the bound does not rest on that.
     for _ in 0..16 {
         match thread.state.get() {

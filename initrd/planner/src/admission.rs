@@ -65,7 +65,9 @@ impl Admission {
         order.sort_by_key(|index| self.cpus.get(*index).map_or(u64::MAX, Share::load));
         let mut first = None;
         for index in order {
-            let Some(share) = self.cpus.get_mut(index) else { continue };
+            let Some(share) = self.cpus.get_mut(index) else {
+                continue;
+            };
             let mut contracts = share.contracts();
             contracts.push(contract);
             match table::make(&contracts, &self.terms) {

@@ -75,7 +75,9 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
             && release <= now
         {
             waiting.pop();
-            let Some(entry) = entries.get(index) else { continue };
+            let Some(entry) = entries.get(index) else {
+                continue;
+            };
             ready.push(Reverse((entry.deadline(part, cycle), cycle / entry.parts.max(1), index, entry.slice)));
             if part + 1 < entry.parts {
                 waiting.push(Reverse((entry.release(part + 1, cycle), index, part + 1)));
@@ -89,7 +91,9 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
             now = next;
             continue;
         };
-        let Some(entry) = entries.get(index) else { continue };
+        let Some(entry) = entries.get(index) else {
+            continue;
+        };
         if now + left > deadline {
             return Err(Failure::Missed(entry.owner));
         }

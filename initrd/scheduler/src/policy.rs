@@ -81,7 +81,9 @@ pub fn shares<'a>(
     ticks: impl Fn(u64) -> u64,
 ) -> Option<Vec<Share>> {
     let list = |key| -> Option<Vec<u64>> {
-        let Some(text) = argument(key) else { return Some(Vec::new()) };
+        let Some(text) = argument(key) else {
+            return Some(Vec::new());
+        };
         text.split(',').map(|part| part.trim().parse().ok()).collect()
     };
     let (weights, slices, periods, warps) =

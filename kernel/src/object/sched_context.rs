@@ -190,6 +190,7 @@ pub fn retire(context: Obj<SchedContext>, home: &crate::percpu::Cpu) {
 }
 
 /// Assertion helper for the cap module: contexts are never frames.
+#[inline(always)]
 pub fn source(table: Obj<super::cap_table::CapTable>, index: u64) -> Result<Obj<SchedContext>, Error> {
     cap::slot_of(table, index)?.read().object(Rights::USE)
 }

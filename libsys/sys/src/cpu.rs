@@ -143,16 +143,16 @@ impl Plan {
     /// # Errors
     /// As [`Plan::append`].
     pub fn append_all(self, buffer: &mut MessageBuffer, windows: &[(SchedContext, u64, u64)]) -> Result<(), Error> {
-        for chunk in windows.chunks(8) {
-            let mut bytes = [0; 8 * 24];
+        for chunk in windows.chunks(16) {
+            let mut bytes = [0; 16 * 24];
             for (place, (context, start, end)) in bytes.chunks_exact_mut(24).zip(chunk) {
                 let words = [context.slot().word(), *start, *end];
                 for (place, word) in place.chunks_exact_mut(8).zip(words) {
                     place.copy_from_slice(&word.to_le_bytes());
                 }
             }
-            buffer.write(&bytes);
-            let count = [chunk.len() as u64];
+            buffer.write(bytes.get(..24 * chunk.len()).unwrap_or_default());
+            let count = [chunk.len() as u64, 0];
             raw::simple(Method::PlanAppendMany, self.slot().0, &count)?;
         }
         Ok(())
