@@ -229,14 +229,28 @@ fn check_processor() {
     if !has_apic {
         fail(format_args!("this processor has no local APIC or no TSC"));
     }
-    if !features.get_extended_processor_and_feature_identifiers().is_some_and(|f| f.has_syscall_sysret() && f.has_execute_disable()) {
+    if !features
+        .get_extended_processor_and_feature_identifiers()
+        .is_some_and(|f| f.has_syscall_sysret() && f.has_execute_disable())
+    {
         fail(format_args!("this processor has no SYSCALL or no NX"));
     }
 }
 
 /// The two 8259s are remapped out of the exceptions' way and masked.
 fn silence_pics() {
-    for (port, value) in [(0x20, 0x11), (0xa0, 0x11), (0x21, 0x20), (0xa1, 0x28), (0x21, 4), (0xa1, 2), (0x21, 1), (0xa1, 1), (0x21, 0xff), (0xa1, 0xff)] {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0xa0, 0x11),
+        (0x21, 0x20),
+        (0xa1, 0x28),
+        (0x21, 4),
+        (0xa1, 2),
+        (0x21, 1),
+        (0xa1, 1),
+        (0x21, 0xff),
+        (0xa1, 0xff),
+    ] {
         arch::port_write(port, 1, value);
     }
 }

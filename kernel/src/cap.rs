@@ -52,7 +52,11 @@ impl Cap {
 
     /// A frame's physical address, if it is a frame with these rights.
     pub fn frame(self, rights: Rights) -> Result<u64, Error> {
-        if self.word.is(ObjectType::Frame, rights) { Ok(self.word.address()) } else { Err(self.why_not(ObjectType::Frame)) }
+        if self.word.is(ObjectType::Frame, rights) {
+            Ok(self.word.address())
+        } else {
+            Err(self.why_not(ObjectType::Frame))
+        }
     }
 
     /// Why a capability is not one to this type with the rights that were asked for.

@@ -13,8 +13,9 @@ use crate::{
         notification::Notification,
         thread::{self, Dispatch, State, Thread, reg},
     },
+    panic,
     percpu::Cpu,
-    panic, sched, smp, switch, trace,
+    sched, smp, switch, trace,
 };
 use moira_abi::{Error, FrameSize, MESSAGE_CAPS, ObjectType, Rights, Tag, fault, time};
 
@@ -196,7 +197,8 @@ fn transfer_caps(from: Obj<Thread>, to: Obj<Thread>, caps: usize) -> Result<(), 
     for i in 0..caps {
         let given = cap::slot_of(source, from.word(4 + i)).and_then(|slot| {
             let to = cap::slot_of(target, first + i as u64).map_err(|_| Error::PeerSlots)?;
-            cap::derive(slot, to, Rights::ALL, None).map_err(|error| if error == Error::SlotInUse { Error::PeerSlots } else { error })
+            cap::derive(slot, to, Rights::ALL, None)
+                .map_err(|error| if error == Error::SlotInUse { Error::PeerSlots } else { error })
         });
         if let Err(error) = given {
             // All or nothing: what was given already is taken back.
@@ -231,7 +233,10 @@ fn retry_fault(cpu: &Cpu, thread: Obj<Thread>) -> Attempt {
     sched::news(cpu, server);
     let (vector, error, address) = thread.fault.get();
     let rip = thread.regs[reg::RIP].get();
-    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()].into_iter().enumerate() {
+    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()]
+        .into_iter()
+        .enumerate()
+    {
         server.set_word(i, word);
     }
     server.regs[reg::RAX].set(Tag::new(fault::FAULT_LABEL, 0, 0).0);
@@ -264,7 +269,11 @@ fn unhandled(thread: Obj<Thread>) {
     let (vector, error, address) = thread.fault.get();
     crate::log!(
         "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
-        thread.physical(), vector.wrapping_sub(1), error, address, sched::rip(thread)
+        thread.physical(),
+        vector.wrapping_sub(1),
+        error,
+        address,
+        sched::rip(thread)
     );
     panic::root_fault(thread);
 }
@@ -381,6 +390,7 @@ fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<T
 }
 
 /// `receive`.
+#[inline(never)]
 pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
     if server.caller.get().is_some() {
         return done(server, Err(Error::InUse));
@@ -494,6 +504,7 @@ pub fn poll(thread: Obj<Thread>) -> Obj<Thread> {
 }
 
 /// `dispatch`: W0 context slot (0 none), W1 until, W2 token.
+#[inline(never)]
 pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match decode_dispatch(cpu, thread) {
         Err(error) => done(thread, Err(error)),

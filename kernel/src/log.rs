@@ -51,10 +51,9 @@ impl Write for Serial {
 pub fn line(arguments: fmt::Arguments) {
     let mut serial = SERIAL.lock();
     close(&mut serial);
-    let hz = tsc::hz();
-    if hz != 0 {
-        let now = crate::arch::now();
-        let _ = write!(serial, "[{:5}.{:06}] ", now / hz, now % hz * 1_000_000 / hz);
+    let (hz, now) = (tsc::hz(), crate::arch::now());
+    if let (Some(seconds), Some(rest)) = (now.checked_div(hz), now.checked_rem(hz)) {
+        let _ = write!(serial, "[{seconds:5}.{:06}] ", rest * 1_000_000 / hz);
     }
     let _ = serial.write_fmt(arguments);
     let _ = serial.write_str("\n");

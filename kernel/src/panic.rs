@@ -19,7 +19,11 @@ fn panic(info: &PanicInfo) -> ! {
 pub fn exception(vector: u64, frame: *const u64, saved: *const u64) -> ! {
     // SAFETY: `entry.s` hands a pointer to these words on the stack.
     let word = |i: usize| unsafe { frame.add(i).read() };
-    emergency(format_args!("\nmoira: kernel panic: exception {vector} error {:#x} address {:#x}", word(1), arch::paging::fault_address()));
+    emergency(format_args!(
+        "\nmoira: kernel panic: exception {vector} error {:#x} address {:#x}",
+        word(1),
+        arch::paging::fault_address()
+    ));
     emergency(format_args!("  rip {:#x} rsp {:#x} rflags {:#x}", word(2), word(5), word(4)));
     emergency(format_args!("  #0 {:#x}", word(2)));
     if saved.is_null() {
@@ -48,14 +52,30 @@ fn record(stack: u64) -> ! {
     let at = if stack == 0 { &raw const stack as u64 } else { stack };
     if crate::boot::is_up() {
         let cpu = arch::cpu();
-        emergency(format_args!("  cpu {} thread {:#x} context {:#x}", cpu.index, cpu.current.get().map_or(0, |t| t.physical()), cpu.chosen.get().map_or(0, |c| c.physical())));
+        emergency(format_args!(
+            "  cpu {} thread {:#x} context {:#x}",
+            cpu.index,
+            cpu.current.get().map_or(0, |t| t.physical()),
+            cpu.chosen.get().map_or(0, |c| c.physical())
+        ));
         if let Some(thread) = cpu.current.get() {
-            emergency(format_args!("  thread state {:?} level {} rip {:#x}", thread.state.get(), thread.level.get(), crate::sched::rip(thread)));
+            emergency(format_args!(
+                "  thread state {:?} level {} rip {:#x}",
+                thread.state.get(),
+                thread.level.get(),
+                crate::sched::rip(thread)
+            ));
         }
         let written = cpu.trace.written.get();
         for number in written.saturating_sub(16)..written {
             let event = cpu.trace.events[number as usize % trace::EVENTS].get();
-            emergency(format_args!("  trace {} {} {:#x} {:#x}", event.time, event.kind & 0xffff_ffff, event.a, event.b));
+            emergency(format_args!(
+                "  trace {} {} {:#x} {:#x}",
+                event.time,
+                event.kind & 0xffff_ffff,
+                event.a,
+                event.b
+            ));
         }
     }
     let mut number = 1;

@@ -3,14 +3,20 @@
 use crate::{
     cap::Slot,
     memory::{Obj, Object},
-    object::{address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread, vcpu::Vcpu},
+    object::{
+        address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread,
+        vcpu::Vcpu,
+    },
     trace::Ring,
 };
 use core::{
     cell::Cell,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
-use moira_abi::{ObjectType, time::{STATUS_CONTEXTS, StatusPage}};
+use moira_abi::{
+    ObjectType,
+    time::{STATUS_CONTEXTS, StatusPage},
+};
 use moira_kernel_core::plan::Position;
 
 /// Bits of `Cpu::attention`.
@@ -77,6 +83,9 @@ pub struct Cpu {
     pub plan: Cell<Option<Obj<Plan>>>,
     /// Where in it.
     pub position: Cell<Position>,
+    /// Owner of the stretch of the plan that was looked up last (as its window names it; 0: slack), and when that stretch ends; 0: look
+    /// again.
+    pub stretch: Cell<(u64, u64)>,
     /// What replaces it at the next cycle: 0 nothing, [`NO_PLAN`], or the plan's physical address. Set by any CPU.
     pub next_plan: AtomicU64,
     /// Root's window of the boot plan: kept while no plan was ever installed.
@@ -241,6 +250,7 @@ impl Cpu {
     pub fn drop_plan(&self, plan: Obj<Plan>) {
         if self.plan.get() == Some(plan) {
             self.plan.set(None);
+            self.stretch.set((0, 0));
             self.must_choose.set(true);
         }
         let _ = self.next_plan.compare_exchange(plan.physical(), 0, AcqRel, Relaxed);

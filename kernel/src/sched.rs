@@ -5,8 +5,7 @@
 //! the scheduler dispatched, idle.
 
 use crate::{
-    arch,
-    ipc,
+    arch, ipc,
     memory::Obj,
     object::{
         life,
@@ -17,7 +16,10 @@ use crate::{
     smp, switch, trace,
 };
 use core::sync::atomic::Ordering::*;
-use moira_abi::{Error, time::{NEWS_LOG, blocked, dispatch}};
+use moira_abi::{
+    Error,
+    time::{NEWS_LOG, blocked, dispatch},
+};
 use moira_kernel_core::plan;
 
 /// Where a walk ends.
@@ -125,8 +127,19 @@ fn watch(cpu: &Cpu, context: Obj<SchedContext>, at: Obj<Thread>, deadline: u64) 
 }
 
 /// Follows a context's chain of calls to whoever has to run for it to go on.
+#[inline(always)]
 pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
-    let Some(mut thread) = context.thread.get() else { return Walked::Gone };
+    let Some(thread) = context.thread.get() else { return Walked::Gone };
+    // The usual ends of a chain that is no chain.
+    match thread.state.get() {
+        State::Ready => Walked::Run(thread),
+        State::Receiving | State::Waiting if !ipc::wakes(thread, now) => Walked::Blocked(thread, thread.deadline.get()),
+        _ => walk_on(cpu, thread, now),
+    }
+}
+
+fn walk_on(cpu: &Cpu, first: Obj<Thread>, now: u64) -> Walked {
+    let mut thread = first;
     // Levels rise along the chain; an endless one cannot be built, but the bound does not rest on that.
     for _ in 0..16 {
         match thread.state.get() {
@@ -191,7 +204,16 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     let mut choice = None;
     cpu.in_window.set(false);
     cpu.in_dispatch.set(false);
-    if let Some(context) = stretch.0 {
+    // The scheduler's own window: its chain is not walked twice.
+    let scheduler = cpu.scheduler.get();
+    let at_dispatch = if stretch.0.is_some() && stretch.0 == scheduler {
+        stretch.0.and_then(|context| in_dispatch(cpu, context, now))
+    } else {
+        None
+    };
+    if let Some(context) = stretch.0
+        && at_dispatch.is_none()
+    {
         match walk(cpu, context, now) {
             Walked::Run(thread) => {
                 cpu.in_window.set(true);
@@ -202,9 +224,9 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
         }
     }
     if choice.is_none()
-        && let Some(scheduler) = cpu.scheduler.get()
+        && let Some(scheduler) = scheduler
     {
-        choice = choose_slack(cpu, scheduler, now, &mut deadline);
+        choice = choose_slack(cpu, scheduler, at_dispatch, now, &mut deadline);
     }
     // Before the mailbox is looked at once more (`run_next`).
     cpu.accept.store(!cpu.in_window.get(), SeqCst);
@@ -225,43 +247,80 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     }
 }
 
-/// The slack's part of Choose: the scheduler if it can run, else what it dispatched.
-fn choose_slack(cpu: &Cpu, scheduler: Obj<SchedContext>, now: u64, deadline: &mut u64) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
-    let mut earlier = |other: u64| {
-        if other != 0 && other < *deadline {
-            *deadline = other;
-        }
-    };
-    match walk(cpu, scheduler, now) {
-        Walked::Run(thread) => return Some((scheduler, thread)),
-        Walked::Blocked(thread, until) => {
-            earlier(until);
-            if thread.state.get() != State::InDispatch {
-                return None;
+/// The thread of a context whose dispatch is in force, and stays so: what a walk would find, found sooner.
+#[inline(always)]
+fn in_dispatch(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Option<Obj<Thread>> {
+    let thread = context.thread.get()?;
+    let d = &thread.dispatch;
+    let stays = thread.state.get() == State::InDispatch
+        && d.get().token == cpu.sequence.get()
+        && (d.get().until == 0 || d.get().until > now);
+    stays.then_some(thread)
+}
+
+/// The slack's part of Choose: the scheduler if it can run, else what it dispatched. `at`: where its chain is known to be blocked.
+#[inline(always)]
+fn choose_slack(
+    cpu: &Cpu,
+    scheduler: Obj<SchedContext>,
+    at: Option<Obj<Thread>>,
+    now: u64,
+    deadline: &mut u64,
+) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
+    let thread = match at.or_else(|| in_dispatch(cpu, scheduler, now)) {
+        Some(at) => {
+            let until = at.dispatch.get().until;
+            if until != 0 && until < *deadline {
+                *deadline = until;
             }
-            let context = thread.dispatch.get().context?;
-            let (w1, w2, w3) = match walk(cpu, context, now) {
-                Walked::Run(runner) => {
-                    cpu.in_dispatch.set(true);
-                    return Some((context, runner));
-                }
-                Walked::Blocked(at, until) => {
-                    watch(cpu, context, at, until);
-                    let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) { blocked::STOPPED } else { blocked::WAITING };
-                    (kind as u64, until, number(at) as u64)
-                }
-                Walked::Gone => (blocked::GONE as u64, 0, 0),
-            };
-            end_dispatch(cpu, thread, dispatch::BLOCKED, w1, w2, w3);
-            return Some((scheduler, thread));
+            at
         }
-        Walked::Gone => {}
+        None => match walk(cpu, scheduler, now) {
+            Walked::Run(thread) => return Some((scheduler, thread)),
+            Walked::Blocked(thread, until) => {
+                if until != 0 && until < *deadline {
+                    *deadline = until;
+                }
+                thread
+            }
+            Walked::Gone => return None,
+        },
+    };
+    if thread.state.get() != State::InDispatch {
+        return None;
     }
-    None
+    let context = thread.dispatch.get().context?;
+    let (w1, w2, w3) = match walk(cpu, context, now) {
+        Walked::Run(runner) => {
+            cpu.in_dispatch.set(true);
+            return Some((context, runner));
+        }
+        Walked::Blocked(at, until) => {
+            watch(cpu, context, at, until);
+            let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) {
+                blocked::STOPPED
+            } else {
+                blocked::WAITING
+            };
+            (kind as u64, until, number(at) as u64)
+        }
+        Walked::Gone => (blocked::GONE as u64, 0, 0),
+    };
+    end_dispatch(cpu, thread, dispatch::BLOCKED, w1, w2, w3);
+    Some((scheduler, thread))
 }
 
 /// The current stretch of the plan: whose window, and until when.
+#[inline(always)]
 fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
+    let (owner, until) = cpu.stretch.get();
+    if now < until && cpu.next_plan.load(Relaxed) == 0 {
+        return (cpu.window_owner(owner), until);
+    }
+    next_stretch(cpu, now)
+}
+
+fn next_stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     if cpu.next_plan.load(Relaxed) != 0 {
         swap_plan(cpu, now);
     }
@@ -271,7 +330,9 @@ fn stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     let mut position = cpu.position.get();
     let stretch = plan::advance(&mut position, plan.length.get(), plan.count.get() as usize, now, |i| plan.window(i));
     cpu.position.set(position);
-    (stretch.owner.and_then(|owner| cpu.window_owner(owner)), stretch.until)
+    let owner = stretch.owner.unwrap_or(0);
+    cpu.stretch.set((owner, stretch.until));
+    (cpu.window_owner(owner), stretch.until)
 }
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.

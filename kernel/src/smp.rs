@@ -16,7 +16,13 @@
 use crate::{
     arch,
     memory::{DIRECT_MAP, Obj},
-    object::{Header, address_space::AddressSpace, life, thread::{State, Thread}, untyped},
+    object::{
+        Header,
+        address_space::AddressSpace,
+        life,
+        thread::{State, Thread},
+        untyped,
+    },
     percpu::{self, Cpu, MAX_CPUS},
     sched,
 };
@@ -207,7 +213,8 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
         thread.finish(Err(Error::PeerGone));
         sched::news(cpu, thread);
     }
-    if messages & mail::PEER_GONE != 0 && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
+    if messages & mail::PEER_GONE != 0
+        && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
         && let Some(notification) = thread.bound.take()
     {
         notification.waiter.store(0, Release);

@@ -5,7 +5,11 @@ use crate::{
     cap::{self, Cap, Slot},
     ipc,
     memory::Obj,
-    object::{address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context, thread::{self, Thread, reg}, untyped, vcpu},
+    object::{
+        address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
+        thread::{self, Thread, reg},
+        untyped, vcpu,
+    },
     percpu::Cpu,
     sched, smp, trace,
 };
@@ -36,20 +40,34 @@ extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thre
 }
 
 const _: () = {
-    assert!(Method::Call as u8 == 1 && Method::ReplyReceive as u8 == 2 && Method::Signal as u8 == 6 && Method::VcpuRun as u8 == 9);
+    assert!(
+        Method::Call as u8 == 1
+            && Method::ReplyReceive as u8 == 2
+            && Method::Signal as u8 == 6
+            && Method::VcpuRun as u8 == 9
+    );
 };
 
 /// Everything else, from `entry.s`.
 #[unsafe(no_mangle)]
 extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
+    const DISPATCH: u8 = Method::Dispatch as u8;
+    const RECEIVE: u8 = Method::Receive as u8;
+    match tag.low() {
+        DISPATCH => ipc::dispatch(cpu, thread),
+        RECEIVE => ipc::receive(cpu, thread),
+        _ => other(cpu, thread, tag),
+    }
+}
+
+#[inline(never)]
+fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
     match Method::from_code(tag.low()) {
-        Some(Method::Receive) => ipc::receive(cpu, thread),
         Some(Method::Reply) => ipc::reply(cpu, thread, tag),
         Some(Method::Park) => ipc::park(cpu, thread),
         Some(Method::Wait) => ipc::wait(cpu, thread),
         Some(Method::Poll) => ipc::poll(thread),
-        Some(Method::Dispatch) => ipc::dispatch(cpu, thread),
         Some(method) => {
             let result = invoke(cpu, thread, method);
             match result {
@@ -93,6 +111,12 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
             sched::charge(cpu);
             return Ok(sched_context::consumed(cap.object(Rights::USE)?, thread)?);
         }
+        Method::PlanAppendMany => {
+            let begun = arch::now();
+            let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
+            account_structural(cpu, begun);
+            return result.map_err(|error| if error == Error::Again { Busy::Lock } else { Busy::Answer(error) });
+        }
         Method::ContextLosers => {
             sched::charge(cpu);
             return Ok(sched_context::losers(cap.object(Rights::USE)?, thread)?);
@@ -112,13 +136,18 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
     let result = structural(cpu, thread, method, slot, cap);
     smp::unlock();
+    account_structural(cpu, begun);
+    Ok(result?)
+}
+
+/// Books structural work since then.
+fn account_structural(cpu: &Cpu, begun: u64) {
     // Part of the asker's own time: what a helper pays for is told as lost.
     if let Some(context) = cpu.chosen.get()
         && cpu.beneficiary.get() == Some(context)
     {
         context.structural.set(context.structural.get() + (arch::now() - begun));
     }
-    Ok(result?)
 }
 
 fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<Slot>, cap: Cap) -> Result<(), Error> {
@@ -154,7 +183,6 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::VcpuAllowPorts => vcpu::allow_ports(cap.object(USE)?, thread),
         Method::PlanClear => plan::clear(cap.object(USE)?, thread),
         Method::PlanAppend => plan::append(cap.object(USE)?, thread),
-        Method::PlanAppendMany => plan::append_many(cap.object(USE)?, thread),
         Method::CpuInstallPlan => cpu_object::install_plan(cpu, cap.object(Rights::PLAN)?, thread),
         Method::CpuSetScheduler => cpu_object::set_scheduler(cpu, cap.object(Rights::PLAN)?, thread),
         Method::PlatformStartCpu => platform::start_cpu(cap.object(USE)?, slot, thread),

@@ -1,6 +1,9 @@
 //! The trace: a ring of events per CPU, written by that CPU alone. Format: `docs/abi/trace.md`.
 
-use crate::{arch, percpu::{self, Cpu, attention}};
+use crate::{
+    arch,
+    percpu::{self, Cpu, attention},
+};
 use core::{cell::Cell, sync::atomic::Ordering::Relaxed};
 
 /// Choose took a context (object 1) and a thread (object 2).
@@ -67,6 +70,11 @@ pub fn event(cpu: &Cpu, kind: u32, a: u64, b: u64) {
 fn record(cpu: &Cpu, kind: u32, a: u64, b: u64) {
     let ring = &cpu.trace;
     let written = ring.written.get();
-    ring.events[written as usize % EVENTS].set(Event { time: arch::now(), kind: kind as u64 | (cpu.index as u64) << 32, a, b });
+    ring.events[written as usize % EVENTS].set(Event {
+        time: arch::now(),
+        kind: kind as u64 | (cpu.index as u64) << 32,
+        a,
+        b,
+    });
     ring.written.set(written + 1);
 }

@@ -19,7 +19,9 @@ use vmm_core::state::StatePage;
 use vmm_core::vm::{Parts, Vm, cr4_bits};
 use vmm_devices::board::{Board, BoardConfig};
 use vmm_devices::platform;
-use vmm_devices::virtio::{VirtioPci, block::Block, console::Console as VirtioConsole, entropy::Entropy as VirtioEntropy};
+use vmm_devices::virtio::{
+    VirtioPci, block::Block, console::Console as VirtioConsole, entropy::Entropy as VirtioEntropy,
+};
 use vmm_machine::cpuid::{CpuidConfig, CpuidTable, Live, Vendor};
 use vmm_machine::layout;
 use vmm_machine::memory_map::{MapError, MemoryMap};
@@ -31,7 +33,16 @@ const APIC_TIMER_HZ: u32 = 1_000_000_000;
 const NO_CLOCK: u64 = 1_767_225_600;
 /// MSRs that the guest may read and write by itself: the kernel switches them, and checks that the hardware can.
 const OPEN_MSRS: [u32; 11] = [
-    0x174, 0x175, 0x176, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0100, 0xc000_0101, 0xc000_0102,
+    0x174,
+    0x175,
+    0x176,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0102,
     0xc000_0103,
 ];
 
@@ -140,7 +151,12 @@ fn vcpu(memory: &mut Memory, page: &Mapping, space: GuestSpace) -> Result<Vcpu, 
 }
 
 /// All of `guest`, mapped here and in the guest's space at the same offsets.
-fn guest_memory(memory: &mut Memory, guest: Untyped, map: &MemoryMap, space: GuestSpace) -> Result<Ram<'static>, Failure> {
+fn guest_memory(
+    memory: &mut Memory,
+    guest: Untyped,
+    map: &MemoryMap,
+    space: GuestSpace,
+) -> Result<Ram<'static>, Failure> {
     let failed = |error| Failure::Memory("guest memory", error);
     // Page tables come from this task's other memory: all of the guest's is the guest's.
     for _ in 0..table_pages(map.ram()).div_ceil(16) {
@@ -153,7 +169,8 @@ fn guest_memory(memory: &mut Memory, guest: Untyped, map: &MemoryMap, space: Gue
         let mut at = base;
         for frame in mapping.frames() {
             let copy = slot(memory)?;
-            let copy = memory.table.copy(frame, copy, Rights::ALL).map_err(|error| Failure::Kernel("guest frame", error))?;
+            let copy =
+                memory.table.copy(frame, copy, Rights::ALL).map_err(|error| Failure::Kernel("guest frame", error))?;
             space.map(copy, at, MapFlags::GUEST_ALL).map_err(|error| Failure::Kernel("guest mapping", error))?;
             at += FrameSize::Large.bytes();
         }

@@ -52,10 +52,7 @@ struct Figure {
 
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let machine = Machine {
-        icount: options.emulator == Emulator::Qemu,
-        ..Machine::usual(options.emulator)
-    };
+    let machine = Machine { icount: options.emulator == Emulator::Qemu, ..Machine::usual(options.emulator) };
     let mut tools = machine.tools();
     tools.push(hosttools::BINUTILS);
     hosttools::require(&tools, global.install())?;
@@ -73,12 +70,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
             }
         }
     }
-    all.retain(|figure| {
-        options
-            .pattern
-            .as_ref()
-            .is_none_or(|pattern| figure.name.contains(pattern))
-    });
+    all.retain(|figure| options.pattern.as_ref().is_none_or(|pattern| figure.name.contains(pattern)));
     if options.json {
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
@@ -96,31 +88,19 @@ fn systems() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(paths::root().join("initrd/systems"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(
-            name.strip_suffix(".toml")
-                .filter(|name| name.starts_with(SYSTEMS))
-                .map(str::to_owned),
-        );
+        names.extend(name.strip_suffix(".toml").filter(|name| name.starts_with(SYSTEMS)).map(str::to_owned));
     }
     names.sort();
     Ok(names)
 }
 
 /// Boots one system and reads its figures.
-fn measure(
-    name: &str,
-    options: &Options,
-    images: &build::Images,
-    machine: &Machine,
-) -> Result<Vec<Figure>> {
+fn measure(name: &str, options: &Options, images: &build::Images, machine: &Machine) -> Result<Vec<Figure>> {
     let mut system = build::system(name, images, &BTreeMap::new())?;
     if let Some(kernel) = &options.kernel {
         system.kernel.clone_from(kernel);
     }
-    let folder = paths::target()
-        .join(SYSTEMS)
-        .join(machine.label())
-        .join(name);
+    let folder = paths::target().join(SYSTEMS).join(machine.label()).join(name);
     let step = progress::step(format!("{name} in {}", machine.label()));
     let watch = follow(machine, &system, &folder)?;
     step.finish();
@@ -128,23 +108,15 @@ fn measure(
     std::fs::write(&log, watch.text())?;
     match &watch.end {
         Some(End::Ok) => figures(watch.text()),
-        Some(End::Failed(why)) => bail!(
-            "the system ended: failed: {why}; the log is {}",
-            log.display()
-        ),
-        None => bail!(
-            "the system did not end as it should; the log is {}",
-            log.display()
-        ),
+        Some(End::Failed(why)) => bail!("the system ended: failed: {why}; the log is {}", log.display()),
+        None => bail!("the system did not end as it should; the log is {}", log.display()),
     }
 }
 
 /// Runs the system until it ends or falls silent.
 pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
     let mut running = machine.start(system, "", folder)?;
-    running
-        .serial
-        .set_read_timeout(Some(Duration::from_millis(100)))?;
+    running.serial.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut watch = Watch::default();
     let mut heard = Instant::now();
     let mut buffer = [0; 4096];
@@ -156,17 +128,10 @@ pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Pat
                 heard = Instant::now();
             }
             Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) => {}
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
             Err(_) => break,
         }
-        let patience = if watch.end.is_some() || watch.panic.is_some() {
-            Duration::from_secs(2)
-        } else {
-            SILENCE
-        };
+        let patience = if watch.end.is_some() || watch.panic.is_some() { Duration::from_secs(2) } else { SILENCE };
         if heard.elapsed() > patience {
             break;
         }
@@ -178,39 +143,20 @@ pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Pat
 /// The figures in a log, in the order in which they were printed.
 fn figures(log: &str) -> Result<Vec<Figure>> {
     log.lines()
-        .filter_map(|line| {
-            line.split_once("bench: {")
-                .map(|(_, rest)| format!("{{{rest}"))
-        })
-        .map(|json| {
-            serde_json::from_str(json.trim_end()).with_context(|| format!("not a figure: {json}"))
-        })
+        .filter_map(|line| line.split_once("bench: {").map(|(_, rest)| format!("{{{rest}")))
+        .map(|json| serde_json::from_str(json.trim_end()).with_context(|| format!("not a figure: {json}")))
         .collect()
 }
 
 fn table(figures: &[Figure]) -> String {
-    let width = figures
-        .iter()
-        .map(|figure| figure.name.len())
-        .max()
-        .unwrap_or(0)
-        .max(6);
+    let width = figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0).max(6);
     let mut text = format!(
         "{:<width$}  {:>12} {:>12} {:>12}  {:<14} {:>8}\n",
         "FIGURE", "MINIMUM", "MEDIAN", "MAXIMUM", "UNIT", "SAMPLES"
     );
     for figure in figures {
-        let Figure {
-            name,
-            unit,
-            minimum,
-            median,
-            maximum,
-            samples,
-        } = figure;
-        text += &format!(
-            "{name:<width$}  {minimum:>12} {median:>12} {maximum:>12}  {unit:<14} {samples:>8}\n"
-        );
+        let Figure { name, unit, minimum, median, maximum, samples } = figure;
+        text += &format!("{name:<width$}  {minimum:>12} {median:>12} {maximum:>12}  {unit:<14} {samples:>8}\n");
     }
     text
 }
@@ -225,10 +171,7 @@ mod tests {
     fn figures_are_read_and_shown() {
         let read = figures(&format!("hello\n{LINE}\nbye\n")).unwrap();
         assert_eq!(read.len(), 1);
-        assert_eq!(
-            (read[0].name.as_str(), read[0].median, read[0].samples),
-            ("ipc", 312.5, 1000)
-        );
+        assert_eq!((read[0].name.as_str(), read[0].median, read[0].samples), ("ipc", 312.5, 1000));
         let table = table(&read);
         assert!(table.lines().nth(1).unwrap().contains("312.5"), "{table}");
     }

@@ -55,12 +55,9 @@ struct Package {
 /// `[package.metadata.moira] image = true`.
 pub fn image_packages() -> Result<Vec<String>> {
     let output = process::output(
-        toolchain::rustup_cargo()
-            .args(["metadata", "--no-deps", "--format-version", "1"])
-            .current_dir(paths::root()),
+        toolchain::rustup_cargo().args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(paths::root()),
     )?;
-    let metadata: Metadata =
-        serde_json::from_slice(&output.stdout).context("cannot read cargo's metadata")?;
+    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cannot read cargo's metadata")?;
     Ok(metadata
         .packages
         .into_iter()
@@ -98,20 +95,12 @@ pub fn images(toolchain: &Toolchain, install: Install) -> Result<Images> {
         tasks.insert(name.clone(), without_debug_information(path, &folder)?);
     }
     let kernel = without_debug_information(&kernel_symbols, &folder)?;
-    Ok(Images {
-        kernel,
-        kernel_symbols,
-        tasks,
-    })
+    Ok(Images { kernel, kernel_symbols, tasks })
 }
 
 /// Runs cargo, lets its progress and complaints through, and returns its executables by name.
 fn run_cargo(command: &mut Command) -> Result<HashMap<String, PathBuf>> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo")?;
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let mut built = HashMap::new();
     let stdout = child.stdout.take().context("cargo has no output")?;
     for line in BufReader::new(stdout).lines() {
@@ -139,17 +128,9 @@ fn without_debug_information(image: &Path, folder: &Path) -> Result<PathBuf> {
         return Ok(copy);
     }
     // Under its final name only when complete: a second xtask may be reading.
-    let part = tempfile::Builder::new()
-        .prefix(".strip-")
-        .tempfile_in(folder)?;
-    process::output(
-        Command::new("objcopy")
-            .arg("--strip-debug")
-            .arg(image)
-            .arg(part.path()),
-    )?;
-    part.persist(&copy)
-        .with_context(|| format!("cannot write {}", copy.display()))?;
+    let part = tempfile::Builder::new().prefix(".strip-").tempfile_in(folder)?;
+    process::output(Command::new("objcopy").arg("--strip-debug").arg(image).arg(part.path()))?;
+    part.persist(&copy).with_context(|| format!("cannot write {}", copy.display()))?;
     Ok(copy)
 }
 
@@ -173,9 +154,5 @@ pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -
         options: options.clone(),
     };
     let initrd = crate::system::pack(name, &images.tasks, &options)?;
-    Ok(System {
-        kernel: images.kernel.clone(),
-        kernel_symbols: images.kernel_symbols.clone(),
-        initrd,
-    })
+    Ok(System { kernel: images.kernel.clone(), kernel_symbols: images.kernel_symbols.clone(), initrd })
 }

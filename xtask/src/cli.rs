@@ -14,12 +14,7 @@ use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test
 /// A fresh machine needs nothing but cargo: what else is missing is announced and installed, unless --no-install is
 /// given.
 #[derive(Parser, Debug)]
-#[command(
-    name = "cargo xtask",
-    bin_name = "cargo xtask",
-    disable_help_subcommand = true,
-    max_term_width = 110
-)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true, max_term_width = 110)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -41,11 +36,7 @@ pub struct Global {
 impl Global {
     /// Whether packages may be installed.
     pub fn install(&self) -> Install {
-        if self.no_install {
-            Install::Forbidden
-        } else {
-            Install::Allowed
-        }
+        if self.no_install { Install::Forbidden } else { Install::Allowed }
     }
 }
 
@@ -57,10 +48,8 @@ enum Command {
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Options>),
     /// Run the host tests, then every test case in its emulator
-    #[command(
-        after_help = "The last line is `N passed, N failed`; the exit status is 0 when nothing failed.\n\
-        Cases are in tests/cases, their logs in target/test-logs."
-    )]
+    #[command(after_help = "The last line is `N passed, N failed`; the exit status is 0 when nothing failed.\n\
+        Cases are in tests/cases, their logs in target/test-logs.")]
     Test(test::Options),
     /// Measure, in instructions of a deterministic machine
     Bench(bench::Options),
@@ -117,8 +106,7 @@ fn clean_cache() -> Result<ExitCode> {
         println!("nothing is cached in {}", cache.display());
         return Ok(ExitCode::SUCCESS);
     }
-    std::fs::remove_dir_all(&cache)
-        .with_context(|| format!("cannot remove {}", cache.display()))?;
+    std::fs::remove_dir_all(&cache).with_context(|| format!("cannot remove {}", cache.display()))?;
     println!("removed {}", cache.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -130,12 +118,8 @@ pub fn parse_memory(text: &str) -> Result<u32, String> {
         text if text.ends_with(['M', 'm']) => (&text[..text.len() - 1], 1),
         text => (text, 1),
     };
-    let number: u32 = number
-        .parse()
-        .map_err(|_| format!("{text:?} is no size; 512M and 2G are"))?;
-    number
-        .checked_mul(scale)
-        .ok_or_else(|| format!("{text} is too much"))
+    let number: u32 = number.parse().map_err(|_| format!("{text:?} is no size; 512M and 2G are"))?;
+    number.checked_mul(scale).ok_or_else(|| format!("{text} is too much"))
 }
 
 #[cfg(test)]

@@ -95,13 +95,7 @@ impl Watch {
         if let Some(how) = message.strip_prefix(ENDED) {
             let how = how.trim();
             let why = || how.strip_prefix("failed: ").unwrap_or(how).to_string();
-            self.end.get_or_insert_with(|| {
-                if how == "ok" {
-                    End::Ok
-                } else {
-                    End::Failed(why())
-                }
-            });
+            self.end.get_or_insert_with(|| if how == "ok" { End::Ok } else { End::Failed(why()) });
         } else if message.starts_with(PANIC) {
             self.panic.get_or_insert_with(|| message.to_string());
         } else if message.starts_with(FAULT) {
@@ -112,14 +106,11 @@ impl Watch {
 
 /// Takes a line apart into its timestamp `[   12.345678] `, if it has one, and the message.
 fn without_time(line: &str) -> (Option<Duration>, &str) {
-    let parsed = line
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once("] "))
-        .and_then(|(time, message)| {
-            let seconds: f64 = time.trim().parse().ok()?;
-            // From text that may say anything: what is no duration is no timestamp.
-            Some((Duration::try_from_secs_f64(seconds).ok()?, message))
-        });
+    let parsed = line.strip_prefix('[').and_then(|rest| rest.split_once("] ")).and_then(|(time, message)| {
+        let seconds: f64 = time.trim().parse().ok()?;
+        // From text that may say anything: what is no duration is no timestamp.
+        Some((Duration::try_from_secs_f64(seconds).ok()?, message))
+    });
     match parsed {
         Some((time, message)) => (Some(time), message),
         None => (None, line),
@@ -143,15 +134,8 @@ mod tests {
     #[test]
     fn the_end_is_seen_with_and_without_a_timestamp() {
         assert_eq!(watch("moira: system ended: ok\r\n").end, Some(End::Ok));
-        assert_eq!(
-            watch("[   12.500000] moira: system ended: ok\r\n").end,
-            Some(End::Ok)
-        );
-        assert_eq!(
-            watch("x moira: system ended: ok\n").end,
-            None,
-            "a guest that quotes it ends nothing"
-        );
+        assert_eq!(watch("[   12.500000] moira: system ended: ok\r\n").end, Some(End::Ok));
+        assert_eq!(watch("x moira: system ended: ok\n").end, None, "a guest that quotes it ends nothing");
     }
 
     #[test]
@@ -163,10 +147,7 @@ mod tests {
     fn failures_carry_their_reason() {
         let seen = watch("moira: system ended: failed: no module\n").end;
         assert_eq!(seen, Some(End::Failed("no module".into())));
-        assert_eq!(
-            watch("moira: system ended: okay?\n").end,
-            Some(End::Failed("okay?".into()))
-        );
+        assert_eq!(watch("moira: system ended: okay?\n").end, Some(End::Failed("okay?".into())));
     }
 
     #[test]
@@ -179,10 +160,7 @@ mod tests {
 
     #[test]
     fn the_clock_is_the_last_timestamp() {
-        assert_eq!(
-            watch("[    1.000000] a\nb\n[    2.250000] c\n[x] d\n").clock,
-            Duration::from_millis(2250)
-        );
+        assert_eq!(watch("[    1.000000] a\nb\n[    2.250000] c\n[x] d\n").clock, Duration::from_millis(2250));
         assert_eq!(watch("[-1.0] a\n[inf] b\n[nan] c\n").clock, Duration::ZERO);
     }
 

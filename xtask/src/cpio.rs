@@ -84,8 +84,7 @@ impl Archive {
     /// Ends the archive; its bytes, a whole number of pages.
     pub fn finish(mut self) -> Vec<u8> {
         self.named(TRAILER, 0, 0, (0, 0));
-        self.bytes
-            .resize(self.bytes.len().next_multiple_of(PAGE), 0);
+        self.bytes.resize(self.bytes.len().next_multiple_of(PAGE), 0);
         self.bytes
     }
 
@@ -108,25 +107,10 @@ impl Archive {
         self.inode += links;
         // A name field is shorter than two pages.
         let name_field = u32::try_from(name_field).unwrap_or(u32::MAX);
-        let numbers = [
-            self.inode * links,
-            mode,
-            0,
-            0,
-            links,
-            0,
-            size,
-            0,
-            0,
-            device.0,
-            device.1,
-            name_field,
-            0,
-        ];
+        let numbers = [self.inode * links, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_field, 0];
         self.bytes.extend_from_slice(b"070701");
         for number in numbers {
-            self.bytes
-                .extend_from_slice(format!("{number:08x}").as_bytes());
+            self.bytes.extend_from_slice(format!("{number:08x}").as_bytes());
         }
     }
 }
@@ -138,12 +122,7 @@ mod tests {
 
     fn read(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
         cpio_reader::iter_files(archive)
-            .map(|entry| {
-                (
-                    entry.name().trim_end_matches('\0').to_owned(),
-                    entry.file().to_vec(),
-                )
-            })
+            .map(|entry| (entry.name().trim_end_matches('\0').to_owned(), entry.file().to_vec()))
             .collect()
     }
 

@@ -25,48 +25,23 @@ fn line(good: bool, name: &str, text: &str) {
 
 /// The first line that a program prints about its version, with or without success.
 fn version(program: &str, argument: &str) -> String {
-    let output = Command::new(program)
-        .arg(argument)
-        .stdin(std::process::Stdio::null())
-        .output();
-    let text = output
-        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-        .unwrap_or_default();
-    text.lines()
-        .map(str::trim)
-        .find(|line| line.chars().any(|c| c.is_ascii_digit()))
-        .unwrap_or("")
-        .to_string()
+    let output = Command::new(program).arg(argument).stdin(std::process::Stdio::null()).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    text.lines().map(str::trim).find(|line| line.chars().any(|c| c.is_ascii_digit())).unwrap_or("").to_string()
 }
 
 fn compilers() {
     println!("compilers for bare metal (the first that is there is taken)");
     let rustup = toolchain::rustup_has_target();
     let own = process::output(Command::new("rustc").arg("-V"));
-    let own = own
-        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string())
-        .unwrap_or_default();
-    line(
-        rustup,
-        "rustup",
-        &format!("{own}, target {}", toolchain::TARGET),
-    );
+    let own = own.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_string()).unwrap_or_default();
+    line(rustup, "rustup", &format!("{own}, target {}", toolchain::TARGET));
     let debian = hosttools::missing(&[hosttools::DEBIAN_RUST]).is_empty();
-    let version = if debian {
-        version("/usr/bin/rustc", "-V")
-    } else {
-        "rustc-web cargo-web rust-web-src".into()
-    };
+    let version = if debian { version("/usr/bin/rustc", "-V") } else { "rustc-web cargo-web rust-web-src".into() };
     line(debian, "Debian", &version);
     if let Ok(cache) = paths::cache() {
-        let cores = fs::read_dir(&cache)
-            .map(|entries| entries.flatten().count())
-            .unwrap_or(0);
-        line(
-            cores > 0,
-            "cache",
-            &format!("{} ({cores} entries)", cache.display()),
-        );
+        let cores = fs::read_dir(&cache).map(|entries| entries.flatten().count()).unwrap_or(0);
+        line(cores > 0, "cache", &format!("{} ({cores} entries)", cache.display()));
     }
 }
 
@@ -86,13 +61,9 @@ fn tools() {
         let missing = hosttools::missing(group);
         let wanted = group.iter().flat_map(|tools| tools.iter()).next();
         let text = match missing.first() {
-            None => wanted
-                .map(|tool| tool.purpose.to_string())
-                .unwrap_or_default(),
+            None => wanted.map(|tool| tool.purpose.to_string()).unwrap_or_default(),
             Some(_) => {
-                let list = missing
-                    .iter()
-                    .map(|tool| format!("{} (package {})", tool.name, tool.package));
+                let list = missing.iter().map(|tool| format!("{} (package {})", tool.name, tool.package));
                 format!("missing: {}", list.collect::<Vec<_>>().join(", "))
             }
         };
@@ -103,23 +74,11 @@ fn tools() {
 fn emulators() {
     println!("\nvirtualization that a system under test finds");
     let qemu = paths::which("qemu-system-x86_64").is_some();
-    let shown = if qemu {
-        version("qemu-system-x86_64", "--version")
-    } else {
-        "not installed".into()
-    };
+    let shown = if qemu { version("qemu-system-x86_64", "--version") } else { "not installed".into() };
     line(qemu, "AMD SVM, NPT", &format!("QEMU with TCG: {shown}"));
     let bochs = hosttools::missing(&[hosttools::BOCHS]).is_empty();
-    let shown = if bochs {
-        version("bochs", "--help")
-    } else {
-        "not installed".into()
-    };
-    line(
-        bochs,
-        "Intel VT-x, EPT",
-        &format!("Bochs, corei7_haswell_4770 and corei7_skylake_x: {shown}"),
-    );
+    let shown = if bochs { version("bochs", "--help") } else { "not installed".into() };
+    line(bochs, "Intel VT-x, EPT", &format!("Bochs, corei7_haswell_4770 and corei7_skylake_x: {shown}"));
     line(bochs, "AMD SVM", "Bochs, ryzen");
     let nest = qemu::kvm_can_nest();
     let why = if nest {
@@ -152,24 +111,8 @@ fn bare_metal() {
             ""
         },
     );
-    line(
-        cpu.x2apic,
-        "x2APIC",
-        if cpu.x2apic {
-            ""
-        } else {
-            "xAPIC is used instead"
-        },
-    );
-    line(
-        cpu.tsc,
-        "steady TSC",
-        if cpu.tsc {
-            "constant and nonstop"
-        } else {
-            "it may change its pace"
-        },
-    );
+    line(cpu.x2apic, "x2APIC", if cpu.x2apic { "" } else { "xAPIC is used instead" });
+    line(cpu.tsc, "steady TSC", if cpu.tsc { "constant and nonstop" } else { "it may change its pace" });
     let iommu = Iommu::of(Path::new("/sys"));
     line(iommu != Iommu::None, "IOMMU", iommu.text());
     let needs = (cpu.vmx && cpu.ept) || (cpu.svm && cpu.npt);
@@ -199,17 +142,10 @@ struct Cpu {
 impl Cpu {
     fn of(info: &str) -> Self {
         let field = |name: &str| {
-            let line = info
-                .lines()
-                .find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
-            line.and_then(|line| line.split_once(':'))
-                .map(|(_, value)| value.trim())
-                .unwrap_or_default()
+            let line = info.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == name));
+            line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim()).unwrap_or_default()
         };
-        let flags: Vec<&str> = field("flags")
-            .split_whitespace()
-            .chain(field("vmx flags").split_whitespace())
-            .collect();
+        let flags: Vec<&str> = field("flags").split_whitespace().chain(field("vmx flags").split_whitespace()).collect();
         let has = |flag: &str| flags.contains(&flag);
         Self {
             model: field("model name").to_string(),
@@ -241,11 +177,8 @@ enum Iommu {
 
 impl Iommu {
     fn of(sys: &Path) -> Self {
-        let in_use =
-            fs::read_dir(sys.join("class/iommu")).is_ok_and(|mut entries| entries.next().is_some());
-        let described = ["DMAR", "IVRS"]
-            .iter()
-            .any(|table| sys.join("firmware/acpi/tables").join(table).exists());
+        let in_use = fs::read_dir(sys.join("class/iommu")).is_ok_and(|mut entries| entries.next().is_some());
+        let described = ["DMAR", "IVRS"].iter().any(|table| sys.join("firmware/acpi/tables").join(table).exists());
         match (in_use, described) {
             (true, _) => Self::InUse,
             (_, true) => Self::Described,

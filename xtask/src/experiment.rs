@@ -160,11 +160,14 @@ fn boot(experiment: &Experiment, value: &str, images: &build::Images, machine: &
 /// The lines of data in a log.
 fn rows(log: &str) -> Result<Vec<Row>> {
     let lines = log.lines().filter_map(|line| line.split_once("data: {").map(|(_, rest)| format!("{{{rest}")));
-    lines.map(|json| serde_json::from_str(json.trim_end()).with_context(|| format!("not a line of data: {json}"))).collect()
+    lines
+        .map(|json| serde_json::from_str(json.trim_end()).with_context(|| format!("not a line of data: {json}")))
+        .collect()
 }
 
 fn write(experiment: &Experiment, runs: &[Run], judged: &findings::Judged, folder: &Path) -> Result<()> {
-    let kinds: BTreeSet<&str> = runs.iter().flat_map(|run| &run.rows).filter_map(|row| row.get("kind")?.as_str()).collect();
+    let kinds: BTreeSet<&str> =
+        runs.iter().flat_map(|run| &run.rows).filter_map(|row| row.get("kind")?.as_str()).collect();
     let mut files = Vec::new();
     for kind in kinds {
         let name = format!("{kind}.csv");
@@ -180,7 +183,8 @@ fn write(experiment: &Experiment, runs: &[Run], judged: &findings::Judged, folde
 
 /// All lines of a kind as CSV: first the option's value, then the columns in alphabetical order.
 fn csv(runs: &[Run], kind: &str, option: &str) -> String {
-    let columns: BTreeSet<&String> = runs.iter().flat_map(|run| run.of(kind, None)).flat_map(Row::keys).filter(|key| *key != "kind").collect();
+    let columns: BTreeSet<&String> =
+        runs.iter().flat_map(|run| run.of(kind, None)).flat_map(Row::keys).filter(|key| *key != "kind").collect();
     let option = if option.is_empty() { "run" } else { option };
     let mut text = format!("{option},{}\n", columns.iter().map(|column| column.as_str()).collect::<Vec<_>>().join(","));
     for run in runs {
@@ -206,14 +210,18 @@ mod tests {
     fn lines_become_a_table() {
         let run = Run { value: "spinner".into(), rows: rows(LOG).unwrap() };
         assert_eq!(run.of("account", Some("victim")).map(|row| number(row, "own")).sum::<f64>(), 300.0);
-        assert_eq!(csv(&[run], "account", "antagonist"), "antagonist,lost,own,task\nspinner,,300,victim\nspinner,1,5,other\n");
+        assert_eq!(
+            csv(&[run], "account", "antagonist"),
+            "antagonist,lost,own,task\nspinner,,300,victim\nspinner,1,5,other\n"
+        );
         assert!(rows("data: {broken").is_err());
     }
 
     #[test]
     fn every_experiment_fails_without_data() {
         for experiment in EXPERIMENTS {
-            let runs: Vec<Run> = experiment.values.iter().map(|value| Run { value: (*value).into(), rows: Vec::new() }).collect();
+            let runs: Vec<Run> =
+                experiment.values.iter().map(|value| Run { value: (*value).into(), rows: Vec::new() }).collect();
             assert!(!(experiment.judge)(&runs).good(), "{}", experiment.name);
         }
     }

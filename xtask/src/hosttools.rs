@@ -19,57 +19,25 @@ pub struct Tool {
 }
 
 const fn tool(name: &'static str, package: &'static str, purpose: &'static str) -> Tool {
-    Tool {
-        name,
-        package,
-        purpose,
-    }
+    Tool { name, package, purpose }
 }
 
 /// QEMU, with the firmware files it brings.
-pub const QEMU: &[Tool] = &[tool(
-    "qemu-system-x86_64",
-    "qemu-system-x86",
-    "the emulator with AMD SVM",
-)];
+pub const QEMU: &[Tool] = &[tool("qemu-system-x86_64", "qemu-system-x86", "the emulator with AMD SVM")];
 /// UEFI firmware for QEMU.
-pub const OVMF: &[Tool] = &[tool(
-    "/usr/share/OVMF/OVMF_CODE_4M.fd",
-    "ovmf",
-    "UEFI firmware for QEMU",
-)];
+pub const OVMF: &[Tool] = &[tool("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf", "UEFI firmware for QEMU")];
 /// Bochs and the two ROM images it starts with.
 pub const BOCHS: &[Tool] = &[
     tool("bochs", "bochs", "the emulator with Intel VT-x"),
-    tool(
-        "/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_rfb_gui.so",
-        "bochs",
-        "Bochs without a screen",
-    ),
-    tool(
-        "/usr/share/bochs/BIOS-bochs-latest",
-        "bochsbios",
-        "BIOS for Bochs",
-    ),
-    tool(
-        "/usr/share/vgabios/vgabios.bin",
-        "vgabios",
-        "VGA BIOS for Bochs",
-    ),
+    tool("/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_rfb_gui.so", "bochs", "Bochs without a screen"),
+    tool("/usr/share/bochs/BIOS-bochs-latest", "bochsbios", "BIOS for Bochs"),
+    tool("/usr/share/vgabios/vgabios.bin", "vgabios", "VGA BIOS for Bochs"),
 ];
 /// GRUB and what it makes bootable images with.
 pub const GRUB: &[Tool] = &[
     tool("grub-mkrescue", "grub-common", "bootable images"),
-    tool(
-        "/usr/lib/grub/i386-pc/multiboot2.mod",
-        "grub-pc-bin",
-        "GRUB for BIOS",
-    ),
-    tool(
-        "/usr/lib/grub/x86_64-efi/multiboot2.mod",
-        "grub-efi-amd64-bin",
-        "GRUB for UEFI",
-    ),
+    tool("/usr/lib/grub/i386-pc/multiboot2.mod", "grub-pc-bin", "GRUB for BIOS"),
+    tool("/usr/lib/grub/x86_64-efi/multiboot2.mod", "grub-efi-amd64-bin", "GRUB for UEFI"),
     tool("xorriso", "xorriso", "bootable images"),
     tool("mformat", "mtools", "FAT file systems in images"),
 ];
@@ -77,37 +45,21 @@ pub const GRUB: &[Tool] = &[
 pub const DEBIAN_RUST: &[Tool] = &[
     tool("/usr/bin/rustc", "rustc-web", "compiler for bare metal"),
     tool("/usr/bin/cargo", "cargo-web", "builds core for bare metal"),
-    tool(
-        "/usr/lib/rustlib/src/rust/library/core/Cargo.toml",
-        "rust-web-src",
-        "sources of core and alloc",
-    ),
+    tool("/usr/lib/rustlib/src/rust/library/core/Cargo.toml", "rust-web-src", "sources of core and alloc"),
 ];
 /// A linker, for when rustup's own copy is not there.
 pub const LLD: &[Tool] = &[tool("ld.lld", "lld", "linker for bare metal")];
 /// Debian's clippy, which can check bare-metal crates where rustup has no such target.
-pub const DEBIAN_CLIPPY: &[Tool] = &[tool(
-    "/usr/bin/cargo-clippy",
-    "rust-web-clippy",
-    "lints of bare-metal crates",
-)];
+pub const DEBIAN_CLIPPY: &[Tool] = &[tool("/usr/bin/cargo-clippy", "rust-web-clippy", "lints of bare-metal crates")];
 /// Tools that take symbols apart.
-pub const BINUTILS: &[Tool] = &[tool(
-    "objcopy",
-    "binutils",
-    "leaves debug information out of boot images",
-)];
+pub const BINUTILS: &[Tool] = &[tool("objcopy", "binutils", "leaves debug information out of boot images")];
 /// A debugger; only for people.
 pub const GDB: &[Tool] = &[tool("gdb", "gdb", "debugging with --gdb")];
 
 impl Tool {
     /// Whether it is on this machine.
     pub fn is_there(&self) -> bool {
-        if self.name.starts_with('/') {
-            Path::new(self.name).exists()
-        } else {
-            which(self.name).is_some()
-        }
+        if self.name.starts_with('/') { Path::new(self.name).exists() } else { which(self.name).is_some() }
     }
 }
 
@@ -132,16 +84,10 @@ pub fn require(tools: &[&[Tool]], install: Install) -> Result<()> {
         bail!(describe(&missing, "--no-install was given"));
     }
     let Some(apt) = which("apt-get") else {
-        bail!(describe(
-            &missing,
-            "this system has no apt-get; its own packages may be called differently"
-        ));
+        bail!(describe(&missing, "this system has no apt-get; its own packages may be called differently"));
     };
     let Some(mut prefix) = rights() else {
-        bail!(describe(
-            &missing,
-            "installing needs root, or sudo that asks for no password here"
-        ));
+        bail!(describe(&missing, "installing needs root, or sudo that asks for no password here"));
     };
     eprintln!("installing with apt-get: {}", packages.join(" "));
     prefix.push(apt.to_string_lossy().into_owned());
@@ -152,30 +98,18 @@ pub fn require(tools: &[&[Tool]], install: Install) -> Result<()> {
         let (program, rest) = prefix.split_first().context("no command")?;
         crate::process::output(Command::new(program).args(rest).args(["-qq", "update"]))?;
         step.finish();
-        apt_get(&prefix, &packages)
-            .with_context(|| describe(&missing, "apt-get could not install them"))?;
+        apt_get(&prefix, &packages).with_context(|| describe(&missing, "apt-get could not install them"))?;
     }
-    let still: Vec<Tool> = missing
-        .into_iter()
-        .filter(|tool| !tool.is_there())
-        .collect();
+    let still: Vec<Tool> = missing.into_iter().filter(|tool| !tool.is_there()).collect();
     if !still.is_empty() {
-        bail!(describe(
-            &still,
-            "apt-get installed the packages, but these are still not there"
-        ));
+        bail!(describe(&still, "apt-get installed the packages, but these are still not there"));
     }
     Ok(())
 }
 
 /// Those of `tools` that are not there.
 pub fn missing(tools: &[&[Tool]]) -> Vec<Tool> {
-    tools
-        .iter()
-        .flat_map(|group| group.iter())
-        .filter(|tool| !tool.is_there())
-        .copied()
-        .collect()
+    tools.iter().flat_map(|group| group.iter()).filter(|tool| !tool.is_there()).copied().collect()
 }
 
 fn packages(missing: &[Tool]) -> Vec<&'static str> {
@@ -191,14 +125,7 @@ fn apt_get(prefix: &[String], packages: &[&str]) -> Result<()> {
     crate::process::output(
         Command::new(program)
             .args(rest)
-            .args([
-                "-qq",
-                "-y",
-                "--no-install-recommends",
-                "-o",
-                "Dpkg::Use-Pty=0",
-                "install",
-            ])
+            .args(["-qq", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0", "install"])
             .args(packages)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )?;
@@ -215,11 +142,7 @@ fn rights() -> Option<Vec<String>> {
     }
     let sudo = which("sudo")?.to_string_lossy().into_owned();
     let asks = std::io::IsTerminal::is_terminal(&std::io::stdin());
-    let flag = if asks {
-        "--validate"
-    } else {
-        "--non-interactive"
-    };
+    let flag = if asks { "--validate" } else { "--non-interactive" };
     let mut check = Command::new(&sudo);
     check.arg(flag);
     if !asks {
@@ -228,26 +151,15 @@ fn rights() -> Option<Vec<String>> {
     if !check.status().is_ok_and(|status| status.success()) {
         return None;
     }
-    Some(vec![
-        sudo,
-        "--non-interactive".into(),
-        "env".into(),
-        "DEBIAN_FRONTEND=noninteractive".into(),
-    ])
+    Some(vec![sudo, "--non-interactive".into(), "env".into(), "DEBIAN_FRONTEND=noninteractive".into()])
 }
 
 fn describe(missing: &[Tool], why: &str) -> String {
     let mut text = format!("tools are missing and were not installed ({why}):");
     for tool in missing {
-        text += &format!(
-            "\n  {:<44} package {:<20} {}",
-            tool.name, tool.package, tool.purpose
-        );
+        text += &format!("\n  {:<44} package {:<20} {}", tool.name, tool.package, tool.purpose);
     }
-    text + &format!(
-        "\n  on Debian and Ubuntu: apt-get install {}",
-        packages(missing).join(" ")
-    )
+    text + &format!("\n  on Debian and Ubuntu: apt-get install {}", packages(missing).join(" "))
 }
 
 #[cfg(test)]
@@ -263,25 +175,12 @@ mod tests {
     #[test]
     fn one_message_names_each_missing_tool_and_its_package() {
         let shell: &[Tool] = &[tool("sh", "dash", "")];
-        let error = require(&[NONE, shell], Install::Forbidden)
-            .unwrap_err()
-            .to_string();
-        for word in [
-            "no-such-program-1",
-            "package-b",
-            "/no/such/file",
-            "no-such-program-2",
-        ] {
+        let error = require(&[NONE, shell], Install::Forbidden).unwrap_err().to_string();
+        for word in ["no-such-program-1", "package-b", "/no/such/file", "no-such-program-2"] {
             assert!(error.contains(word), "{error}");
         }
-        assert!(
-            !error.contains("dash"),
-            "what is there is not named: {error}"
-        );
-        assert!(
-            error.ends_with("apt-get install package-a package-b"),
-            "{error}"
-        );
+        assert!(!error.contains("dash"), "what is there is not named: {error}");
+        assert!(error.ends_with("apt-get install package-a package-b"), "{error}");
     }
 
     #[test]

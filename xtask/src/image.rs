@@ -11,18 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where Debian's packages put GRUB, by firmware, with the package's name.
-const PLATFORMS: &[(&str, &str)] = &[
-    ("i386-pc", "grub-pc-bin"),
-    ("x86_64-efi", "grub-efi-amd64-bin"),
-];
+const PLATFORMS: &[(&str, &str)] = &[("i386-pc", "grub-pc-bin"), ("x86_64-efi", "grub-efi-amd64-bin")];
 /// Folder of GRUB's platforms.
 const GRUB: &str = "/usr/lib/grub";
 /// Programs needed, with their packages.
-const TOOLS: &[(&str, &str)] = &[
-    ("grub-mkrescue", "grub-common"),
-    ("xorriso", "xorriso"),
-    ("mformat", "mtools"),
-];
+const TOOLS: &[(&str, &str)] = &[("grub-mkrescue", "grub-common"), ("xorriso", "xorriso"), ("mformat", "mtools")];
 /// All modules of GRUB that the image needs; its default is all there are, four times the size.
 /// The partition tables of other worlds are only there because GRUB's loader on UEFI complains without them.
 const MODULES: &str = "multiboot2 normal iso9660 fat serial terminal search search_fs_file configfile echo test all_video \
@@ -46,10 +39,7 @@ pub fn build(kernel: &Path, initrd: &Path, command_line: &str, out: &Path) -> Re
     tools(TOOLS, Path::new(GRUB))?;
     // An interrupted run must not leave a stamp beside half an image.
     let _ = fs::remove_file(&stamp);
-    let parent = out
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     let tree = tempfile::tempdir_in(parent).context("cannot make a temporary folder")?;
     files.lay_out(tree.path())?;
@@ -67,12 +57,7 @@ pub fn build(kernel: &Path, initrd: &Path, command_line: &str, out: &Path) -> Re
 ///
 /// # Errors
 /// As for [`build`].
-pub fn build_network(
-    kernel: &Path,
-    initrd: &Path,
-    command_line: &str,
-    folder: &Path,
-) -> Result<()> {
+pub fn build_network(kernel: &Path, initrd: &Path, command_line: &str, folder: &Path) -> Result<()> {
     let files = Files::read(kernel, initrd, command_line)?;
     tools(&[("grub-mknetdir", "grub-common")], Path::new(GRUB))?;
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -95,18 +80,10 @@ struct Files {
 
 impl Files {
     fn read(kernel: &Path, initrd: &Path, command_line: &str) -> Result<Files> {
-        let read =
-            |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        let files = Files {
-            kernel: read(kernel)?,
-            initrd: read(initrd)?,
-            config: config(command_line)?,
-        };
+        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let files = Files { kernel: read(kernel)?, initrd: read(initrd)?, config: config(command_line)? };
         if !has_multiboot2_header(&files.kernel) {
-            bail!(
-                "{} has no Multiboot2 header, so GRUB cannot boot it",
-                kernel.display()
-            );
+            bail!("{} has no Multiboot2 header, so GRUB cannot boot it", kernel.display());
         }
         Ok(files)
     }
@@ -117,8 +94,7 @@ impl Files {
             ("boot/initrd", &self.initrd),
             ("boot/grub/grub.cfg", self.config.as_bytes()),
         ];
-        fs::create_dir_all(root.join("boot/grub"))
-            .with_context(|| format!("cannot make {}", root.display()))?;
+        fs::create_dir_all(root.join("boot/grub")).with_context(|| format!("cannot make {}", root.display()))?;
         for (name, bytes) in parts {
             let path = root.join(name);
             fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
@@ -129,19 +105,11 @@ impl Files {
     /// Tells this content from any other.
     fn seal(&self) -> String {
         let mut hash = Sha256::new();
-        for part in [
-            &self.kernel[..],
-            &self.initrd,
-            self.config.as_bytes(),
-            MODULES.as_bytes(),
-        ] {
+        for part in [&self.kernel[..], &self.initrd, self.config.as_bytes(), MODULES.as_bytes()] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        hash.finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -154,16 +122,10 @@ fn stamp_of(out: &Path) -> PathBuf {
 /// GRUB's configuration. Both consoles, since a box may have only one of them. UEFI has no text screen, so GRUB wants
 /// a graphics mode there; on a BIOS it would take the text screen away.
 fn config(command_line: &str) -> Result<String> {
-    if let Some(bad) = command_line
-        .chars()
-        .find(|c| c.is_control() || matches!(c, '\'' | '"' | '\\'))
-    {
+    if let Some(bad) = command_line.chars().find(|c| c.is_control() || matches!(c, '\'' | '"' | '\\')) {
         bail!("the command line holds {bad:?}, which GRUB's configuration cannot carry");
     }
-    let words: Vec<String> = command_line
-        .split_whitespace()
-        .map(|word| format!(" '{word}'"))
-        .collect();
+    let words: Vec<String> = command_line.split_whitespace().map(|word| format!(" '{word}'")).collect();
     Ok(format!(
         "serial --unit=0 --speed=115200\n\
          terminal_input console serial\n\
@@ -198,11 +160,7 @@ fn tools(programs: &[(&str, &str)], grub: &Path) -> Result<()> {
             missing.push(format!("GRUB for {platform} (package {package})"));
         }
     }
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        bail!("an image cannot be made without: {}", missing.join(", "))
-    }
+    if missing.is_empty() { Ok(()) } else { bail!("an image cannot be made without: {}", missing.join(", ")) }
 }
 
 fn on_path(program: &str) -> bool {
@@ -212,21 +170,11 @@ fn on_path(program: &str) -> bool {
 
 /// Runs a tool that talks a lot; its last line is the error if it fails.
 fn run(command: &mut Command) -> Result<()> {
-    let name = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or(OsStr::new("?"))
-        .to_string_lossy()
-        .into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {name}"))?;
+    let name = Path::new(command.get_program()).file_name().unwrap_or(OsStr::new("?")).to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let last = said
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .unwrap_or("without a word");
+        let last = said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("without a word");
         bail!("{name} failed: {last}");
     }
     Ok(())
@@ -257,11 +205,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_quoted_or_refused() {
-        assert!(
-            config("a=1 $b;c")
-                .unwrap()
-                .contains("multiboot2 /boot/kernel 'a=1' '$b;c'\n")
-        );
+        assert!(config("a=1 $b;c").unwrap().contains("multiboot2 /boot/kernel 'a=1' '$b;c'\n"));
         assert!(config("").unwrap().contains("multiboot2 /boot/kernel\n"));
         for bad in ["it's", "a\nb", "\"", "\\"] {
             assert!(config(bad).is_err(), "{bad}");
@@ -270,11 +214,7 @@ mod tests {
 
     #[test]
     fn the_seal_tells_contents_apart() {
-        let files = |initrd: &[u8]| Files {
-            kernel: kernel(),
-            initrd: initrd.to_vec(),
-            config: String::new(),
-        };
+        let files = |initrd: &[u8]| Files { kernel: kernel(), initrd: initrd.to_vec(), config: String::new() };
         assert_eq!(files(b"a").seal(), files(b"a").seal());
         assert_ne!(files(b"a").seal(), files(b"b").seal());
     }
@@ -282,16 +222,8 @@ mod tests {
     #[test]
     fn missing_tools_are_all_named_with_their_packages() {
         let empty = tempfile::tempdir().unwrap();
-        let error = tools(&[("no-such-tool", "some-package")], empty.path())
-            .unwrap_err()
-            .to_string();
-        for word in [
-            "no-such-tool",
-            "some-package",
-            "i386-pc",
-            "grub-pc-bin",
-            "grub-efi-amd64-bin",
-        ] {
+        let error = tools(&[("no-such-tool", "some-package")], empty.path()).unwrap_err().to_string();
+        for word in ["no-such-tool", "some-package", "i386-pc", "grub-pc-bin", "grub-efi-amd64-bin"] {
             assert!(error.contains(word), "{error}");
         }
     }
@@ -302,9 +234,6 @@ mod tests {
         let path = folder.path().join("kernel");
         fs::write(&path, b"no kernel").unwrap();
         let error = build(&path, &path, "", &folder.path().join("out")).unwrap_err();
-        assert!(
-            error.to_string().contains("no Multiboot2 header"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("no Multiboot2 header"), "{error}");
     }
 }

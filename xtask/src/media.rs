@@ -39,17 +39,13 @@ pub fn system(options: &SystemOptions) -> Result<ExitCode> {
             match &options.output {
                 None => print!("{picture}"),
                 Some(path) => {
-                    std::fs::write(path, picture)
-                        .with_context(|| format!("cannot write {}", path.display()))?;
+                    std::fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))?;
                 }
             }
         }
         Some(name) => {
             system::describe(&root, name, &none)?;
-            println!(
-                "{name} is right; its root and tasks run: {}",
-                system::images(&root, name, &none)?.join(", ")
-            );
+            println!("{name} is right; its root and tasks run: {}", system::images(&root, name, &none)?.join(", "));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -135,10 +131,6 @@ pub fn flash(options: &FlashOptions, global: &Global) -> Result<ExitCode> {
             image_of(&options.build, &name, &system)?
         }
     };
-    flash::run(&FlashArgs {
-        image,
-        device: options.device.clone(),
-        yes_really: options.yes_really.clone(),
-    })?;
+    flash::run(&FlashArgs { image, device: options.device.clone(), yes_really: options.yes_really.clone() })?;
     Ok(ExitCode::SUCCESS)
 }

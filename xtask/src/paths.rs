@@ -60,6 +60,5 @@ pub fn which(tool: &str) -> Option<PathBuf> {
 /// Whether `path` is a file that may be executed by someone.
 pub fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    path.metadata()
-        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
 }

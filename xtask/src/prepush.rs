@@ -18,24 +18,14 @@ pub fn main(global: &Global) -> Result<ExitCode> {
     let mut check = |name: &'static str, command: &mut Command| -> Result<()> {
         eprintln!("== {name}");
         command.stdin(Stdio::null()).current_dir(paths::root());
-        if !command
-            .status()
-            .with_context(|| format!("cannot start {name}"))?
-            .success()
-        {
+        if !command.status().with_context(|| format!("cannot start {name}"))?.success() {
             failed.push(name);
         }
         Ok(())
     };
 
-    check(
-        "format",
-        toolchain::rustup_cargo().args(["fmt", "--all", "--check", "--", "-l"]),
-    )?;
-    check(
-        "lints of host crates",
-        toolchain::rustup_cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]),
-    )?;
+    check("format", toolchain::rustup_cargo().args(["fmt", "--all", "--check", "--", "-l"]))?;
+    check("lints of host crates", toolchain::rustup_cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
     let toolchain = Toolchain::find(global.toolchain, install)?;
     eprintln!("compiler: {}", toolchain.origin);
     toolchain.prepare_clippy(install)?;
@@ -44,20 +34,11 @@ pub fn main(global: &Global) -> Result<ExitCode> {
     for package in build::image_packages()? {
         clippy.args(["-p", &package]);
     }
-    check(
-        "lints of bare-metal crates",
-        clippy.args(["--", "-D", "warnings"]),
-    )?;
+    check("lints of bare-metal crates", clippy.args(["--", "-D", "warnings"]))?;
 
     eprintln!("== tests");
     // Everything the cases need is asked for at once, not in the middle.
-    let tools = [
-        hosttools::QEMU,
-        hosttools::OVMF,
-        hosttools::BOCHS,
-        hosttools::GRUB,
-        hosttools::BINUTILS,
-    ];
+    let tools = [hosttools::QEMU, hosttools::OVMF, hosttools::BOCHS, hosttools::GRUB, hosttools::BINUTILS];
     hosttools::require(&tools, install)?;
     let tests = test::main(&test::Options::all(), global)?;
     if failed.is_empty() {

@@ -47,9 +47,8 @@ impl Guarded {
                 Ok(())
             });
         }
-        let child = command
-            .spawn()
-            .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
+        let child =
+            command.spawn().with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))?;
         if let Ok(mut running) = RUNNING.lock() {
             running.push(child.id());
         }
@@ -127,16 +126,9 @@ pub fn clean_cargo_environment(command: &mut Command, keep_toolchain: bool) {
 /// Runs `command` with no input and takes its output; its last lines of complaint become the error.
 pub fn output(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {name}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
     if !output.status.success() {
-        bail!(
-            "{name} failed ({}): {}",
-            output.status,
-            complaint(&output.stderr)
-        );
+        bail!("{name} failed ({}): {}", output.status, complaint(&output.stderr));
     }
     Ok(output)
 }
@@ -144,11 +136,7 @@ pub fn output(command: &mut Command) -> Result<Output> {
 /// The last few lines of a program's error output, on one line.
 pub fn complaint(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() {
         return "it said nothing".into();
     }

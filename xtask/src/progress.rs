@@ -45,12 +45,7 @@ pub fn step(message: impl Into<Arc<str>>) -> Step {
             }
         }
     });
-    Step {
-        done: Some(done),
-        ticker: Some(ticker),
-        message,
-        since: Instant::now(),
-    }
+    Step { done: Some(done), ticker: Some(ticker), message, since: Instant::now() }
 }
 
 impl Step {
@@ -58,11 +53,7 @@ impl Step {
     pub fn finish(mut self) {
         self.stop();
         if self.since.elapsed() > QUIET {
-            eprintln!(
-                "{}: {:.1} s",
-                self.message,
-                self.since.elapsed().as_secs_f64()
-            );
+            eprintln!("{}: {:.1} s", self.message, self.since.elapsed().as_secs_f64());
         }
     }
 

@@ -90,9 +90,7 @@ pub struct GuestOptions {
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text
-        .split_once('=')
-        .ok_or_else(|| format!("{text:?} has no `=`"))?;
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} has no `=`"))?;
     Ok((name.to_string(), value.to_string()))
 }
 
@@ -107,8 +105,7 @@ impl GuestOptions {
         ];
         for (name, file) in files {
             let Some(file) = file else { continue };
-            let path =
-                fs::canonicalize(file).with_context(|| format!("--{name} {}", file.display()))?;
+            let path = fs::canonicalize(file).with_context(|| format!("--{name} {}", file.display()))?;
             values.insert(name.into(), path.to_string_lossy().into_owned());
         }
         if let Some(text) = &self.guest_cmdline {
@@ -125,9 +122,7 @@ impl Options {
     fn machine(&self) -> Machine {
         let usual = Machine::usual(self.emulator);
         let accel = match (self.emulator, self.accel) {
-            (Emulator::Bochs, accel) => accel
-                .filter(|accel| *accel != Accel::Auto)
-                .unwrap_or(Accel::Tcg),
+            (Emulator::Bochs, accel) => accel.filter(|accel| *accel != Accel::Auto).unwrap_or(Accel::Tcg),
             (Emulator::Qemu, accel) => match accel.unwrap_or(Accel::Auto) {
                 Accel::Auto if qemu::kvm_can_nest() => Accel::Kvm,
                 Accel::Auto => Accel::Tcg,
@@ -150,12 +145,7 @@ impl Options {
 
 /// The system that is meant where none is named.
 pub fn default_system() -> String {
-    if paths::system_manifest("linux").exists() {
-        "linux"
-    } else {
-        "first"
-    }
-    .into()
+    if paths::system_manifest("linux").exists() { "linux" } else { "first" }.into()
 }
 
 /// Runs the command.
@@ -179,34 +169,21 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         "booting {name} in {}, {} MiB{}",
         machine.label(),
         machine.memory,
-        if std::io::stdin().is_terminal() {
-            "; Ctrl-A x leaves"
-        } else {
-            ""
-        }
+        if std::io::stdin().is_terminal() { "; Ctrl-A x leaves" } else { "" }
     );
     if machine.gdb {
         let symbols = system.kernel_symbols.display();
-        eprintln!(
-            "waiting for: gdb {symbols} -ex 'target remote 127.0.0.1:{}'",
-            qemu::GDB_PORT
-        );
+        eprintln!("waiting for: gdb {symbols} -ex 'target remote 127.0.0.1:{}'", qemu::GDB_PORT);
     }
     let (folder, _lock) = folder(&name, &machine)?;
     let running = machine.start(&system, &options.cmdline, &folder)?;
-    console(
-        running,
-        machine.gdb,
-        &mut Symbols::of(&system.kernel_symbols),
-    )
+    console(running, machine.gdb, &mut Symbols::of(&system.kernel_symbols))
 }
 
 /// A folder for this run's files, and the lock that keeps a second run out of it.
 fn folder(name: &str, machine: &Machine) -> Result<(PathBuf, File)> {
     for number in 0..64 {
-        let folder = paths::target()
-            .join("run")
-            .join(format!("{name}-{}-{number}", machine.label()));
+        let folder = paths::target().join("run").join(format!("{name}-{}-{number}", machine.label()));
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let lock = File::create(folder.join("lock"))?;
         if lock.try_lock().is_ok() {
@@ -223,9 +200,7 @@ fn console(mut running: Running, stay: bool, symbols: &mut Symbols) -> Result<Ex
     let raw = tty::raw();
     let leave = Arc::new(AtomicBool::new(false));
     keyboard(running.serial.try_clone()?, raw.is_some(), leave.clone());
-    running
-        .serial
-        .set_read_timeout(Some(Duration::from_millis(50)))?;
+    running.serial.set_read_timeout(Some(Duration::from_millis(50)))?;
     let mut watch = Watch::default();
     let mut stdout = std::io::stdout();
     let mut ended: Option<Instant> = None;
@@ -243,10 +218,7 @@ fn console(mut running: Running, stay: bool, symbols: &mut Symbols) -> Result<Ex
                 stdout.flush()?;
             }
             Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) => {}
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
             Err(_) => break,
         }
         // A kernel that panicked under gdb stays for a look at it.
@@ -280,16 +252,10 @@ fn verdict(watch: &Watch, running: &mut Running) -> Result<ExitCode> {
     }
     let status = running.process.wait(Duration::from_secs(5))?;
     if running.triple_fault() {
-        eprintln!(
-            "triple fault: the machine reset itself; the emulator's log is in {}",
-            running.folder.display()
-        );
+        eprintln!("triple fault: the machine reset itself; the emulator's log is in {}", running.folder.display());
     } else {
         let status = status.map_or_else(|| "it closed the serial port".into(), describe);
-        eprintln!(
-            "the emulator ended before the system did ({status}) {}",
-            running.complaint()
-        );
+        eprintln!("the emulator ended before the system did ({status}) {}", running.complaint());
     }
     Ok(ExitCode::FAILURE)
 }
@@ -302,11 +268,8 @@ fn keyboard(mut serial: TcpStream, terminal: bool, leave: Arc<AtomicBool>) {
         let mut escape = Escape::default();
         // At the end of a pipe the system runs on; only its input has ended.
         while let Ok(count @ 1..) = stdin.read(&mut buffer) {
-            let (bytes, left) = if terminal {
-                escape.filter(&buffer[..count])
-            } else {
-                (buffer[..count].to_vec(), false)
-            };
+            let (bytes, left) =
+                if terminal { escape.filter(&buffer[..count]) } else { (buffer[..count].to_vec(), false) };
             if serial.write_all(&bytes).is_err() {
                 return;
             }
@@ -358,10 +321,7 @@ mod tests {
     #[test]
     fn other_keys_go_through() {
         let mut escape = Escape::default();
-        assert_eq!(
-            escape.filter(b"a\x01\x01b\x03"),
-            (b"a\x01b\x03".to_vec(), false)
-        );
+        assert_eq!(escape.filter(b"a\x01\x01b\x03"), (b"a\x01b\x03".to_vec(), false));
         assert_eq!(escape.filter(b"x"), (b"x".to_vec(), false));
     }
 }

@@ -26,19 +26,12 @@ impl<'a> Symbols<'a> {
     }
 
     fn of_address(&mut self, address: u64) -> Option<String> {
-        let loader = self
-            .loader
-            .get_or_insert_with(|| Loader::new(self.elf).ok())
-            .as_ref()?;
+        let loader = self.loader.get_or_insert_with(|| Loader::new(self.elf).ok()).as_ref()?;
         let mut parts = Vec::new();
         let mut frames = loader.find_frames(address).ok()?;
         while let Ok(Some(frame)) = frames.next() {
-            let name = frame
-                .function
-                .and_then(|name| name.demangle().ok().map(|name| name.into_owned()));
-            let place = frame
-                .location
-                .and_then(|place| Some(format!("{}:{}", place.file?, place.line?)));
+            let name = frame.function.and_then(|name| name.demangle().ok().map(|name| name.into_owned()));
+            let place = frame.location.and_then(|place| Some(format!("{}:{}", place.file?, place.line?)));
             match (name, place) {
                 (Some(name), Some(place)) => parts.push(format!("{name} at {place}")),
                 (Some(name), None) => parts.push(name),
@@ -49,9 +42,7 @@ impl<'a> Symbols<'a> {
         if parts.is_empty() {
             // Assembly has no debug information, but a symbol not far before.
             let symbol = loader.find_symbol_info(address)?;
-            let offset = address
-                .checked_sub(symbol.address())
-                .filter(|offset| *offset < MOST)?;
+            let offset = address.checked_sub(symbol.address()).filter(|offset| *offset < MOST)?;
             parts.push(format!("{}+{offset:#x}", symbol.name()));
         }
         Some(parts.join(", inlined into "))
@@ -65,15 +56,9 @@ fn place_in(line: &str) -> Option<u64> {
     let (number, rest) = rest.split_once(' ')?;
     let number = number.parse::<u32>().ok()?;
     let digits = rest.trim_start().strip_prefix("0x")?;
-    let end = digits
-        .find(|c: char| !c.is_ascii_hexdigit())
-        .unwrap_or(digits.len());
+    let end = digits.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(digits.len());
     let address = u64::from_str_radix(&digits[..end], 16).ok()?;
-    if number == 0 {
-        Some(address)
-    } else {
-        address.checked_sub(1)
-    }
+    if number == 0 { Some(address) } else { address.checked_sub(1) }
 }
 
 #[cfg(test)]
@@ -82,19 +67,10 @@ mod tests {
 
     #[test]
     fn crash_record_lines_carry_an_address() {
-        assert_eq!(
-            place_in("  #0 0xffffffff80101234\r"),
-            Some(0xffff_ffff_8010_1234)
-        );
+        assert_eq!(place_in("  #0 0xffffffff80101234\r"), Some(0xffff_ffff_8010_1234));
         assert_eq!(place_in("#12 0x10"), Some(0xf));
         assert_eq!(place_in("#1 0x0"), None);
-        for other in [
-            "  #x 0x10",
-            "0xffffffff80101234",
-            "  #0 zero",
-            "# 0x10",
-            "  #0 0xfffffffffffffffff",
-        ] {
+        for other in ["  #x 0x10", "0xffffffff80101234", "  #0 zero", "# 0x10", "  #0 0xfffffffffffffffff"] {
             assert_eq!(place_in(other), None, "{other}");
         }
     }
@@ -102,10 +78,7 @@ mod tests {
     /// Where the first mapping of this program starts.
     fn load_address() -> u64 {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let own = std::env::current_exe()
-            .unwrap()
-            .to_string_lossy()
-            .into_owned();
+        let own = std::env::current_exe().unwrap().to_string_lossy().into_owned();
         let line = maps.lines().find(|line| line.ends_with(&own)).unwrap();
         u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap()
     }
@@ -117,10 +90,7 @@ mod tests {
         let address = load_address as fn() -> u64 as usize as u64 - load_address();
         let line = format!("  #0 {address:#x}");
         let found = symbols.of_line(&line).unwrap();
-        assert!(
-            found.contains("load_address") && found.contains("symbols.rs:"),
-            "{found}"
-        );
+        assert!(found.contains("load_address") && found.contains("symbols.rs:"), "{found}");
         assert_eq!(symbols.of_line("moira: hello"), None);
         assert_eq!(symbols.of_line("  #0 0xffffffffffffffff"), None);
     }

@@ -15,12 +15,7 @@ use crate::{paths, process, progress};
 /// The target of the kernel and of every task.
 pub const TARGET: &str = "x86_64-unknown-none";
 /// The one set of code generation flags of the kernel, all tasks and a core built here.
-pub const RUSTFLAGS: [&str; 4] = [
-    "-C",
-    "relocation-model=static",
-    "-C",
-    "force-frame-pointers=no",
-];
+pub const RUSTFLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "force-frame-pointers=no"];
 
 /// Which compiler may be used for bare metal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -57,8 +52,7 @@ impl Toolchain {
                 return Ok(Self::rustup("installed"));
             }
             // Once Debian's fallback has been prepared, asking rustup's server each time would only cost time.
-            let prepared =
-                choice == Choice::Auto && cached_sysroot().is_ok_and(|path| path.exists());
+            let prepared = choice == Choice::Auto && cached_sysroot().is_ok_and(|path| path.exists());
             if prepared {
                 why = "rustup has no such target".into();
             } else {
@@ -74,10 +68,7 @@ impl Toolchain {
     }
 
     fn rustup(how: &str) -> Self {
-        Self {
-            origin: format!("rustup's target {TARGET} ({how})"),
-            kind: Kind::Rustup,
-        }
+        Self { origin: format!("rustup's target {TARGET} ({how})"), kind: Kind::Rustup }
     }
 
     fn debian(why: &str, install: Install) -> Result<Self> {
@@ -89,27 +80,14 @@ impl Toolchain {
         hosttools::require(&tools, install)?;
         let version = debian_version()?;
         let sysroot = cached_sysroot()?;
-        let how = if sysroot.exists() {
-            "cached"
-        } else {
-            "built just now"
-        };
+        let how = if sysroot.exists() { "cached" } else { "built just now" };
         if !sysroot.exists() {
             build_sysroot(&sysroot)?;
         }
-        let linker = rust_lld
-            .or_else(|| paths::which("ld.lld"))
-            .context("no lld")?;
-        let because = if why.is_empty() {
-            String::new()
-        } else {
-            format!("; {why}")
-        };
+        let linker = rust_lld.or_else(|| paths::which("ld.lld")).context("no lld")?;
+        let because = if why.is_empty() { String::new() } else { format!("; {why}") };
         Ok(Self {
-            origin: format!(
-                "Debian's rustc {} with its own core ({how}){because}",
-                version.release
-            ),
+            origin: format!("Debian's rustc {} with its own core ({how}){because}", version.release),
             kind: Kind::Debian { sysroot, linker },
         })
     }
@@ -166,9 +144,7 @@ fn debian_cargo() -> Command {
     let mut command = Command::new("/usr/bin/cargo");
     process::clean_cargo_environment(&mut command, false);
     let path = std::env::var("PATH").unwrap_or_default();
-    command
-        .env("RUSTC", "/usr/bin/rustc")
-        .env("PATH", format!("/usr/bin:/bin:{path}"));
+    command.env("RUSTC", "/usr/bin/rustc").env("PATH", format!("/usr/bin:/bin:{path}"));
     command
 }
 
@@ -180,9 +156,7 @@ fn rustup_rustc() -> Command {
 
 fn sysroot_of_rustup() -> Option<PathBuf> {
     let output = process::output(rustup_rustc().args(["--print", "sysroot"])).ok()?;
-    Some(PathBuf::from(
-        String::from_utf8_lossy(&output.stdout).trim(),
-    ))
+    Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// Whether the compiler that built xtask has `core` for bare metal.
@@ -191,11 +165,8 @@ pub fn rustup_has_target() -> bool {
         return false;
     };
     let folder = sysroot.join("lib/rustlib").join(TARGET).join("lib");
-    fs::read_dir(folder).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
-    })
+    fs::read_dir(folder)
+        .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
 }
 
 fn rustup_lld() -> Option<PathBuf> {
@@ -207,17 +178,12 @@ fn rustup_add_target(install: Install) -> Result<()> {
     if install == Install::Forbidden {
         bail!("--no-install forbids rustup to add the target {TARGET}");
     }
-    rustup(
-        &["target", "add", TARGET],
-        "rustup adds the target x86_64-unknown-none",
-    )
+    rustup(&["target", "add", TARGET], "rustup adds the target x86_64-unknown-none")
 }
 
 /// Adds a component such as clippy or rustfmt, unless it is there.
 pub fn rustup_component(name: &str, install: Install) -> Result<()> {
-    let present = process::output(
-        rustup_cargo().args([if name == "rustfmt" { "fmt" } else { name }, "--version"]),
-    );
+    let present = process::output(rustup_cargo().args([if name == "rustfmt" { "fmt" } else { name }, "--version"]));
     if present.is_ok() {
         return Ok(());
     }
@@ -225,10 +191,7 @@ pub fn rustup_component(name: &str, install: Install) -> Result<()> {
         bail!("rustup's component {name} is missing, and --no-install forbids to add it");
     }
     eprintln!("adding rustup's component {name}");
-    rustup(
-        &["component", "add", name],
-        &format!("rustup adds the component {name}"),
-    )
+    rustup(&["component", "add", name], &format!("rustup adds the component {name}"))
 }
 
 /// Runs rustup under a time limit: where it can reach nothing, a fallback is waiting.
@@ -239,22 +202,14 @@ fn rustup(arguments: &[&str], message: &str) -> Result<()> {
     let mut command = Command::new(program);
     process::clean_cargo_environment(&mut command, true);
     let log = tempfile::tempfile()?;
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log.try_clone()?);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.try_clone()?);
     let mut child = process::Guarded::spawn(&mut command)?;
     let status = child.wait(LIMIT)?;
     step.finish();
     match status {
         Some(status) if status.success() => Ok(()),
         Some(_) => bail!("rustup {} failed: {}", arguments.join(" "), last_line(log)),
-        None => bail!(
-            "rustup {} did not end within {} s",
-            arguments.join(" "),
-            LIMIT.as_secs()
-        ),
+        None => bail!("rustup {} did not end within {} s", arguments.join(" "), LIMIT.as_secs()),
     }
 }
 
@@ -264,11 +219,7 @@ fn last_line(mut log: fs::File) -> String {
     let _ = log.seek(SeekFrom::Start(0));
     let _ = log.read_to_end(&mut text);
     let text = String::from_utf8_lossy(&text);
-    let line = text
-        .lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or("it said nothing");
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
     line.to_string()
 }
 
@@ -283,32 +234,21 @@ fn debian_version() -> Result<Version> {
     process::clean_cargo_environment(&mut command, false);
     let output = process::output(command.arg("-vV"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let field = |name: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name))
-            .map(|value| value.trim().to_string())
-    };
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_string());
     let release = field("release:").context("rustc does not tell its release")?;
     let commit = field("commit-hash:").unwrap_or_default();
     let least = env!("CARGO_PKG_RUST_VERSION");
     if numbers(&release) < numbers(least) {
-        bail!(
-            "Debian's rustc is {release}, Moira needs {least}; `rustup target add {TARGET}` is the other way"
-        );
+        bail!("Debian's rustc is {release}, Moira needs {least}; `rustup target add {TARGET}` is the other way");
     }
     let commit: String = commit.chars().take(12).collect();
-    Ok(Version {
-        key: format!("{release}-{commit}"),
-        release,
-    })
+    Ok(Version { key: format!("{release}-{commit}"), release })
 }
 
 /// The numbers of a version, to be compared.
 fn numbers(version: &str) -> Vec<u32> {
-    version
-        .split(['.', '-'])
-        .map_while(|part| part.parse().ok())
-        .collect()
+    version.split(['.', '-']).map_while(|part| part.parse().ok()).collect()
 }
 
 /// Where the core for Debian's compiler is kept. The name carries what it depends on.
@@ -323,9 +263,7 @@ fn build_sysroot(place: &Path) -> Result<()> {
     let cache = place.parent().context("the cache has no folder")?;
     fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
     // In the cache's own file system, so that the finished sysroot can be moved in one step.
-    let work = tempfile::Builder::new()
-        .prefix("sysroot-build-")
-        .tempdir_in(cache)?;
+    let work = tempfile::Builder::new().prefix("sysroot-build-").tempdir_in(cache)?;
     let manifest = "[package]\nname = \"empty\"\nversion = \"0.0.0\"\nedition = \"2021\"\n[lib]\n[workspace]\n\
                     [profile.release]\npanic = \"abort\"\n";
     fs::write(work.path().join("Cargo.toml"), manifest)?;
@@ -362,11 +300,7 @@ fn build_sysroot(place: &Path) -> Result<()> {
         Err(error) => return Err(error).context("cannot keep the built core"),
     }
     drop(step);
-    eprintln!(
-        "built core and alloc in {:.0} s, kept in {}",
-        start.elapsed().as_secs_f64(),
-        place.display()
-    );
+    eprintln!("built core and alloc in {:.0} s, kept in {}", start.elapsed().as_secs_f64(), place.display());
     Ok(())
 }
 

@@ -6,10 +6,7 @@ use log::debug;
 use moira_rt::{
     Env,
     memory::{Memory, MemoryError},
-    sys::{
-        CapTable, Deadline, Error, FrameSize, IoPorts, MapFlags, Notification, Platform, Slot,
-        Untyped, now,
-    },
+    sys::{CapTable, Deadline, Error, FrameSize, IoPorts, MapFlags, Notification, Platform, Slot, Untyped, now},
 };
 use platform_core::machine::{Machine, Width};
 
@@ -37,10 +34,7 @@ impl Hardware {
         let slot = memory.slots.take(1).ok_or(MemoryError::NoSlots)?;
         let ports = platform.make_ports(0, u16::MAX, slot)?;
         let slot = memory.slots.take(1).ok_or(MemoryError::NoSlots)?;
-        let sleep = objects
-            .retype_notifications(1, slot)
-            .ok()
-            .and_then(|made| made.get(0));
+        let sleep = objects.retype_notifications(1, slot).ok().and_then(|made| made.get(0));
         Ok(Hardware {
             platform,
             ports,
@@ -84,9 +78,7 @@ impl Hardware {
             }
         };
         let mapped = self.memory.addresses.take(PAGE, PAGE).and_then(|address| {
-            let done = self
-                .memory
-                .map(frame, address, MapFlags::READ_WRITE.uncached());
+            let done = self.memory.map(frame, address, MapFlags::READ_WRITE.uncached());
             done.ok().map(|()| address)
         });
         match mapped {
@@ -145,11 +137,7 @@ impl Machine for Hardware {
     fn store(&mut self, address: u64, width: Width, value: u64) {
         if !address.is_multiple_of(width.bytes()) {
             for offset in 0..width.bytes() {
-                self.store(
-                    address.wrapping_add(offset),
-                    Width::Byte,
-                    value >> (offset * 8) & 0xff,
-                );
+                self.store(address.wrapping_add(offset), Width::Byte, value >> (offset * 8) & 0xff);
             }
             return;
         }

@@ -46,10 +46,9 @@ use platform_core::{pci, summary, timer};
 moira_rt::entry!(main);
 
 fn main(env: Env) {
-    let (Some(platform), Some(objects)) = (
-        env.capability::<Platform>("platform"),
-        env.capability::<Untyped>("objects"),
-    ) else {
+    let (Some(platform), Some(objects)) =
+        (env.capability::<Platform>("platform"), env.capability::<Untyped>("objects"))
+    else {
         error!("the manifest grants no `platform` or no `objects`");
         return;
     };
@@ -82,15 +81,7 @@ fn main(env: Env) {
     let roots: Vec<u8> = findings.routes.iter().map(|route| route.bus).collect();
     let devices = machine.with(|machine| pci::enumerate(machine, &roots));
     info!("{} PCI functions", devices.len());
-    service::run(
-        env,
-        platform,
-        boot_apic_id,
-        machine,
-        info,
-        findings,
-        devices,
-    );
+    service::run(env, platform, boot_apic_id, machine, info, findings, devices);
 }
 
 /// The APIC id of the processor that runs this (SDM 2A, CPUID leaf 1).
@@ -102,16 +93,11 @@ fn apic_id() -> u32 {
 /// A hexadecimal argument.
 fn address(env: &Env, key: &str) -> Option<u64> {
     let text = env.argument(key)?;
-    u64::from_str_radix(text.trim_start_matches("0x"), 16)
-        .ok()
-        .filter(|value| *value != 0)
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).ok().filter(|value| *value != 0)
 }
 
 fn find_tables(env: &Env, machine: &Shared<Hardware>) -> Result<Tables, TableError> {
-    let told = [
-        address(env, "xsdt").map(Root::Xsdt),
-        address(env, "rsdt").map(Root::Rsdt),
-    ];
+    let told = [address(env, "xsdt").map(Root::Xsdt), address(env, "rsdt").map(Root::Rsdt)];
     for root in told.into_iter().flatten() {
         match machine.with(|machine| Tables::collect(machine, root)) {
             Ok(tables) => return Ok(tables),
@@ -141,11 +127,7 @@ fn publish(env: &Env, info: &PlatformInfo) {
         return;
     };
     if bytes.len() > room {
-        error!(
-            "region `{}` has room for {room} bytes, not {}",
-            region::NAME,
-            bytes.len()
-        );
+        error!("region `{}` has room for {room} bytes, not {}", region::NAME, bytes.len());
         return;
     }
     // A task that was started again writes the same once more: readers meanwhile see none.
@@ -164,29 +146,16 @@ fn report(info: &PlatformInfo) {
     let usable = info.cpus.iter().filter(|cpu| cpu.enabled).count();
     info!("{usable} of {} processors can be started", info.cpus.len());
     for io_apic in &info.io_apics {
-        info!(
-            "I/O APIC {} at {:#x}, GSI {} and up",
-            io_apic.id, io_apic.address, io_apic.first_gsi
-        );
+        info!("I/O APIC {} at {:#x}, GSI {} and up", io_apic.id, io_apic.address, io_apic.first_gsi);
     }
     for entry in &info.overrides {
         let (trigger, polarity) = words(entry.level, entry.active_low);
-        info!(
-            "ISA interrupt {} is GSI {}, {trigger}, {polarity}",
-            entry.irq, entry.gsi
-        );
+        info!("ISA interrupt {} is GSI {}, {trigger}, {polarity}", entry.irq, entry.gsi);
     }
 }
 
 fn words(level: bool, active_low: bool) -> (&'static str, &'static str) {
-    (
-        if level { "level" } else { "edge" },
-        if active_low {
-            "active low"
-        } else {
-            "active high"
-        },
-    )
+    (if level { "level" } else { "edge" }, if active_low { "active low" } else { "active high" })
 }
 
 /// Tells whether the kernel's idea of the TSC fits the PM timer.
@@ -198,13 +167,9 @@ fn check_clock(env: &Env, machine: &Shared<Hardware>, info: &PlatformInfo) {
             let ppm = timer::deviation_ppm(measured, claimed);
             let (percent, rest) = (ppm / 10_000, ppm % 10_000 / 100);
             if ppm <= timer::TOLERANCE_PPM {
-                info!(
-                    "TSC {claimed} Hz, by the PM timer {measured} Hz: {percent}.{rest:02} % apart, good"
-                );
+                info!("TSC {claimed} Hz, by the PM timer {measured} Hz: {percent}.{rest:02} % apart, good");
             } else {
-                error!(
-                    "TSC {claimed} Hz, by the PM timer {measured} Hz: {percent}.{rest:02} % apart, WRONG"
-                );
+                error!("TSC {claimed} Hz, by the PM timer {measured} Hz: {percent}.{rest:02} % apart, WRONG");
             }
         }
     }
@@ -236,24 +201,14 @@ fn ask_aml(
     };
     first.initialize();
     let mut second = (restarts == 0)
-        .then(|| {
-            Second::load(machine, tables).map_err(|error| warn!("AML, second interpreter: {error}"))
-        })
+        .then(|| Second::load(machine, tables).map_err(|error| warn!("AML, second interpreter: {error}")))
         .and_then(Result::ok);
     let found = findings::gather(&first, second.as_mut());
-    info!(
-        "AML: {} values alike, {} not",
-        found.agreed,
-        found.disagreements.len()
-    );
+    info!("AML: {} values alike, {} not", found.agreed, found.disagreements.len());
     for disagreement in &found.disagreements {
         warn!("AML: {disagreement}");
     }
-    info!(
-        "AML: {} devices, {} interrupt routes",
-        found.devices.len(),
-        found.routes.len()
-    );
+    info!("AML: {} devices, {} interrupt routes", found.devices.len(), found.routes.len());
     if let Some((a, b)) = found.off {
         info!("AML: S5 is sleep type {a}, {b}");
     }
@@ -264,9 +219,7 @@ fn ask_aml(
 pub fn for_clients<'a>(env: &'a Env, key: &str) -> Vec<(u64, &'a str)> {
     let mut found = vec![];
     for argument in &env.info.arguments {
-        if let Some((number, value)) = argument
-            .strip_prefix(key)
-            .and_then(|rest| rest.split_once('='))
+        if let Some((number, value)) = argument.strip_prefix(key).and_then(|rest| rest.split_once('='))
             && let Ok(number) = number.parse()
         {
             found.push((number, value));

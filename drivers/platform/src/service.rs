@@ -7,8 +7,8 @@ use moira_proto::platform::{self as proto, Error, PciAddress, PciDevice, Platfor
 use moira_rt::{
     Env,
     sys::{
-        self, CapTable, Capability, Cpu, Deadline, Event, Interrupt, Message, MessageBuffer, Next,
-        Notification, ObjectType, Platform, Received, Slot,
+        self, CapTable, Capability, Cpu, Deadline, Event, Interrupt, Message, MessageBuffer, Next, Notification,
+        ObjectType, Platform, Received, Slot,
     },
 };
 use platform_core::findings::Findings;
@@ -54,21 +54,13 @@ pub fn run(
         error!("the summary cannot be encoded");
         return;
     };
-    let cpu = machine
-        .with(Hardware::slot)
-        .and_then(|slot| platform.start_cpu_fully(apic_id, slot).ok());
+    let cpu = machine.with(Hardware::slot).and_then(|slot| platform.start_cpu_fully(apic_id, slot).ok());
     if cpu.is_none() {
         warn!("no capability for this processor: no messages can be set up");
     }
     let owners = crate::for_clients(&env, "device.");
-    let owners = owners
-        .into_iter()
-        .filter_map(|(client, text)| Some((client, PciAddress::parse(text)?)));
-    let powerful = env
-        .info
-        .arguments
-        .iter()
-        .filter_map(|argument| argument.strip_prefix("power=")?.parse().ok());
+    let owners = owners.into_iter().filter_map(|(client, text)| Some((client, PciAddress::parse(text)?)));
+    let powerful = env.info.arguments.iter().filter_map(|argument| argument.strip_prefix("power=")?.parse().ok());
     let mut server = Server {
         platform,
         table: env.table(),
@@ -100,9 +92,7 @@ impl Server {
             let _ = self.table.delete_fully(slot);
         }
         let message = match answer {
-            Ok((words, bytes)) => Message::new(0)
-                .words(words)
-                .bytes(self.buffer.write(&bytes)),
+            Ok((words, bytes)) => Message::new(0).words(words).bytes(self.buffer.write(&bytes)),
             Err((error, detail)) => Message::new(error as u32).words([detail]),
         };
         Next::Reply(message, Deadline::NEVER)
@@ -118,19 +108,13 @@ impl Server {
                 Ok(([self.summary.len() as u64, 0], part.to_vec()))
             }
             proto::ISA_INTERRUPT => {
-                let found = u8::try_from(word)
-                    .ok()
-                    .and_then(|irq| self.info.isa_interrupt(irq));
+                let found = u8::try_from(word).ok().and_then(|irq| self.info.isa_interrupt(irq));
                 let found = found.ok_or((Error::NotFound, 0))?;
                 Ok((line(found.gsi, found.level, found.active_low), Vec::new()))
             }
             proto::PCI_DEVICE => {
-                let found = usize::try_from(word)
-                    .ok()
-                    .and_then(|index| self.devices.get(index));
-                let bytes = found
-                    .and_then(|found| postcard::to_allocvec(found).ok())
-                    .ok_or((Error::NotFound, 0))?;
+                let found = usize::try_from(word).ok().and_then(|index| self.devices.get(index));
+                let bytes = found.and_then(|found| postcard::to_allocvec(found).ok()).ok_or((Error::NotFound, 0))?;
                 Ok(([self.devices.len() as u64, 0], bytes))
             }
             proto::PCI_INTERRUPT => {
@@ -148,33 +132,21 @@ impl Server {
         if !self.owners.contains(&(call.badge, at)) {
             return Err((Error::Refused, 0));
         }
-        let device = self
-            .devices
-            .iter()
-            .find(|device| device.address == at)
-            .ok_or((Error::NotFound, 0))?;
+        let device = self.devices.iter().find(|device| device.address == at).ok_or((Error::NotFound, 0))?;
         let number = u16::try_from(number).map_err(|_| (Error::Unsupported, 0))?;
         msi::kind(device, number).map_err(|_| (Error::Unsupported, 0))?;
         let slot = |index, kind| {
             let slot = call.capability(index)?;
-            self.table
-                .inspect(slot)
-                .is_ok_and(|found| found.kind == Some(kind))
-                .then_some(slot)
+            self.table.inspect(slot).is_ok_and(|found| found.kind == Some(kind)).then_some(slot)
         };
-        let (Some(interrupt), Some(notification), Some(cpu)) = (
-            slot(0, ObjectType::Interrupt),
-            slot(1, ObjectType::Notification),
-            self.cpu,
-        ) else {
+        let (Some(interrupt), Some(notification), Some(cpu)) =
+            (slot(0, ObjectType::Interrupt), slot(1, ObjectType::Notification), self.cpu)
+        else {
             return Err((Error::BadCapabilities, 0));
         };
         let kernel = |error| (Error::Kernel, error as u64);
         // The interrupt's way to the notification is derived from this capability, and ends with it: keep it.
-        let kept = self
-            .machine
-            .with(Hardware::slot)
-            .ok_or((Error::Kernel, sys::Error::NoSlot as u64))?;
+        let kept = self.machine.with(Hardware::slot).ok_or((Error::Kernel, sys::Error::NoSlot as u64))?;
         let keep = || {
             let notification = self.table.move_to(Notification::at(notification), kept)?;
             let interrupt = Interrupt::at(interrupt);
@@ -188,10 +160,7 @@ impl Server {
                 return Err(kernel(error));
             }
         };
-        match self
-            .machine
-            .with(|machine| msi::set_up(machine, device, number, message))
-        {
+        match self.machine.with(|machine| msi::set_up(machine, device, number, message)) {
             Ok(kind) => {
                 if let Some(old) = self.notifications.insert((at, number), kept) {
                     self.machine.with(|machine| machine.release(old));
@@ -218,13 +187,11 @@ impl Server {
         match (what, self.findings.off) {
             (proto::power::OFF, Some(types)) => {
                 last_words("powering off");
-                self.machine
-                    .with(|machine| power::off(machine, &self.info.fixed, types));
+                self.machine.with(|machine| power::off(machine, &self.info.fixed, types));
             }
             (proto::power::RESET, _) => {
                 last_words("resetting");
-                self.machine
-                    .with(|machine| power::reset(machine, &self.info.fixed));
+                self.machine.with(|machine| power::reset(machine, &self.info.fixed));
             }
             _ => {}
         }
@@ -234,9 +201,7 @@ impl Server {
 }
 
 fn function(word: u64) -> Result<PciAddress, (Error, u64)> {
-    u16::try_from(word)
-        .map(PciAddress)
-        .map_err(|_| (Error::BadRequest, 0))
+    u16::try_from(word).map(PciAddress).map_err(|_| (Error::BadRequest, 0))
 }
 
 fn line(gsi: u32, level: bool, active_low: bool) -> [u64; 2] {

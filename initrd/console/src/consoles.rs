@@ -49,22 +49,13 @@ impl Consoles {
     pub fn add(&mut self, number: u16, name: &str, raw: bool) -> bool {
         if self.index(number).is_none() && self.clients.len() < MOST_CLIENTS {
             let line = Vec::new();
-            self.clients.push(Client {
-                number,
-                name: name.into(),
-                raw,
-                line,
-                typed: VecDeque::new(),
-                listens: false,
-            });
+            self.clients.push(Client { number, name: name.into(), raw, line, typed: VecDeque::new(), listens: false });
         }
         self.index(number).is_some()
     }
 
     fn index(&self, number: u16) -> Option<usize> {
-        self.clients
-            .iter()
-            .position(|client| client.number == number)
+        self.clients.iter().position(|client| client.number == number)
     }
 
     /// The client with this number; one that nobody named is called by its number.
@@ -72,8 +63,7 @@ impl Consoles {
         if self.index(number).is_none() {
             self.add(number, &format!("{number}"), false);
         }
-        self.index(number)
-            .and_then(|index| self.clients.get_mut(index))
+        self.index(number).and_then(|index| self.clients.get_mut(index))
     }
 
     /// A client writes `bytes`; what goes to the terminal is appended to `out`. Answers how many bytes were taken.
@@ -113,11 +103,7 @@ impl Consoles {
         match part.split_last() {
             Some((b'\n', text)) => {
                 out.extend_from_slice(text);
-                out.extend_from_slice(if text.ends_with(b"\r") {
-                    b"\n"
-                } else {
-                    b"\r\n"
-                });
+                out.extend_from_slice(if text.ends_with(b"\r") { b"\n" } else { b"\r\n" });
                 self.open = None;
             }
             _ => {
@@ -140,10 +126,7 @@ impl Consoles {
     fn bring_forward(&mut self, number: u16, out: &mut Vec<u8>) {
         self.foreground = Some(number);
         // Its unfinished line may be a prompt.
-        let line = self
-            .client(number)
-            .map(|client| core::mem::take(&mut client.line))
-            .unwrap_or_default();
+        let line = self.client(number).map(|client| core::mem::take(&mut client.line)).unwrap_or_default();
         if !line.is_empty() {
             self.emit(number, &line, out);
         }
@@ -165,17 +148,8 @@ impl Consoles {
 
     /// The next client that listens comes to the foreground.
     fn switch(&mut self, out: &mut Vec<u8>) {
-        let now = self
-            .foreground
-            .and_then(|number| self.index(number))
-            .map_or(0, |index| index + 1);
-        let next = self
-            .clients
-            .iter()
-            .cycle()
-            .skip(now)
-            .take(self.clients.len())
-            .find(|client| client.listens);
+        let now = self.foreground.and_then(|number| self.index(number)).map_or(0, |index| index + 1);
+        let next = self.clients.iter().cycle().skip(now).take(self.clients.len()).find(|client| client.listens);
         let Some((number, name)) = next.map(|client| (client.number, client.name.clone())) else {
             return;
         };
@@ -215,10 +189,7 @@ mod tests {
         consoles.write(2, b"raw\n", &mut out);
         consoles.write(1, b"gin\nnext\nrest", &mut out);
         consoles.write(7, b"unnamed\r\n", &mut out);
-        assert_eq!(
-            text(&out),
-            "raw\r\none: begin\r\none: next\r\n7: unnamed\r\n"
-        );
+        assert_eq!(text(&out), "raw\r\none: begin\r\none: next\r\n7: unnamed\r\n");
     }
 
     #[test]
@@ -242,11 +213,7 @@ mod tests {
         assert_eq!(text(&out), "\r\n-- input goes to two --\r\n");
         assert_eq!(consoles.typed(b'b', &mut out), Some(2));
         assert_eq!(
-            (
-                consoles.read(1, 10),
-                consoles.read(2, 10),
-                consoles.read(2, 10)
-            ),
+            (consoles.read(1, 10), consoles.read(2, 10), consoles.read(2, 10)),
             (b"a".to_vec(), b"b".to_vec(), Vec::new())
         );
         consoles.typed(ESCAPE, &mut out);

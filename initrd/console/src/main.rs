@@ -25,8 +25,8 @@ use moira_rt::{
     memory::Slots,
     proto::console,
     sys::{
-        CapTable, Capability, Deadline, Error, Event, Interrupt, IoPorts, Message, MessageBuffer,
-        Next, Notification, ObjectType, Received, serve,
+        CapTable, Capability, Deadline, Error, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification,
+        ObjectType, Received, serve,
     },
 };
 
@@ -74,19 +74,11 @@ struct Server {
 
 fn main(env: Env) {
     // Without a line there is nobody to tell; the panic text reaches the supervisor.
-    let ports = env
-        .capability::<IoPorts>("ports")
-        .or_else(|| env.capability("uart"))
-        .expect("the manifest grants `ports`");
-    let interrupt = env
-        .capability::<Interrupt>("interrupt")
-        .or_else(|| env.capability("uart-irq"));
-    let mut uart = Uart(Ports {
-        ports,
-        first: first_port(&env),
-    });
-    uart.init(interrupt.is_some())
-        .expect("the UART's ports are among `ports`");
+    let ports =
+        env.capability::<IoPorts>("ports").or_else(|| env.capability("uart")).expect("the manifest grants `ports`");
+    let interrupt = env.capability::<Interrupt>("interrupt").or_else(|| env.capability("uart-irq"));
+    let mut uart = Uart(Ports { ports, first: first_port(&env) });
+    uart.init(interrupt.is_some()).expect("the UART's ports are among `ports`");
     let mut server = Server {
         uart,
         consoles: named_clients(&env),
@@ -112,20 +104,12 @@ fn first_port(env: &Env) -> u16 {
 
 /// The clients that the manifest's arguments name.
 fn named_clients(env: &Env) -> Consoles {
-    let raw: Vec<u16> = env
-        .info
-        .arguments
-        .iter()
-        .filter_map(|argument| argument.strip_prefix("raw=")?.parse().ok())
-        .collect();
+    let raw: Vec<u16> =
+        env.info.arguments.iter().filter_map(|argument| argument.strip_prefix("raw=")?.parse().ok()).collect();
     let mut consoles = Consoles::new();
     for argument in &env.info.arguments {
-        let named = argument
-            .strip_prefix("name.")
-            .and_then(|rest| rest.split_once('='));
-        if let Some((number, name)) =
-            named.and_then(|(number, name)| Some((number.parse().ok()?, name)))
-        {
+        let named = argument.strip_prefix("name.").and_then(|rest| rest.split_once('='));
+        if let Some((number, name)) = named.and_then(|(number, name)| Some((number.parse().ok()?, name))) {
             consoles.add(number, name, raw.contains(&number));
         }
     }
@@ -171,9 +155,7 @@ impl Server {
             }
             console::READ => {
                 self.consoles.listen(number, &mut self.out);
-                let most = usize::try_from(call.words[0])
-                    .unwrap_or(usize::MAX)
-                    .min(MessageBuffer::BYTES);
+                let most = usize::try_from(call.words[0]).unwrap_or(usize::MAX).min(MessageBuffer::BYTES);
                 Answer::Bytes(self.consoles.read(number, most))
             }
             console::NOTIFY => Answer::Words(u64::from(self.register(number, call))),
@@ -184,9 +166,7 @@ impl Server {
     fn fill(&mut self, answer: Answer) -> Message {
         match answer {
             Answer::Words(word) => Message::new(0).words([word]),
-            Answer::Bytes(bytes) => Message::new(0)
-                .words([bytes.len() as u64])
-                .bytes(self.buffer.write(&bytes)),
+            Answer::Bytes(bytes) => Message::new(0).words([bytes.len() as u64]).bytes(self.buffer.write(&bytes)),
         }
     }
 
@@ -195,11 +175,7 @@ impl Server {
         let Some(slot) = call.capability(0) else {
             return false;
         };
-        if !self
-            .table
-            .inspect(slot)
-            .is_ok_and(|found| found.kind == Some(ObjectType::Notification))
-        {
+        if !self.table.inspect(slot).is_ok_and(|found| found.kind == Some(ObjectType::Notification)) {
             return false;
         }
         if !self.listeners.contains_key(&number) && self.listeners.len() >= MOST_CLIENTS {

@@ -67,8 +67,7 @@ impl<R: Registers> Uart<R> {
         self.0.write(LINE, EIGHT_N_ONE)?;
         self.0.write(FIFO, FIFO_ON)?;
         self.0.write(MODEM, DTR_RTS_OUT2)?;
-        self.0
-            .write(INTERRUPTS, if interrupts { RECEIVED } else { 0 })
+        self.0.write(INTERRUPTS, if interrupts { RECEIVED } else { 0 })
     }
 
     /// Sends bytes, a FIFO at a time. If the hardware stops taking them, the rest is dropped.
@@ -96,11 +95,7 @@ impl<R: Registers> Uart<R> {
     /// # Errors
     /// Of the register access.
     pub fn receive(&mut self) -> Result<Option<u8>, R::Error> {
-        if self.0.read(STATUS)? & READY == 0 {
-            Ok(None)
-        } else {
-            self.0.read(DATA).map(Some)
-        }
+        if self.0.read(STATUS)? & READY == 0 { Ok(None) } else { self.0.read(DATA).map(Some) }
     }
 }
 
@@ -145,10 +140,7 @@ mod tests {
         let mut uart = Uart(Fake::default());
         uart.send(&bytes).unwrap();
         assert_eq!(uart.0.sent, bytes);
-        let mut uart = Uart(Fake {
-            stuck: true,
-            ..Fake::default()
-        });
+        let mut uart = Uart(Fake { stuck: true, ..Fake::default() });
         uart.send(&bytes).unwrap();
         assert_eq!(uart.0.sent.len(), DEPTH);
     }

@@ -36,9 +36,7 @@ fn main(env: Env) {
 }
 
 fn number(env: &Env, key: &str, otherwise: u64) -> u64 {
-    env.argument(key)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(otherwise)
+    env.argument(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
 /// Label of a ping.
@@ -56,11 +54,7 @@ fn ping(env: &Env) {
         match pong.call(&Message::new(PING).words([round])) {
             Ok(answer) if answer.label == PING && answer.words[0] == round + 1 => {}
             Ok(answer) => {
-                error!(
-                    "round {round}: pong answered {} instead of {}",
-                    answer.words[0],
-                    round + 1
-                );
+                error!("round {round}: pong answered {} instead of {}", answer.words[0], round + 1);
                 return;
             }
             Err(error) => {

@@ -65,7 +65,9 @@ impl Admission {
         order.sort_by_key(|index| self.cpus.get(*index).map_or(u64::MAX, Share::load));
         let mut first = None;
         for index in order {
-            let Some(share) = self.cpus.get_mut(index) else { continue };
+            let Some(share) = self.cpus.get_mut(index) else {
+                continue;
+            };
             let mut contracts = share.contracts();
             contracts.push(contract);
             match table::make(&contracts, &self.terms) {
@@ -86,14 +88,16 @@ impl Admission {
 
     /// Ends a contract. Answers its CPU and that CPU's new table; `None`: there is no such contract.
     pub fn leave(&mut self, id: u32) -> Option<(usize, Table)> {
-        let (index, share) = self.cpus.iter_mut().enumerate().find(|(_, share)| share.members.iter().any(|member| member.id == id))?;
+        let (index, share) =
+            self.cpus.iter_mut().enumerate().find(|(_, share)| share.members.iter().any(|member| member.id == id))?;
         let before = share.members.clone();
         share.members.retain(|member| member.id != id);
         match table::make(&share.contracts(), &self.terms) {
             Ok(table) => Some((index, table)),
             Err(_) => {
                 // Rounding depends on the longest period, so that less could fit worse: then the old table stays, with a hole.
-                let mut table = table::make(&before.iter().map(|member| member.contract).collect::<Vec<_>>(), &self.terms).ok()?;
+                let mut table =
+                    table::make(&before.iter().map(|member| member.contract).collect::<Vec<_>>(), &self.terms).ok()?;
                 let gone = before.iter().position(|member| member.id == id)?;
                 table.windows.retain(|window| window.owner != gone);
                 for window in &mut table.windows {

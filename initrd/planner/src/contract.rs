@@ -130,7 +130,8 @@ pub fn check(windows: &[Window], cycle: u64, owner: usize, contract: &Contract) 
         }
         let behind = mine.get(at..).unwrap_or_default();
         let count = behind.partition_point(|window| window.start < to);
-        let (given, promised) = (given(behind.get(..count).unwrap_or_default(), owner, from, to), contract.share_of(to - from));
+        let (given, promised) =
+            (given(behind.get(..count).unwrap_or_default(), owner, from, to), contract.share_of(to - from));
         if given < promised {
             return Err(Broken::Short { owner, given, promised });
         }

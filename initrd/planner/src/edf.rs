@@ -4,10 +4,7 @@
 //! whenever there is one (Liu and Layland 1973). Ties go to the shorter period: then a set of harmonic periods gets the
 //! same windows in each period, and its waits are as short as its periods.
 
-use alloc::{
-    collections::BinaryHeap,
-    vec::Vec,
-};
+use alloc::{collections::BinaryHeap, vec::Vec};
 use core::cmp::Reverse;
 
 /// One contract in grains: `slice` in each of `parts` equal parts of the cycle.
@@ -78,7 +75,9 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
             && release <= now
         {
             waiting.pop();
-            let Some(entry) = entries.get(index) else { continue };
+            let Some(entry) = entries.get(index) else {
+                continue;
+            };
             ready.push(Reverse((entry.deadline(part, cycle), cycle / entry.parts.max(1), index, entry.slice)));
             if part + 1 < entry.parts {
                 waiting.push(Reverse((entry.release(part + 1, cycle), index, part + 1)));
@@ -92,7 +91,9 @@ pub fn schedule(entries: &[Entry], cycle: u64, limit: usize) -> Result<Vec<Run>,
             now = next;
             continue;
         };
-        let Some(entry) = entries.get(index) else { continue };
+        let Some(entry) = entries.get(index) else {
+            continue;
+        };
         if now + left > deadline {
             return Err(Failure::Missed(entry.owner));
         }

@@ -15,7 +15,9 @@ pub fn fill(table: &mut Table, contracts: &[Contract], quantum: u64, shortest: u
     let shortest = shortest.max(1);
     let mut turn = 0;
     for (start, end) in gaps {
-        let Some(count) = u64::try_from(takers.len()).ok().filter(|count| *count > 0) else { break };
+        let Some(count) = u64::try_from(takers.len()).ok().filter(|count| *count > 0) else {
+            break;
+        };
         let fair = ((end - start) / count).min(quantum).max(shortest);
         let mut at = start;
         while end - at >= shortest && table.windows.len() < most {

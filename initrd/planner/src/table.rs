@@ -85,9 +85,13 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Impossible => f.write_str("its slice is longer than its period"),
-            Reason::Overload(ppm) => write!(f, "the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100),
+            Reason::Overload(ppm) => {
+                write!(f, "the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100)
+            }
             Reason::Latency(bound) => write!(f, "no table keeps its wait below {bound} ticks beside the others"),
-            Reason::Grain(ppm) => write!(f, "in whole windows the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100),
+            Reason::Grain(ppm) => {
+                write!(f, "in whole windows the contracts take {}.{:02} % of the CPU", ppm / 10_000, ppm % 10_000 / 100)
+            }
             Reason::Windows => f.write_str("the periods differ too much: too many windows"),
             Reason::Period => f.write_str("its period is longer than the longest cycle"),
         }
@@ -103,7 +107,8 @@ const fn refuse(owner: Option<usize>, reason: Reason) -> Refusal {
 /// # Errors
 /// [`Refusal`]: what was promised cannot be kept, and nothing is. The reason is true: see [`Reason`].
 pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Table, Refusal> {
-    let promised: Vec<(usize, &Contract)> = contracts.iter().enumerate().filter(|(_, contract)| contract.promises()).collect();
+    let promised: Vec<(usize, &Contract)> =
+        contracts.iter().enumerate().filter(|(_, contract)| contract.promises()).collect();
     for (owner, contract) in &promised {
         if !contract.possible() {
             return Err(refuse(Some(*owner), Reason::Impossible));
@@ -179,7 +184,9 @@ impl Attempt {
 /// The reason to tell. That it is a latency bound is only said if the contracts fit without it.
 fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal {
     let bounded = contracts.iter().enumerate().filter(|(_, contract)| contract.promises() && contract.latency > 0);
-    if let Some((tightest, bound)) = bounded.map(|(owner, contract)| (owner, contract.latency)).min_by_key(|entry| entry.1) {
+    if let Some((tightest, bound)) =
+        bounded.map(|(owner, contract)| (owner, contract.latency)).min_by_key(|entry| entry.1)
+    {
         let loose: Vec<Contract> = contracts.iter().map(|contract| Contract { latency: 0, ..*contract }).collect();
         if let Err(refusal) = make(&loose, terms) {
             return refusal;
@@ -193,7 +200,9 @@ fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal 
     }
     match best {
         Some(Attempt::Missed { owner, ppm }) => refuse(Some(owner), Reason::Grain(ppm)),
-        Some(Attempt::Broken(Broken::Short { owner, .. } | Broken::Late { owner, .. }, ppm)) => refuse(Some(owner), Reason::Grain(ppm)),
+        Some(Attempt::Broken(Broken::Short { owner, .. } | Broken::Late { owner, .. }, ppm)) => {
+            refuse(Some(owner), Reason::Grain(ppm))
+        }
         Some(Attempt::Windows) | None => refuse(None, Reason::Windows),
     }
 }
@@ -208,7 +217,9 @@ fn cycles(promised: &[(usize, &Contract)], terms: &Terms) -> Vec<u64> {
         common = common.and_then(|so_far| multiple(so_far, contract.period)).filter(|common| *common <= terms.longest);
     }
     // A common multiple that is no multiple of the grain may still become one.
-    let common = common.and_then(|common| multiple(common, terms.grain.max(1)).filter(|cycle| *cycle <= longest.saturating_mul(64)).or(Some(common)));
+    let common = common.and_then(|common| {
+        multiple(common, terms.grain.max(1)).filter(|cycle| *cycle <= longest.saturating_mul(64)).or(Some(common))
+    });
     list.extend(common.map(whole));
     list.extend((1..=8).map(|times| whole(longest.saturating_mul(times))));
     list.retain(|cycle| *cycle > 0 && *cycle <= terms.longest);
@@ -259,7 +270,8 @@ fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &T
         Failure::Missed(owner) => Attempt::Missed { owner, ppm },
         Failure::TooMany => Attempt::Windows,
     })?;
-    let windows: Vec<Window> = runs.iter().map(|run| Window { start: run.start * grain, end: run.end * grain, owner: run.owner }).collect();
+    let windows: Vec<Window> =
+        runs.iter().map(|run| Window { start: run.start * grain, end: run.end * grain, owner: run.owner }).collect();
     for (owner, contract) in promised {
         contract::check(&windows, cycle, *owner, contract).map_err(|broken| Attempt::Broken(broken, ppm))?;
     }

@@ -112,7 +112,12 @@ fn slack_is_handed_out_in_turns() {
 }
 
 fn contract() -> impl Strategy<Value = Contract> {
-    let period = prop_oneof![100 * US..MS, MS..20 * MS, 20 * MS..1_000 * MS, prop::sample::select(&[1, 2, 5, 10, 20, 50, 100][..]).prop_map(|ms| ms * MS)];
+    let period = prop_oneof![
+        100 * US..MS,
+        MS..20 * MS,
+        20 * MS..1_000 * MS,
+        prop::sample::select(&[1, 2, 5, 10, 20, 50, 100][..]).prop_map(|ms| ms * MS)
+    ];
     (period, 1u64..600, prop_oneof![3 => Just(0u64), 1 => 5u64..100]).prop_map(|(period, permille, bound)| {
         let slice = (period / 1_000 * permille).max(2_000);
         Contract { slice, period, latency: period / 100 * bound, extra: false }

@@ -42,7 +42,7 @@ impl Budget {
     /// log2 of the size of the untyped that holds it all.
     #[must_use]
     pub fn size_bits(self) -> u8 {
-        let bytes = self.upper.saturating_add(self.lower).max(PAGE).min(1 << 47);
+        let bytes = self.upper.saturating_add(self.lower).clamp(PAGE, 1 << 47);
         bytes.next_power_of_two().trailing_zeros() as u8
     }
 }

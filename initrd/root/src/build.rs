@@ -19,7 +19,10 @@ use moira_root::{
     budget::{self, Budget},
     image::{self, Access, Image},
 };
-use moira_rt::sys::{AddressSpace, CapTable, Capability, Configuration, Error, Frame, MapFlags, SchedContext, Slot, Space, Thread, Untyped};
+use moira_rt::sys::{
+    AddressSpace, CapTable, Capability, Configuration, Error, Frame, MapFlags, SchedContext, Slot, Space, Thread,
+    Untyped,
+};
 
 /// How a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +101,9 @@ impl Root {
     /// Makes task number `index`; it does not run yet. If that fails nothing is left behind.
     pub fn build(&mut self, index: usize, restarts: u32) -> Result<Built, Failure> {
         let mut built = Built::nothing(restarts);
-        let Some(spec) = self.system.tasks.get(index).cloned() else { return Err(format!("there is no task {index}")) };
+        let Some(spec) = self.system.tasks.get(index).cloned() else {
+            return Err(format!("there is no task {index}"));
+        };
         match self.build_all(index, &spec, &mut built) {
             Ok(()) => Ok(built),
             Err(why) => {
@@ -110,7 +115,8 @@ impl Root {
 
     fn build_all(&mut self, index: usize, spec: &Task, built: &mut Built) -> Result<(), Failure> {
         let limit = layout::STACK_TOP - spec.stack - 2 * PAGE;
-        let file = archive::find(&self.files, &spec.image).ok_or_else(|| format!("the system image has no file `{}`", spec.image))?;
+        let file = archive::find(&self.files, &spec.image)
+            .ok_or_else(|| format!("the system image has no file `{}`", spec.image))?;
         let image = image::read(file.bytes, limit).map_err(|why| format!("file `{}`: {why}", spec.image))?;
         let mapped = self.mapped(index)?;
         let start = self.start_info(index, spec, built.restarts, &mapped)?;
@@ -120,12 +126,19 @@ impl Root {
         let rest = spec.heap - large * FrameSize::Large.bytes();
         areas.push(area(layout::HEAP + large * FrameSize::Large.bytes(), rest, MapFlags::READ_WRITE));
 
-        let granted: Vec<u8> = self.items(index)?.into_iter().flat_map(|(_, items)| items).filter_map(|item| match item {
-            Item::Untyped(bits) => Some(bits),
-            _ => None,
-        }).collect();
+        let granted: Vec<u8> = self
+            .items(index)?
+            .into_iter()
+            .flat_map(|(_, items)| items)
+            .filter_map(|item| match item {
+                Item::Untyped(bits) => Some(bits),
+                _ => None,
+            })
+            .collect();
         let small: u64 = areas.iter().map(|area| area.length).sum();
-        let shared = mapped.iter().flat_map(|one| &one.whole.parts).filter(|part| part.size == FrameSize::Small).count() as u64 * PAGE;
+        let shared = mapped.iter().flat_map(|one| &one.whole.parts).filter(|part| part.size == FrameSize::Small).count()
+            as u64
+            * PAGE;
         let table_bits = budget::table_bits((areas.len() + mapped.len() + 1) as u64, small + shared);
         let budget = Budget::default()
             .frames(FrameSize::Large, large)
@@ -220,10 +233,18 @@ impl Root {
     }
 
     /// Writes what lies in the page at `offset` of an area whose contents begin at `start`.
-    fn fill(&mut self, frame: Frame, offset: u64, start: u64, bytes: &[u8]) -> Result<(), moira_rt::memory::MemoryError> {
+    fn fill(
+        &mut self,
+        frame: Frame,
+        offset: u64,
+        start: u64,
+        bytes: &[u8],
+    ) -> Result<(), moira_rt::memory::MemoryError> {
         let from = offset.max(start);
         let to = (offset + PAGE).min(start + bytes.len() as u64);
-        let Some(bytes) = bytes.get(from.wrapping_sub(start) as usize..to.saturating_sub(start) as usize) else { return Ok(()) };
+        let Some(bytes) = bytes.get(from.wrapping_sub(start) as usize..to.saturating_sub(start) as usize) else {
+            return Ok(());
+        };
         if bytes.is_empty() {
             return Ok(());
         }
@@ -236,14 +257,19 @@ impl Root {
         for part in &one.whole.parts {
             let slot = self.part(built, 1)?;
             let copy = TABLE.copy(part.frame, slot, moira_abi::Rights::ALL).doing(|| "copying a frame".into())?;
-            built.space.map(copy, one.region.address + part.offset, one.flags).doing(|| format!("mapping at {:#x}", part.offset))?;
+            built
+                .space
+                .map(copy, one.region.address + part.offset, one.flags)
+                .doing(|| format!("mapping at {:#x}", part.offset))?;
         }
         Ok(())
     }
 
     fn configure(&mut self, index: usize, spec: &Task, built: &Built, entry: u64) -> Result<(), Failure> {
         let cpu = self.machine.cpu(spec.cpu)?;
-        let Some(identity) = self.identities.get(index) else { return Err("it is not known".into()) };
+        let Some(identity) = self.identities.get(index) else {
+            return Err("it is not known".into());
+        };
         let with = Configuration {
             space: built.space,
             table: built.table,
@@ -268,7 +294,9 @@ impl Root {
 
     /// Lets a task run when its time comes.
     pub fn activate(&mut self, index: usize) -> Result<(), Failure> {
-        let (Some(spec), Some(built)) = (self.system.tasks.get(index), self.tasks.get(index)) else { return Ok(()) };
+        let (Some(spec), Some(built)) = (self.system.tasks.get(index), self.tasks.get(index)) else {
+            return Ok(());
+        };
         let cpu = self.machine.cpu(spec.cpu)?;
         built.thread.activate(cpu, [layout::START, built.start_bytes]).doing(|| format!("starting task {}", spec.name))
     }
@@ -336,14 +364,23 @@ fn bind(context: SchedContext, thread: Thread, cpu: moira_rt::sys::Cpu) -> Resul
 
 /// The parts of the address space in small pages, but for the heap.
 fn areas<'a>(spec: &Task, image: &Image<'a>, start: &'a [u8]) -> Vec<Area<'a>> {
-    let mut areas: Vec<Area<'a>> = image.segments.iter().map(|segment| {
-        let flags = match segment.access {
-            Access::Read => MapFlags::READ,
-            Access::Write => MapFlags::READ_WRITE,
-            Access::Execute => MapFlags::READ_EXECUTE,
-        };
-        Area { address: segment.address, length: segment.length, flags, contents: Some((segment.offset, segment.bytes)) }
-    }).collect();
+    let mut areas: Vec<Area<'a>> = image
+        .segments
+        .iter()
+        .map(|segment| {
+            let flags = match segment.access {
+                Access::Read => MapFlags::READ,
+                Access::Write => MapFlags::READ_WRITE,
+                Access::Execute => MapFlags::READ_EXECUTE,
+            };
+            Area {
+                address: segment.address,
+                length: segment.length,
+                flags,
+                contents: Some((segment.offset, segment.bytes)),
+            }
+        })
+        .collect();
     areas.push(area(layout::STACK_TOP - spec.stack.next_multiple_of(PAGE), spec.stack, MapFlags::READ_WRITE));
     areas.push(area(layout::BUFFER, PAGE, MapFlags::READ_WRITE));
     areas.push(Area { contents: Some((0, start)), ..area(layout::START, start.len() as u64, MapFlags::READ) });

@@ -59,7 +59,10 @@ impl Root {
     /// Contexts that live on the slack of a CPU, in the order in which they were bound: by index.
     fn slack_contexts(&self, cpu: u32) -> Vec<Item> {
         let tasks = self.system.tasks.iter().enumerate();
-        tasks.filter(|(_, task)| task.cpu == cpu && task.time.context && task.time.extra).map(|(index, _)| Item::Context(index)).collect()
+        tasks
+            .filter(|(_, task)| task.cpu == cpu && task.time.context && task.time.extra)
+            .map(|(index, _)| Item::Context(index))
+            .collect()
     }
 
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
@@ -87,10 +90,16 @@ impl Root {
             }
             let device = identity.devices.iter().find(|(device, _)| device == name).map(|(_, device)| device);
             let list = match (grant, device) {
-                (Grant::Call { task, badge }, _) => alloc::vec![Item::Call(self.find(task)?, *badge)],
-                (Grant::Signal { task, bits }, _) => alloc::vec![Item::Signal(self.find(task)?, *bits)],
+                (Grant::Call { task, badge }, _) => {
+                    alloc::vec![Item::Call(self.find(task)?, *badge)]
+                }
+                (Grant::Signal { task, bits }, _) => {
+                    alloc::vec![Item::Signal(self.find(task)?, *bits)]
+                }
                 (Grant::Context { task }, _) => alloc::vec![Item::Context(self.find(task)?)],
-                (Grant::Control { task }, _) => alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)],
+                (Grant::Control { task }, _) => {
+                    alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
+                }
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
                 (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
@@ -106,7 +115,9 @@ impl Root {
 
     /// What is mapped for a task, and where.
     pub fn mapped(&mut self, index: usize) -> Result<Vec<Mapped>, Failure> {
-        let Some(spec) = self.system.tasks.get(index).cloned() else { return Err(format!("there is no task {index}")) };
+        let Some(spec) = self.system.tasks.get(index).cloned() else {
+            return Err(format!("there is no task {index}"));
+        };
         let mut mapped = Vec::new();
         let mut next = layout::SHARED;
         if spec.role == Role::Scheduler {
@@ -121,12 +132,14 @@ impl Root {
         for (name, grant) in &spec.grants {
             let one = match grant {
                 Grant::File { file } => {
-                    let whole = self.store.files.get(file).cloned().ok_or_else(|| format!("there is no file `{file}`"))?;
+                    let whole =
+                        self.store.files.get(file).cloned().ok_or_else(|| format!("there is no file `{file}`"))?;
                     place(name, whole, MapFlags::READ, false, 0, &mut next)
                 }
                 Grant::Region { region, writable } => {
                     let whole = self.region(region)?;
-                    let (flags, physical) = (if *writable { MapFlags::READ_WRITE } else { MapFlags::READ }, whole.physical);
+                    let (flags, physical) =
+                        (if *writable { MapFlags::READ_WRITE } else { MapFlags::READ }, whole.physical);
                     place(name, whole, flags, *writable, physical, &mut next)
                 }
                 Grant::Device { physical, length } => {
@@ -158,7 +171,9 @@ impl Root {
     pub fn grant(&mut self, index: usize, spec: &Task, built: &Built) -> Result<(), Failure> {
         let (table, own) = (built.table, |what: &str| format!("{what} of task {}", spec.name));
         let doing = || own("a capability");
-        let Some(identity) = self.identities.get(index) else { return Err(doing()) };
+        let Some(identity) = self.identities.get(index) else {
+            return Err(doing());
+        };
         table.copy(table, Slot(slot::TABLE), Rights::ALL).doing(doing)?;
         table.copy(built.space, Slot(slot::SPACE), Rights::ALL).doing(doing)?;
         table.copy(built.thread, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
@@ -169,7 +184,9 @@ impl Root {
             for item in items {
                 let doing = || own(&name);
                 if let Item::Untyped(_) = item {
-                    let Some(memory) = lent.next() else { return Err(doing()) };
+                    let Some(memory) = lent.next() else {
+                        return Err(doing());
+                    };
                     table.copy(memory.untyped, at, Rights::ALL).doing(doing)?;
                 } else {
                     self.put(table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
@@ -208,12 +225,18 @@ impl Root {
 
     /// Gives task number `index` its capabilities to the threads and spaces of others, as far as the slots are empty.
     pub fn grant_controls(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else { return Ok(()) };
+        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else {
+            return Ok(());
+        };
         let items = self.items(index)?.into_iter().flat_map(|(_, items)| items);
         for (item, number) in items.zip(slot::NAMED..) {
             let at = Slot(number);
-            let (Item::Thread(task) | Item::Space(task)) = item else { continue };
-            let Some(other) = self.tasks.get(task).filter(|other| other.block.is_some()) else { continue };
+            let (Item::Thread(task) | Item::Space(task)) = item else {
+                continue;
+            };
+            let Some(other) = self.tasks.get(task).filter(|other| other.block.is_some()) else {
+                continue;
+            };
             let result = match item {
                 Item::Thread(_) => table.copy(other.thread, at, Rights::ALL).map(|_| ()),
                 _ => table.copy(other.space, at, Rights::ALL).map(|_| ()),

@@ -98,7 +98,8 @@ pub fn read(file: &[u8], limit: u64) -> Result<Image<'_>, ImageError> {
         segments.push(Segment { address, length: end - address, offset: header.p_vaddr - address, bytes, access });
     }
     segments.sort_by_key(|segment| segment.address);
-    let overlap = segments.iter().zip(segments.iter().skip(1)).any(|(one, next)| one.address + one.length > next.address);
+    let overlap =
+        segments.iter().zip(segments.iter().skip(1)).any(|(one, next)| one.address + one.length > next.address);
     let inside = |segment: &Segment| (segment.address..segment.address + segment.length).contains(&elf.ehdr.e_entry);
     if overlap || !segments.iter().any(|segment| segment.access == Access::Execute && inside(segment)) {
         return Err(ImageError::BadSegment);

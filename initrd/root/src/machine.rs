@@ -52,7 +52,11 @@ impl Root {
             // The kernel waits up to a second itself; what does not answer then is not there.
             let cpu = fully(|| {
                 let started = PLATFORM.start_cpu(apic_id, slot);
-                if moira_rt::sys::now() > limit { started.map_err(|_| moira_rt::sys::Error::NoHardware) } else { started }
+                if moira_rt::sys::now() > limit {
+                    started.map_err(|_| moira_rt::sys::Error::NoHardware)
+                } else {
+                    started
+                }
             });
             let cpu = cpu.doing(|| {
                 let (has, needs) = (self.machine.cpus.len(), self.system.cpus);

@@ -41,7 +41,10 @@ use moira_root::archive::{self, File};
 use moira_rt::{
     logging::{self, Sink},
     memory::{Addresses, Memory, Slots},
-    sys::{AddressSpace, CapTable, Deadline, Error, MessageBuffer, Notification, Outcome, Platform, Rights, Slot, now, receive},
+    sys::{
+        AddressSpace, CapTable, Deadline, Error, MessageBuffer, Notification, Outcome, Platform, Rights, Slot, now,
+        receive,
+    },
 };
 use pool::Pool;
 use store::Store;
@@ -114,7 +117,8 @@ struct Root {
 }
 
 fn main(info: &'static BootInfo, mut buffer: MessageBuffer, archive: &'static [u8]) {
-    let line = core::str::from_utf8(&info.command_line[..(info.command_line_length as usize).min(info.command_line.len())]);
+    let line =
+        core::str::from_utf8(&info.command_line[..(info.command_line_length as usize).min(info.command_line.len())]);
     let level = line.unwrap_or_default().split_whitespace().find_map(|word| word.strip_prefix("log=")?.parse().ok());
     logging::set_sink(&SINK, level.unwrap_or(LevelFilter::Info));
     info!("root: up after {} us", microseconds(info, now() - info.boot_tsc));

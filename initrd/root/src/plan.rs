@@ -119,7 +119,9 @@ fn harmonic(contracts: &[Contract], shortest: u64) -> Result<Vec<Entry>, PlanErr
         // The wait is the share that others have of the period: shorten the period until it is short enough.
         let wanted = match contract.latency {
             0 => contract.period,
-            latency if idle > latency => u64::try_from(u128::from(contract.period) * u128::from(latency) / u128::from(idle)).unwrap_or(u64::MAX),
+            latency if idle > latency => {
+                u64::try_from(u128::from(contract.period) * u128::from(latency) / u128::from(idle)).unwrap_or(u64::MAX)
+            }
             _ => contract.period,
         };
         entries.push((wanted.max(1), Entry { owner, slice: contract.slice, period: contract.period }));
@@ -128,7 +130,7 @@ fn harmonic(contracts: &[Contract], shortest: u64) -> Result<Vec<Entry>, PlanErr
     let mut previous = 0;
     let mut harmonic = Vec::new();
     for (wanted, entry) in entries {
-        let period = if previous == 0 { wanted } else { wanted / previous * previous };
+        let period = wanted.checked_div(previous).map_or(wanted, |times| times * previous);
         let slice = scale(entry.slice, period, entry.period).max(shortest);
         if slice > period {
             return Err(PlanError::Overload(entry.owner));
@@ -160,7 +162,9 @@ fn pick(free: &[(u64, u64)], limit: u64, mut need: u64, shortest: u64) -> Option
 /// Takes `[start, end)`, which is free, out of `free`.
 fn take(free: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     let index = free.partition_point(|piece| piece.1 <= start);
-    let Some(&(from, to)) = free.get(index) else { return };
+    let Some(&(from, to)) = free.get(index) else {
+        return;
+    };
     let rest = [(from, start), (end, to)].into_iter().filter(|piece| piece.0 < piece.1);
     free.splice(index..=index, rest);
 }
@@ -202,7 +206,12 @@ pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Plan, PlanError> {
 }
 
 /// Hands out what is free in turns.
-fn fill(contracts: &[Contract], terms: &Terms, free: &[(u64, u64)], windows: &mut Vec<Window>) -> Result<(), PlanError> {
+fn fill(
+    contracts: &[Contract],
+    terms: &Terms,
+    free: &[(u64, u64)],
+    windows: &mut Vec<Window>,
+) -> Result<(), PlanError> {
     let takers = contracts.iter().enumerate().filter(|(_, contract)| contract.extra || contract.slice == 0);
     let takers: Vec<usize> = takers.map(|(owner, _)| owner).collect();
     if takers.is_empty() {
@@ -244,7 +253,10 @@ mod tests {
         let plan = make(&[promise(200_000, 1_000_000, 0), promise(1_000_000, 2_000_000, 0)], &TERMS).unwrap();
         assert_eq!((plan.cycle, plan.promised), (2_000_000, 1_400_000));
         let of = |start, end, owner| Window { start, end, owner };
-        assert_eq!(plan.windows, [of(0, 200_000, 0), of(200_000, 1_000_000, 1), of(1_000_000, 1_200_000, 0), of(1_200_000, 1_400_000, 1)]);
+        assert_eq!(
+            plan.windows,
+            [of(0, 200_000, 0), of(200_000, 1_000_000, 1), of(1_000_000, 1_200_000, 0), of(1_200_000, 1_400_000, 1)]
+        );
     }
 
     #[test]
@@ -261,7 +273,13 @@ mod tests {
     #[test]
     fn without_contracts_all_get_the_same() {
         let plan = make(&[Contract::default(); 3], &Terms { fill: true, ..TERMS }).unwrap();
-        let time = |owner| plan.windows.iter().filter(|window| window.owner == owner).map(|window| window.end - window.start).sum::<u64>();
+        let time = |owner| {
+            plan.windows
+                .iter()
+                .filter(|window| window.owner == owner)
+                .map(|window| window.end - window.start)
+                .sum::<u64>()
+        };
         assert_eq!(plan.cycle, 10_000_000);
         assert!(time(0) >= 3_000_000 && time(1) >= 3_000_000 && time(2) >= 3_000_000);
         assert_eq!(time(0) + time(1) + time(2), 10_000_000);
@@ -271,13 +289,22 @@ mod tests {
     /// Longest wait between two windows of a context, over the end of the cycle too.
     fn longest_wait(plan: &Plan, owner: usize) -> u64 {
         let mine: Vec<_> = plan.windows.iter().filter(|window| window.owner == owner).collect();
-        let again = mine.iter().skip(1).map(|window| window.start).chain(mine.first().map(|window| window.start + plan.cycle));
+        let again =
+            mine.iter().skip(1).map(|window| window.start).chain(mine.first().map(|window| window.start + plan.cycle));
         mine.iter().zip(again).map(|(window, next)| next - window.end).max().unwrap_or(plan.cycle)
     }
 
     fn contracts() -> impl Strategy<Value = Vec<Contract>> {
-        let one = (5_000u64..400_000, 1_000_000u64..20_000_000, prop_oneof![Just(0u64), 500_000u64..5_000_000], any::<bool>());
-        prop::collection::vec(one.prop_map(|(slice, period, latency, extra)| Contract { slice, period, latency, extra }), 1..9)
+        let one = (
+            5_000u64..400_000,
+            1_000_000u64..20_000_000,
+            prop_oneof![Just(0u64), 500_000u64..5_000_000],
+            any::<bool>(),
+        );
+        prop::collection::vec(
+            one.prop_map(|(slice, period, latency, extra)| Contract { slice, period, latency, extra }),
+            1..9,
+        )
     }
 
     proptest! {

@@ -72,7 +72,8 @@ impl Pool {
         }
         slots.give(slot, 1);
         // A larger one that was given back is better than none.
-        let larger = self.clean.iter().enumerate().filter(|(_, block)| block.bits > bits).min_by_key(|(_, block)| block.bits);
+        let larger =
+            self.clean.iter().enumerate().filter(|(_, block)| block.bits > bits).min_by_key(|(_, block)| block.bits);
         let index = larger.map(|(index, _)| index).ok_or(Error::NoMemory)?;
         Ok(self.clean.swap_remove(index))
     }

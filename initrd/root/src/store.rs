@@ -55,11 +55,14 @@ impl Root {
         let grants = self.system.tasks.iter().flat_map(|task| task.grants.iter());
         let mut wanted: Vec<Wanted> = Vec::new();
         for grant in grants {
-            let (_, Grant::File { file: name }) = grant else { continue };
+            let (_, Grant::File { file: name }) = grant else {
+                continue;
+            };
             if wanted.iter().any(|file| file.name == *name) {
                 continue;
             }
-            let file = archive::find(&self.files, name).ok_or_else(|| format!("the system image has no file `{name}`"))?;
+            let file =
+                archive::find(&self.files, name).ok_or_else(|| format!("the system image has no file `{name}`"))?;
             let start = self.info.initrd_physical + file.offset;
             if !file.offset.is_multiple_of(PAGE) {
                 return Err(format!("the file `{name}` does not begin on a page of the system image"));
@@ -92,9 +95,13 @@ impl Root {
         let mut at = end;
         while at > start {
             let overlaps = |from: u64| wanted.iter().find(|file| file.start < at && file.end > from);
-            let large = at.checked_sub(FrameSize::Large.bytes()).filter(|from| *from >= start && at.is_multiple_of(FrameSize::Large.bytes()));
+            let large = at
+                .checked_sub(FrameSize::Large.bytes())
+                .filter(|from| *from >= start && at.is_multiple_of(FrameSize::Large.bytes()));
             let size = match large {
-                Some(from) if overlaps(from).is_none_or(|file| file.start <= from && file.end >= at) => FrameSize::Large,
+                Some(from) if overlaps(from).is_none_or(|file| file.start <= from && file.end >= at) => {
+                    FrameSize::Large
+                }
                 _ => FrameSize::Small,
             };
             let from = at - size.bytes();
@@ -142,7 +149,11 @@ impl Root {
             let frames = block.untyped.retype_frames(size, batch, first).doing(|| failure("its frames"))?;
             at -= u64::from(batch) * size.bytes();
             let offset = at - physical;
-            parts.extend(frames.iter().zip(0u64..).map(|(frame, index)| Part { frame, size, offset: offset + index * size.bytes() }));
+            parts.extend(frames.iter().zip(0u64..).map(|(frame, index)| Part {
+                frame,
+                size,
+                offset: offset + index * size.bytes(),
+            }));
         }
         parts.sort_by_key(|part| part.offset);
         Ok(Whole { parts, physical, length: bytes })

@@ -73,14 +73,16 @@ impl Root {
 
     /// A task may have stopped.
     fn look_at(&mut self, index: usize, buffer: &mut MessageBuffer) -> Result<(), Failure> {
-        let (Some(spec), Some(built)) = (self.system.tasks.get(index).cloned(), self.tasks.get(index)) else { return Ok(()) };
+        let (Some(spec), Some(built)) = (self.system.tasks.get(index).cloned(), self.tasks.get(index)) else {
+            return Ok(());
+        };
         if built.life != Life::Running {
             return Ok(());
         }
         let restarts = built.restarts;
         let end = match built.thread.read_registers(buffer) {
-            // Another task with the same bit.
-            Err(Error::Active) => return Ok(()),
+            // It runs, here or on its own CPU: another task has the same bit.
+            Err(Error::Active | Error::WrongCpu) => return Ok(()),
             Err(error) => End::Fault(format!("stopped; its registers cannot be read: {error:?}")),
             Ok(snapshot) if snapshot.fault.is_none() => return Ok(()),
             Ok(snapshot) => self.end_of(index, &snapshot),
@@ -123,7 +125,9 @@ impl Root {
     }
 
     fn remove(&mut self, index: usize, life: Life) -> Result<(), Failure> {
-        let Some(mut built) = self.tasks.get_mut(index).map(Built::take) else { return Ok(()) };
+        let Some(mut built) = self.tasks.get_mut(index).map(Built::take) else {
+            return Ok(());
+        };
         self.tear_down(&mut built)?;
         built.life = life;
         if let Some(place) = self.tasks.get_mut(index) {
@@ -133,7 +137,9 @@ impl Root {
     }
 
     fn end_of(&mut self, index: usize, snapshot: &Snapshot) -> End {
-        let Some(fault) = snapshot.fault else { return End::Finished };
+        let Some(fault) = snapshot.fault else {
+            return End::Finished;
+        };
         // `end` leaves a marker in rax and the length of a text in rdi.
         let (marker, length) = (snapshot.registers.gpr[0], snapshot.registers.gpr[7]);
         if fault.vector == end::VECTOR && marker == end::FINISHED {
@@ -174,7 +180,8 @@ impl Root {
             Ok(Ok(())) => {}
             Ok(Err(why)) | Err(why) => return Err(format!("{why:?}")),
         }
-        let printable: Vec<u8> = bytes.into_iter().map(|byte| if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' }).collect();
+        let printable: Vec<u8> =
+            bytes.into_iter().map(|byte| if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' }).collect();
         String::from_utf8(printable).map_err(failure)
     }
 }

@@ -49,10 +49,17 @@ impl Root {
             if index == 0 {
                 owners.push(SchedContext::new(Slot(slot::CONTEXT)));
                 names.push("root");
-                contracts.push(Contract { slice: self.ticks(OWN_SLICE), period: self.ticks(OWN_PERIOD), latency: 0, extra: false });
+                contracts.push(Contract {
+                    slice: self.ticks(OWN_SLICE),
+                    period: self.ticks(OWN_PERIOD),
+                    latency: 0,
+                    extra: false,
+                });
             }
             for (spec, identity) in self.system.tasks.iter().zip(&self.identities) {
-                let Some(context) = identity.context.filter(|_| spec.cpu == index) else { continue };
+                let Some(context) = identity.context.filter(|_| spec.cpu == index) else {
+                    continue;
+                };
                 owners.push(context);
                 names.push(&spec.name);
                 contracts.push(Contract {
@@ -65,17 +72,30 @@ impl Root {
             if owners.is_empty() {
                 continue;
             }
-            let terms =
-                Terms { cycle: self.ticks(CYCLE), shortest: self.ticks(SHORTEST).max(1000), quantum: self.ticks(QUANTUM), fill: !scheduled };
+            let terms = Terms {
+                cycle: self.ticks(CYCLE),
+                shortest: self.ticks(SHORTEST).max(1000),
+                quantum: self.ticks(QUANTUM),
+                fill: !scheduled,
+            };
             let plan = plan::make(&contracts, &terms).map_err(|why| {
                 let name = why.owner().and_then(|owner| names.get(owner)).copied().unwrap_or_default();
                 format!("CPU {index}: the time of task {name} cannot be promised: {why}")
             })?;
-            let promised = (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2) / u128::from(plan.cycle.max(1));
+            let promised =
+                (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2) / u128::from(plan.cycle.max(1));
             let (windows, whole, part) = (plan.windows.len(), promised / 10, promised % 10);
-            info!("root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised", crate::microseconds(self.info, plan.cycle));
+            info!(
+                "root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised",
+                crate::microseconds(self.info, plan.cycle)
+            );
             for window in &plan.windows {
-                debug!("root: CPU {index}: {} to {}: {}", window.start, window.end, names.get(window.owner).copied().unwrap_or_default());
+                debug!(
+                    "root: CPU {index}: {} to {}: {}",
+                    window.start,
+                    window.end,
+                    names.get(window.owner).copied().unwrap_or_default()
+                );
             }
             self.install(index, &plan, &owners)?;
         }

@@ -45,20 +45,12 @@ fn main(env: Env) {
         return;
     };
     let status = env.shared("status");
-    let Some(page) = status
-        .as_ref()
-        .and_then(|region| Page::new(region.words64()))
-    else {
+    let Some(page) = status.as_ref().and_then(|region| Page::new(region.words64())) else {
         error!("no region `status` of a page");
         return;
     };
-    let contexts = env
-        .capabilities("contexts")
-        .unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
-    let quantum_us: u64 = env
-        .argument("quantum_us")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1000);
+    let contexts = env.capabilities("contexts").unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
+    let quantum_us: u64 = env.argument("quantum_us").and_then(|text| text.parse().ok()).unwrap_or(1000);
     let count = contexts.len() as usize;
     let Some(shares) = policy::shares(count, |key| env.argument(key), |ns| env.ticks(ns)) else {
         error!("weights, slices, periods and warps are lists of numbers");
@@ -135,9 +127,7 @@ impl Scheduler<'_> {
             }
             self.obey(now);
             let request = self.slack.next(now);
-            let context = request
-                .context
-                .and_then(|number| self.contexts.get(u32::try_from(number).ok()?));
+            let context = request.context.and_then(|number| self.contexts.get(u32::try_from(number).ok()?));
             let answer = self.cpu.dispatch(context, Deadline(request.until), request.token);
             // Not registered: sleep, since a supervisor may be about to do it.
             if !self.slack.answered(answer, sys::now())
@@ -151,7 +141,11 @@ impl Scheduler<'_> {
 
     /// Takes another policy if one is wanted.
     fn obey(&mut self, now: u64) {
-        let Some(wanted) = self.control.and_then(|region| region.words64().first().map(|word| word.load(Ordering::Relaxed))) else { return };
+        let Some(wanted) =
+            self.control.and_then(|region| region.words64().first().map(|word| word.load(Ordering::Relaxed)))
+        else {
+            return;
+        };
         if wanted == self.wanted {
             return;
         }

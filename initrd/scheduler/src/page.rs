@@ -11,12 +11,9 @@ const CONTEXT_WORDS: usize = size_of::<ContextStatus>() / 8;
 const WORDS: usize = size_of::<StatusPage>().div_ceil(8);
 
 // The log is read two entries a word, the thread of a context word as the upper half of its first word.
-const _: () = assert!(
-    offset_of!(StatusPage, log).is_multiple_of(8)
-        && offset_of!(StatusPage, context).is_multiple_of(8)
-);
 const _: () =
-    assert!(size_of::<ContextStatus>().is_multiple_of(8) && offset_of!(ContextStatus, thread) == 4);
+    assert!(offset_of!(StatusPage, log).is_multiple_of(8) && offset_of!(StatusPage, context).is_multiple_of(8));
+const _: () = assert!(size_of::<ContextStatus>().is_multiple_of(8) && offset_of!(ContextStatus, thread) == 4);
 
 /// The page as words that the kernel may change at any instruction.
 #[derive(Clone, Copy, Debug)]
@@ -30,17 +27,13 @@ impl<'a> Page<'a> {
     }
 
     fn word(&self, index: usize) -> u64 {
-        self.0
-            .get(index)
-            .map_or(0, |word| word.load(Ordering::Relaxed))
+        self.0.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// The sequence: read first, it is the token. Acquire: what the kernel wrote before it raised the sequence is seen after.
     #[must_use]
     pub fn sequence(&self) -> u64 {
-        self.0
-            .get(SEQUENCE)
-            .map_or(0, |word| word.load(Ordering::Acquire))
+        self.0.get(SEQUENCE).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     /// The number of the thread about which there was news number `sequence`, if the log still has it.
@@ -54,10 +47,6 @@ impl<'a> Page<'a> {
     #[must_use]
     pub fn blocked_at(&self, index: u32) -> u32 {
         let index = index as usize;
-        if index < STATUS_CONTEXTS {
-            (self.word(CONTEXT + index * CONTEXT_WORDS) >> 32) as u32
-        } else {
-            0
-        }
+        if index < STATUS_CONTEXTS { (self.word(CONTEXT + index * CONTEXT_WORDS) >> 32) as u32 } else { 0 }
     }
 }

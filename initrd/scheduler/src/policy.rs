@@ -75,12 +75,19 @@ pub fn by_name(name: &str, shares: &[Share], quantum: u64) -> Option<Box<dyn Pol
 /// Reads the shares of `count` contexts from the manifest's arguments: `weights=1,2`, `slices_us=…`, `periods_us=…`, `warps_us=…`, each
 /// in the order of the contexts; what is missing is as in [`Share::EQUAL`]. `None`: not a list of numbers.
 #[must_use]
-pub fn shares<'a>(count: usize, argument: impl Fn(&str) -> Option<&'a str>, ticks: impl Fn(u64) -> u64) -> Option<Vec<Share>> {
+pub fn shares<'a>(
+    count: usize,
+    argument: impl Fn(&str) -> Option<&'a str>,
+    ticks: impl Fn(u64) -> u64,
+) -> Option<Vec<Share>> {
     let list = |key| -> Option<Vec<u64>> {
-        let Some(text) = argument(key) else { return Some(Vec::new()) };
+        let Some(text) = argument(key) else {
+            return Some(Vec::new());
+        };
         text.split(',').map(|part| part.trim().parse().ok()).collect()
     };
-    let (weights, slices, periods, warps) = (list("weights")?, list("slices_us")?, list("periods_us")?, list("warps_us")?);
+    let (weights, slices, periods, warps) =
+        (list("weights")?, list("slices_us")?, list("periods_us")?, list("warps_us")?);
     let at = |list: &[u64], index: usize| list.get(index).copied().unwrap_or(0);
     let time = |list: &[u64], index| ticks(at(list, index).saturating_mul(1_000));
     let share = |index| Share {

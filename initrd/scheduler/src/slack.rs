@@ -84,15 +84,9 @@ impl<'a> Slack<'a> {
         self.read_news(token, now);
         let timer = self.run_timers(now);
         let choice = self.policy.choose(now);
-        let until = choice
-            .map_or(timer, |choice| choice.until.min(timer))
-            .max(now.saturating_add(self.shortest));
+        let until = choice.map_or(timer, |choice| choice.until.min(timer)).max(now.saturating_add(self.shortest));
         self.asked = choice.map(|choice| choice.context);
-        Request {
-            context: choice.map(|choice| choice.context),
-            until,
-            token,
-        }
+        Request { context: choice.map(|choice| choice.context), until, token }
     }
 
     fn read_news(&mut self, token: u64, now: u64) {
@@ -111,8 +105,7 @@ impl<'a> Slack<'a> {
     /// Wakes all that are blocked at a thread of which `here` says so.
     fn wake_where(&mut self, here: impl Fn(u32) -> bool, now: u64) {
         for context in 0..self.standing.len() {
-            if matches!(self.standing.get(context), Some(Standing::Asleep { at, .. }) if here(*at))
-            {
+            if matches!(self.standing.get(context), Some(Standing::Asleep { at, .. }) if here(*at)) {
                 self.put(context, Standing::Awake, now);
             }
         }
@@ -130,9 +123,7 @@ impl<'a> Slack<'a> {
                 Some(Standing::Asleep { deadline, .. }) if *deadline != 0 && *deadline <= now => {
                     self.put(context, Standing::Awake, now);
                 }
-                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => {
-                    next = next.min(*deadline)
-                }
+                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => next = next.min(*deadline),
                 Some(Standing::Missing) if retry => self.put(context, Standing::Awake, now),
                 _ => {}
             }
@@ -145,11 +136,7 @@ impl<'a> Slack<'a> {
             return;
         };
         *place = standing;
-        if standing == Standing::Awake {
-            self.policy.wake(context, now)
-        } else {
-            self.policy.block(context, now)
-        }
+        if standing == Standing::Awake { self.policy.wake(context, now) } else { self.policy.block(context, now) }
     }
 
     /// Goes on with another policy, which is told who is awake.

@@ -1,6 +1,10 @@
 //! The scheduler against a model of the kernel's side: tokens, news, deadlines, contexts that come and go at any moment.
 
-use crate::{page::Page, policy::{RoundRobin, by_name, POLICIES, Share}, slack::Slack};
+use crate::{
+    page::Page,
+    policy::{POLICIES, RoundRobin, Share, by_name},
+    slack::Slack,
+};
 use core::sync::atomic::{AtomicU64, Ordering};
 use moira_abi::time::blocked;
 use moira_rt::sys::{Blocked, Dispatched, Error};
@@ -56,8 +60,7 @@ impl Kernel {
         let entry = (sequence % 256) as usize;
         let word = &self.page[2 + entry / 2];
         let shift = entry % 2 * 32;
-        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift)
-            | u64::from(Self::thread(context)) << shift;
+        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(Self::thread(context)) << shift;
         word.store(value, Ordering::Relaxed);
         self.page[0].store(sequence + 1, Ordering::Release);
     }
@@ -68,11 +71,7 @@ impl Kernel {
         let word = u64::from(blocked::WAITING) | u64::from(Self::thread(context)) << 32;
         self.page[2 + 128 + Self::index(context) as usize * 4].store(word, Ordering::Relaxed);
         let at = if self.tells { Self::thread(context) } else { 0 };
-        Dispatched::Blocked {
-            kind: Blocked::Waiting,
-            deadline,
-            at,
-        }
+        Dispatched::Blocked { kind: Blocked::Waiting, deadline, at }
     }
 
     fn signal(&mut self, context: usize) {
@@ -245,14 +244,7 @@ impl Kernel {
 #[test]
 fn a_refused_cpu_is_told_apart_from_a_missing_context() {
     let words: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();
-    let mut slack = Slack::new(
-        Page::new(&words).unwrap(),
-        Box::new(RoundRobin::new(1, 100)),
-        1,
-        &[],
-        RETRY,
-        3,
-    );
+    let mut slack = Slack::new(Page::new(&words).unwrap(), Box::new(RoundRobin::new(1, 100)), 1, &[], RETRY, 3);
     assert_eq!(slack.next(5).context, Some(0));
     assert!(slack.answered(Err(Error::Empty), 6));
     assert_eq!(slack.next(7).context, None);

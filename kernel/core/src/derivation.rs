@@ -69,6 +69,8 @@ pub fn first_descendant<L: Links>(links: &L, slot: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
+// Slots index several arrays at once.
+#[allow(clippy::needless_range_loop)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

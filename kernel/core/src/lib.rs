@@ -5,6 +5,7 @@
 
 pub mod capword;
 pub mod derivation;
+pub mod flush;
 pub mod plan;
 pub mod radix;
 pub mod untyped;

@@ -51,7 +51,13 @@ pub struct Stretch {
 
 /// Moves a position on to `now` and says what stretch it is in. `window(i)` is the i-th of `count` windows. Whole cycles that
 /// were missed are skipped by division; within the cycle the search is binary, so the cost is bounded by log2(count).
-pub fn advance(position: &mut Position, length: u64, count: usize, now: u64, window: impl Fn(usize) -> Window) -> Stretch {
+pub fn advance(
+    position: &mut Position,
+    length: u64,
+    count: usize,
+    now: u64,
+    window: impl Fn(usize) -> Window,
+) -> Stretch {
     let mut offset = now.wrapping_sub(position.cycle_start);
     if offset >= length {
         let cycles = if offset < 2 * length { 1 } else { offset / length };

@@ -70,11 +70,12 @@ const fn paging_leaf(address: u64, size: FrameSize, rights: Rights, cache: Cache
     if !matches!(size, FrameSize::Small) {
         entry |= LARGE;
     }
-    entry | match cache {
-        Cache::WriteBack => 0,
-        Cache::Uncached => CACHE_DISABLE | WRITE_THROUGH,
-        Cache::WriteCombining => WRITE_THROUGH,
-    }
+    entry
+        | match cache {
+            Cache::WriteBack => 0,
+            Cache::Uncached => CACHE_DISABLE | WRITE_THROUGH,
+            Cache::WriteCombining => WRITE_THROUGH,
+        }
 }
 
 impl Format for TaskFormat {
@@ -143,7 +144,14 @@ const fn index(address: u64, level: u8) -> usize {
 }
 
 /// The table at the level of a page size, made on the way if `make`.
-fn descend<T: Tables, F: Format>(tables: &T, format: &F, root: u64, address: u64, size: FrameSize, make: bool) -> Result<u64, MapError> {
+fn descend<T: Tables, F: Format>(
+    tables: &T,
+    format: &F,
+    root: u64,
+    address: u64,
+    size: FrameSize,
+    make: bool,
+) -> Result<u64, MapError> {
     let mut table = root;
     let mut level = 3;
     while level > size as u8 {
@@ -171,7 +179,14 @@ fn descend<T: Tables, F: Format>(tables: &T, format: &F, root: u64, address: u64
 /// [`MapError`].
 #[allow(clippy::too_many_arguments)]
 pub fn map<T: Tables, F: Format>(
-    tables: &T, format: &F, root: u64, address: u64, physical: u64, size: FrameSize, rights: Rights, cache: Cache,
+    tables: &T,
+    format: &F,
+    root: u64,
+    address: u64,
+    physical: u64,
+    size: FrameSize,
+    rights: Rights,
+    cache: Cache,
 ) -> Result<(), MapError> {
     let table = descend(tables, format, root, address, size, true)?;
     let index = index(address, size as u8);
@@ -185,7 +200,13 @@ pub fn map<T: Tables, F: Format>(
 /// Replaces or removes (`rights` none) the mapping of a page, if exactly `physical` is mapped there with that size. Answers
 /// whether it was.
 pub fn change<T: Tables, F: Format>(
-    tables: &T, format: &F, root: u64, address: u64, physical: u64, size: FrameSize, rights: Option<(Rights, Cache)>,
+    tables: &T,
+    format: &F,
+    root: u64,
+    address: u64,
+    physical: u64,
+    size: FrameSize,
+    rights: Option<(Rights, Cache)>,
 ) -> bool {
     let Ok(table) = descend(tables, format, root, address, size, false) else { return false };
     let index = index(address, size as u8);
@@ -250,7 +271,8 @@ mod tests {
             // Few places, so that pages of different sizes meet.
             let address = (u64::from(place) << 19 | u64::from(place & 3) << 12) & !(size.bytes() - 1);
             let physical = u64::from(frame) << 30;
-            let overlaps = |other: &(u64, u64, FrameSize)| other.0 < address + size.bytes() && address < other.0 + other.2.bytes();
+            let overlaps =
+                |other: &(u64, u64, FrameSize)| other.0 < address + size.bytes() && address < other.0 + other.2.bytes();
             if op % 3 < 2 {
                 let answer = map(&tables, &format, 0x1000, address, physical, size, Rights::READ, Cache::WriteBack);
                 match answer {

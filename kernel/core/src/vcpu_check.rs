@@ -128,11 +128,7 @@ impl Control {
             return Err(invalid::RESERVED);
         }
         let lma = if long { efer::LMA } else { 0 };
-        Ok(Control {
-            cr0: self.cr0 | cr0::ET,
-            efer: self.efer & !efer::LMA | lma,
-            ..self
-        })
+        Ok(Control { cr0: self.cr0 | cr0::ET, efer: self.efer & !efer::LMA | lma, ..self })
     }
 }
 
@@ -158,20 +154,14 @@ impl Debug {
             return Err(invalid::CANONICAL);
         }
         let dr6 = self.dr6 & 0xe00f | 0xffff_0ff0;
-        Ok(Debug {
-            dr: self.dr,
-            dr6,
-            dr7: self.dr7 & 0xffff_2bff | 0x400,
-        })
+        Ok(Debug { dr: self.dr, dr6, dr7: self.dr7 & 0xffff_2bff | 0x400 })
     }
 }
 
 /// Whether all eight memory types of a PAT value exist (SDM 11.12.2).
 #[must_use]
 pub fn pat_valid(pat: u64) -> bool {
-    pat.to_le_bytes()
-        .iter()
-        .all(|&kind| matches!(kind, 0 | 1 | 4..=7))
+    pat.to_le_bytes().iter().all(|&kind| matches!(kind, 0 | 1 | 4..=7))
 }
 
 /// Whether XCR0 may hold this value (SDM 13.3): x87 always, AVX needs SSE, the three AVX-512 parts go together and need AVX.
@@ -197,11 +187,7 @@ pub struct Event {
 
 impl Event {
     /// No event.
-    pub const NONE: Event = Event {
-        info: 0,
-        code: 0,
-        length: 0,
-    };
+    pub const NONE: Event = Event { info: 0, code: 0, length: 0 };
 
     /// Checks group INJECT's event (SDM 26.2.1.3, without what depends on the rest of the state).
     ///
@@ -215,10 +201,7 @@ impl Event {
         let vector = info & 0xff;
         let has_code = inject & event::HAS_CODE != 0;
         let kind = inject & event::TYPE;
-        let soft = matches!(
-            kind,
-            event::SOFTWARE_INTERRUPT | event::PRIVILEGED_EXCEPTION | event::SOFTWARE_EXCEPTION
-        );
+        let soft = matches!(kind, event::SOFTWARE_INTERRUPT | event::PRIVILEGED_EXCEPTION | event::SOFTWARE_EXCEPTION);
         let type_ok = match kind {
             event::INTERRUPT | event::SOFTWARE_INTERRUPT => true,
             event::NMI => vector == 2,
@@ -227,10 +210,8 @@ impl Event {
             event::SOFTWARE_EXCEPTION => vector == 3 || vector == 4,
             _ => false,
         };
-        let code_ok = !has_code
-            || kind == event::EXCEPTION
-                && matches!(vector, 8 | 10..=14 | 17 | 21)
-                && inject >> 48 == 0;
+        let code_ok =
+            !has_code || kind == event::EXCEPTION && matches!(vector, 8 | 10..=14 | 17 | 21) && inject >> 48 == 0;
         let length_ok = !soft || length >= 1 && length <= 15;
         if !type_ok || !code_ok || !length_ok || info & 0x7fff_f000 != 0 {
             return Err(invalid::EVENT);
@@ -257,8 +238,7 @@ impl Event {
     /// Whether an instruction raised it: running that instruction again raises it again, so that it is never handed back.
     #[must_use]
     pub const fn is_software(self) -> bool {
-        self.info as u64 & event::VALID != 0
-            && self.info as u64 & event::TYPE >= event::SOFTWARE_INTERRUPT
+        self.info as u64 & event::VALID != 0 && self.info as u64 & event::TYPE >= event::SOFTWARE_INTERRUPT
     }
 
     /// EVENTINJ of SVM (APM 2 15.20): software exceptions are exceptions there.
@@ -283,16 +263,8 @@ impl Event {
         if low as u64 & event::TYPE == event::EXCEPTION && matches!(low & 0xff, 3 | 4) {
             low = low & !(event::TYPE as u32) | event::SOFTWARE_EXCEPTION as u32;
         }
-        let code = if info & event::HAS_CODE != 0 {
-            (info >> 32) as u32
-        } else {
-            0
-        };
-        Event {
-            info: low,
-            code,
-            length: 0,
-        }
+        let code = if info & event::HAS_CODE != 0 { (info >> 32) as u32 } else { 0 };
+        Event { info: low, code, length: 0 }
     }
 }
 
@@ -308,11 +280,7 @@ pub fn check_segments(segments: &[Segment; 8]) -> Result<(), u64> {
     if !segments.iter().all(|segment| canonical(segment.base)) {
         return Err(invalid::CANONICAL);
     }
-    reserved(
-        segments
-            .iter()
-            .all(|segment| segment.rights & !(UNUSABLE | 0xf0ff) == 0),
-    )?;
+    reserved(segments.iter().all(|segment| segment.rights & !(UNUSABLE | 0xf0ff) == 0))?;
     let task = segments[seg::TR].rights;
     reserved(task & (UNUSABLE | 0x9f) == 0x83 || task & (UNUSABLE | 0x9f) == 0x8b)
 }
@@ -321,11 +289,7 @@ pub fn check_segments(segments: &[Segment; 8]) -> Result<(), u64> {
 #[must_use]
 pub const fn rights_to_svm(rights: u32) -> u16 {
     let attributes = (rights & 0xff | rights >> 4 & 0xf00) as u16;
-    if rights & UNUSABLE != 0 {
-        attributes & !0x80
-    } else {
-        attributes
-    }
+    if rights & UNUSABLE != 0 { attributes & !0x80 } else { attributes }
 }
 
 /// VT-x's access rights from SVM's attributes.
@@ -358,12 +322,7 @@ pub const fn port_from_svm(info: u64) -> PortIo {
 #[must_use]
 pub const fn port_from_vmx(qualification: u64) -> PortIo {
     let size = (qualification & 7) + 1;
-    PortIo(
-        qualification & 0xffff_0000
-            | size << 4
-            | qualification >> 3 & 1
-            | (qualification >> 4 & 3) << 2,
-    )
+    PortIo(qualification & 0xffff_0000 | size << 4 | qualification >> 3 & 1 | (qualification >> 4 & 3) << 2)
 }
 
 /// [`vcpu::access`] from SVM's nested-page-fault EXITINFO1 (APM 2 15.25.6).
@@ -377,16 +336,8 @@ pub const fn access_from_svm(info: u64) -> u64 {
 #[must_use]
 pub const fn access_from_vmx(qualification: u64) -> u64 {
     use vcpu::access::{FETCH, PRESENT, WALK, WRITE};
-    let present = if qualification & 0x38 != 0 {
-        PRESENT
-    } else {
-        0
-    };
-    let walk = if qualification & 0x180 == 0x80 {
-        WALK
-    } else {
-        0
-    };
+    let present = if qualification & 0x38 != 0 { PRESENT } else { 0 };
+    let walk = if qualification & 0x180 == 0x80 { WALK } else { 0 };
     flag(qualification, 1, WRITE) | flag(qualification, 2, FETCH) | present | walk
 }
 

@@ -150,7 +150,9 @@ fn multiboot2(info: u64) -> Result<Loaded, &'static str> {
         }
         match kind {
             1 => loaded.set_command_line(at + 8, size as usize - 8),
-            3 if loaded.initrd.end == 0 => loaded.initrd = Range { start: u32_at(at + 8) as u64, end: u32_at(at + 12) as u64 },
+            3 if loaded.initrd.end == 0 => {
+                loaded.initrd = Range { start: u32_at(at + 8) as u64, end: u32_at(at + 12) as u64 }
+            }
             6 => {
                 let entry = (u32_at(at + 8) as u64).max(24);
                 let mut place = at + 16;

@@ -51,7 +51,16 @@ impl Maker<'_> {
     }
 
     fn map(&mut self, address: u64, physical: u64, rights: Rights) {
-        let done = radix::map(&self.space, &TaskFormat, self.space.root.get(), address, physical, FrameSize::Small, rights, Cache::WriteBack);
+        let done = radix::map(
+            &self.space,
+            &TaskFormat,
+            self.space.root.get(),
+            address,
+            physical,
+            FrameSize::Small,
+            rights,
+            Cache::WriteBack,
+        );
         if done.is_err() {
             super::fail(format_args!("the root task's image overlaps or is too large at {address:#x}"));
         }
@@ -123,9 +132,17 @@ fn load(maker: &mut Maker, file: &[u8]) -> Option<u64> {
 }
 
 /// Makes the root task and gives it everything. `early_start` is where the kernel's early allocations began.
-pub fn make(cpu: &'static Cpu, loaded: &Loaded, mut early: Early, early_start: u64, image: Range, boot_tsc: u64, virtualization: u32) -> Obj<Thread> {
+pub fn make(
+    cpu: &'static Cpu,
+    loaded: &Loaded,
+    mut early: Early,
+    early_start: u64,
+    image: Range,
+    boot_tsc: u64,
+    virtualization: u32,
+) -> Obj<Thread> {
     let initrd = loaded.initrd;
-    if initrd.start % 4096 != 0 {
+    if !initrd.start.is_multiple_of(4096) {
         super::fail(format_args!("the module does not begin on a page boundary"));
     }
     let length = initrd.end - initrd.start;

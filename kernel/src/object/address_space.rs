@@ -224,6 +224,9 @@ pub fn map_slot(space: Obj<AddressSpace>, slot: Obj<Slot>, address: u64, flags: 
     if address & (size.bytes() - 1) != 0 || address >= limit || size.bytes() > limit - address {
         return Err(Error::BadArgument);
     }
+    if space.id.get() == 0 {
+        return Err(Error::Inactive);
+    }
     if space.root.get() == 0 {
         return Err(Error::NoMemory);
     }

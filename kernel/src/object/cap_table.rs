@@ -104,10 +104,8 @@ pub fn empty_some(table: Obj<CapTable>, budget: &mut u32) -> bool {
         // Empty slots are cheap, but not free.
         for _ in 0..32 {
             let Ok(slot) = cap::slot_of(table, table.cursor.get() + 2) else { return true };
-            if !slot.is_empty() {
-                if *budget == 0 || !cap::delete_some(slot, budget) {
-                    return false;
-                }
+            if !slot.is_empty() && (*budget == 0 || !cap::delete_some(slot, budget)) {
+                return false;
             }
             table.cursor.set(table.cursor.get() + 1);
         }

@@ -1,6 +1,11 @@
 //! `Cpu`: one processor: its plan, its scheduler, its ledger. ABI: `docs/abi/cpu.md`.
 
-use super::{life, plan::Plan, sched_context::{self, SchedContext}, thread::Thread};
+use super::{
+    life,
+    plan::Plan,
+    sched_context::{self, SchedContext},
+    thread::Thread,
+};
 use crate::{
     cap, memory,
     memory::Obj,

@@ -91,14 +91,13 @@ pub fn message(interrupt: Obj<Interrupt>, caller: Obj<Thread>) -> Result<(), Err
     Ok(())
 }
 
-/// The source is silenced and its vector freed.
+/// The source is silenced and its vector freed. A target may have been bound to one that never got a vector, too.
 pub fn retire(interrupt: Obj<Interrupt>) {
-    if interrupt.vector.get() == 0 {
-        return;
+    if interrupt.vector.get() != 0 {
+        interrupt.line.get().mask(true);
+        let home = crate::percpu::by_index(interrupt.header.home());
+        home.vectors[interrupt.vector.replace(0) as usize].store(0, Release);
     }
-    interrupt.line.get().mask(true);
-    let home = crate::percpu::by_index(interrupt.header.home());
-    home.vectors[interrupt.vector.replace(0) as usize].store(0, Release);
     let target = Obj::from_ref(&interrupt.target);
     if !target.is_empty() {
         cap::remove(target);

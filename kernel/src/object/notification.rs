@@ -9,7 +9,10 @@
 //! ```
 //! Either the signaller sees the waiter, or the waiter's Walk sees the bits.
 
-use super::{Header, life, thread::{State, Thread}};
+use super::{
+    Header, life,
+    thread::{State, Thread},
+};
 use crate::{
     memory::{Obj, Object},
     percpu::Cpu,

@@ -1,7 +1,11 @@
 //! `Plan`: the windows of one cycle for one CPU. ABI: `docs/abi/plan.md`. Following it: `sched.rs`.
 
-use super::{Header, sched_context, thread::Thread};
-use crate::memory::{self, Obj, Object};
+use super::{Header, cap_table::CapTable, sched_context, thread::Thread};
+use crate::{
+    memory::{Obj, Object, Page},
+    percpu::Cpu,
+    smp,
+};
 use core::{cell::Cell, sync::atomic::Ordering::*};
 use moira_abi::{Error, ObjectType};
 use moira_kernel_core::plan::{self, Window};
@@ -57,33 +61,53 @@ pub fn clear(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Windows that one `append many` takes at most: what fits a hold of the lock.
-pub const MANY: usize = 8;
+/// Windows that are appended in one hold of the lock.
+const HOLD: usize = 8;
+/// Windows that one `append many` takes at most.
+const MANY: u64 = 16;
 
 /// `append`: W0 context slot, W1 start, W2 end.
 pub fn append(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
-    fill(plan, caller, &[[caller.word(0), caller.word(1), caller.word(2)]])
+    fill(plan, caller.table()?, 1, |_| [caller.word(0), caller.word(1), caller.word(2)])
 }
 
-/// `append many`: W0 windows, which lie in the message buffer as context slot, start, end. All of them, or none.
-pub fn append_many(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
-    let count = caller.word(0) as usize;
-    if count == 0 || count > MANY {
+/// `append many`, without the lock: W0 windows, from number W1 on in the message buffer as context slot, start, end. Eight in a hold of the
+/// lock: all of them, or none. W0 and W1 are the progress, with which the call starts again if the lock is taken (*Again*).
+pub fn append_many(cpu: &Cpu, plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
+    let (table, buffer) = (caller.table()?, Page(caller.buffer().ok_or(Error::NotMapped)?));
+    let (mut left, mut first) = (caller.word(0), caller.word(1));
+    if left == 0 || left > MANY || first > 128 {
         return Err(Error::BadArgument);
     }
-    // Read once: another thread of the task may write it meanwhile.
-    let asked: [[u64; 3]; MANY] = memory::read_struct(caller.buffer().ok_or(Error::NotMapped)?);
-    fill(plan, caller, &asked[..count])
+    while left > 0 {
+        let count = (left as usize).min(HOLD);
+        // Each word is read once: another thread of the task may write it meanwhile.
+        if !smp::try_lock(cpu) {
+            return Err(Error::Again);
+        }
+        let result = fill(plan, table, count, |index| {
+            let at = (first + index as u64) * 24;
+            [buffer.read(at), buffer.read(at + 8), buffer.read(at + 16)]
+        });
+        smp::unlock();
+        result?;
+        (left, first) = (left - count as u64, first + count as u64);
+        caller.answer2(left, first);
+    }
+    Ok(())
 }
 
-fn fill(plan: Obj<Plan>, caller: Obj<Thread>, asked: &[[u64; 3]]) -> Result<(), Error> {
+fn fill(plan: Obj<Plan>, table: Obj<CapTable>, more: usize, asked: impl Fn(usize) -> [u64; 3]) -> Result<(), Error> {
     editable(plan)?;
-    let (table, length, count) = (caller.table()?, plan.length.get(), plan.count.get() as usize);
+    let (length, count) = (plan.length.get(), plan.count.get() as usize);
     let mut home = plan.cpu.get();
     let mut previous = if count == 0 { 0 } else { plan.window(count - 1).end };
-    let mut windows = [Window::default(); MANY];
-    for (window, [slot, start, end]) in windows.iter_mut().zip(asked) {
-        let context = sched_context::source(table, *slot)?;
+    if count + more > plan.capacity() as usize {
+        return Err(Error::NoMemory);
+    }
+    for index in 0..more {
+        let [slot, start, end] = asked(index);
+        let context = sched_context::source(table, slot)?;
         if context.header.life() != super::life::ACTIVE {
             return Err(Error::Inactive);
         }
@@ -92,20 +116,15 @@ fn fill(plan: Obj<Plan>, caller: Obj<Thread>, asked: &[[u64; 3]]) -> Result<(), 
             return Err(Error::WrongCpu);
         }
         home = here;
-        if !plan::may_append(length, previous, *start, *end) {
+        if !plan::may_append(length, previous, start, end) {
             return Err(Error::BadPlan);
         }
-        previous = *end;
+        previous = end;
         let Some(owner) = context.in_window() else { return Err(Error::TooDeep) };
-        *window = Window { start: *start, end: *end, owner, reserved: 0 };
+        // Not a window before it is counted: an error later on leaves the plan as it was.
+        plan.cell(count + index).set(Window { start, end, owner, reserved: 0 });
     }
-    if count + asked.len() > plan.capacity() as usize {
-        return Err(Error::NoMemory);
-    }
-    for (index, window) in windows.iter().take(asked.len()).enumerate() {
-        plan.cell(count + index).set(*window);
-    }
-    plan.count.set((count + asked.len()) as u64);
+    plan.count.set((count + more) as u64);
     plan.cpu.set(home);
     Ok(())
 }

@@ -91,7 +91,7 @@ pub fn start_cpu(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> Resu
 /// `add_io_apic`: W0 physical address, W1 first GSI; answers W0 the number of its pins.
 pub fn add_io_apic(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let (address, first) = (caller.word(0), caller.word(1));
-    if address % PAGE != 0 || address >= 1 << 32 || first > 0xffff || boot::is_memory(address, PAGE) {
+    if !address.is_multiple_of(PAGE) || address >= 1 << 32 || first > 0xffff || boot::is_memory(address, PAGE) {
         return Err(Error::BadArgument);
     }
     caller.answer1(arch::ioapic::add(address, first as u32).ok_or(Error::NoMemory)? as u64);
@@ -111,7 +111,8 @@ pub fn make_interrupt(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error
     if interrupt.header.life() != life::INACTIVE {
         return Err(Error::InUse);
     }
-    let vector = (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
+    let vector =
+        (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
     cap::derive(cap::slot_of(table, caller.word(5))?, Obj::from_ref(&interrupt.target), Rights::SIGNAL, None)?;
     interrupt.header.home.store(home.index, Relaxed);
     interrupt.header.life.store(life::ACTIVE, Relaxed);
@@ -140,7 +141,7 @@ pub fn make_io_ports(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> 
 pub fn make_frame(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> Result<(), Error> {
     let size = u8::try_from(caller.word(1)).ok().and_then(FrameSize::from_bits).ok_or(Error::BadArgument)?;
     let address = caller.word(0);
-    if address % size.bytes() != 0 || address >= 1 << 46 || boot::is_memory(address, size.bytes()) {
+    if !address.is_multiple_of(size.bytes()) || address >= 1 << 46 || boot::is_memory(address, size.bytes()) {
         return Err(Error::BadArgument);
     }
     let to = caller.table()?.empty_slot(caller.word(2))?;

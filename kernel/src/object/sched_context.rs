@@ -7,7 +7,10 @@ use crate::{
     percpu::Cpu,
 };
 use core::{cell::Cell, sync::atomic::Ordering::*};
-use moira_abi::{Error, ObjectType, Rights, time::{LOSERS, Losers}};
+use moira_abi::{
+    Error, ObjectType, Rights,
+    time::{LOSERS, Losers},
+};
 
 /// A scheduling context: 512 bytes.
 #[repr(C)]
@@ -187,6 +190,7 @@ pub fn retire(context: Obj<SchedContext>, home: &crate::percpu::Cpu) {
 }
 
 /// Assertion helper for the cap module: contexts are never frames.
+#[inline(always)]
 pub fn source(table: Obj<super::cap_table::CapTable>, index: u64) -> Result<Obj<SchedContext>, Error> {
     cap::slot_of(table, index)?.read().object(Rights::USE)
 }

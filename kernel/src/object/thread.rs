@@ -3,7 +3,10 @@
 //! The capabilities a thread was configured with stand in slots inside the object, so revoking them needs no search and nothing
 //! cached can outlive them.
 
-use super::{Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification, sched_context::SchedContext, vcpu::Vcpu};
+use super::{
+    Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification,
+    sched_context::SchedContext, vcpu::Vcpu,
+};
 use crate::{
     cap::{self, Slot},
     memory::{self, Obj, Object},
@@ -248,7 +251,9 @@ pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> 
         return Err(Error::BadArgument);
     }
     let mut result = derive_into(caller, caller.word(0), &thread.space);
-    for (word, slot) in [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)] {
+    for (word, slot) in
+        [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)]
+    {
         if result.is_ok() && (word == 1 || caller.word(word) != 0) {
             result = derive_into(caller, caller.word(word), slot);
         }
@@ -406,7 +411,7 @@ pub fn receive_slots(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Err
         return Err(Error::Active);
     }
     let first = caller.word(0);
-    if first < 2 || first > 0xfff0 || first + 2 > thread.table()?.slots.get() {
+    if !(2..=0xfff0).contains(&first) || first + 2 > thread.table()?.slots.get() {
         return Err(Error::NoSlot);
     }
     thread.receive_slots.set(first as u16);

@@ -7,7 +7,14 @@
 //! there is a copy, the original makes nothing, so all objects derive from one slot; `revoke` on the original takes the copy
 //! back first, wherever it went, whatever its holder is doing.
 
-use super::{Header, address_space, cap_table::{self, CapTable}, endpoint::Endpoint, interrupt, life, notification, plan::Plan, sched_context, thread, vcpu};
+use super::{
+    Header, address_space,
+    cap_table::{self, CapTable},
+    endpoint::Endpoint,
+    interrupt, life, notification,
+    plan::Plan,
+    sched_context, thread, vcpu,
+};
 use crate::{
     cap::{self, Cap, Slot},
     memory::{self, Obj, Object},
@@ -79,7 +86,9 @@ pub fn init(control: Obj<Untyped>, base: u64, bits: u8, kind: u32, nesting: u32)
 /// Whether an untyped has given memory away (its capability must not vanish then).
 pub fn in_use(cap: Cap) -> bool {
     Obj::<Untyped>::from_word(cap.word).is_some_and(|u| {
-        u.phase.get() != phase::IDLE || u.low.get() != u.base.get() || u.high.get() != u.base.get() + (1 << u.bits.get())
+        u.phase.get() != phase::IDLE
+            || u.low.get() != u.base.get()
+            || u.high.get() != u.base.get() + (1 << u.bits.get())
     })
 }
 
@@ -235,7 +244,12 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
             }
         }
         phase::AWAIT => {
-            if !walk(cpu, untyped, &mut { 16 }, |_, header, _| if is_dead(header) { Ok(true) } else { Err(Error::Retiring) })? {
+            if !walk(
+                cpu,
+                untyped,
+                &mut { 16 },
+                |_, header, _| if is_dead(header) { Ok(true) } else { Err(Error::Retiring) },
+            )? {
                 return Err(Error::Again);
             }
             if smp::flushes_pending() {
@@ -294,7 +308,17 @@ fn begin_walk(untyped: Obj<Untyped>) {
 /// Calls `visit` on the objects made from an untyped and, through the control blocks among them, on those of the untyped
 /// memories inside. `visit` answers whether the object is done with. Answers whether the walk is over. Recursion is bounded by
 /// the nesting of untyped memories.
-fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<Header>, &mut u32) -> Result<bool, Error>) -> Result<bool, Error> {
+fn walk(
+    cpu: &Cpu,
+    untyped: Obj<Untyped>,
+    budget: &mut u32,
+    visit: fn(&Cpu, Obj<Header>, &mut u32) -> Result<bool, Error>,
+) -> Result<bool, Error> {
+    // An inner one that was itself being revoked, and had come to zeroing: its objects are gone, and what is left of their memory
+    // must not be read as headers (windows of a plan and a vCPU's state are what tasks wrote).
+    if untyped.phase.get() == phase::ZERO {
+        return Ok(true);
+    }
     if untyped.space.get() != 0 {
         // Its memory is a space's tables: that space ends with it.
         if let Some(space) = address_space::by_id(untyped.space.get()) {
@@ -318,10 +342,11 @@ fn walk(cpu: &Cpu, untyped: Obj<Untyped>, budget: &mut u32, visit: fn(&Cpu, Obj<
                 }
             }
             Some(ObjectType::Untyped) => {
-                *budget -= 1;
                 // SAFETY: the header says so.
                 let inner = unsafe { Obj::<Untyped>::at(at) };
+                // Only the first visit costs: coming back into nested ones must leave something for the objects inside.
                 if untyped.inner.get() != at {
+                    *budget -= 1;
                     begin_walk(inner);
                     untyped.inner.set(at);
                 }

@@ -1,8 +1,17 @@
 //! `Vcpu`: a virtual processor. ABI: `docs/abi/vcpu.md`. How guests are entered: `arch::virt`.
 
-use super::{Header, address_space::AddressSpace, cpu, io_ports, life, thread::{State, Thread, reg}};
+use super::{
+    Header,
+    address_space::AddressSpace,
+    cpu, io_ports, life,
+    thread::{State, Thread, reg},
+};
 use crate::{
-    arch::{self, trap, virt::{self, CpuVirt, Outcome, StatePage, VcpuHw}, vm},
+    arch::{
+        self, trap,
+        virt::{self, CpuVirt, Outcome, StatePage, VcpuHw},
+        vm,
+    },
     cap::{self, Slot},
     memory::{Obj, Object, Page},
     percpu::{Cpu, attention},
@@ -12,7 +21,11 @@ use core::{
     cell::Cell,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::*},
 };
-use moira_abi::{Error, FrameSize, ObjectType, Rights, object::space_kind, vcpu::{Exit, VcpuState}};
+use moira_abi::{
+    Error, FrameSize, ObjectType, Rights,
+    object::space_kind,
+    vcpu::{Exit, VcpuState},
+};
 
 /// A vCPU: 32 KiB; the first page is this, the rest belongs to `arch::virt`.
 #[repr(C, align(4096))]
@@ -88,12 +101,14 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
     }
     guest_space(caller, caller.word(1))?;
     // Where its only user lives needs no capability.
-    let home = if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
+    let home =
+        if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
     if home.virt.get().is_null() {
         return Err(Error::NoHardware);
     }
     cap::derive(cap::slot_of(table, caller.word(0))?, Obj::from_ref(&vcpu.state), Rights::ALL, None)?;
-    if let Err(error) = cap::derive(cap::slot_of(table, caller.word(1))?, Obj::from_ref(&vcpu.space), Rights::ALL, None) {
+    if let Err(error) = cap::derive(cap::slot_of(table, caller.word(1))?, Obj::from_ref(&vcpu.space), Rights::ALL, None)
+    {
         cap::remove(Obj::from_ref(&vcpu.state));
         return Err(error);
     }
@@ -157,7 +172,11 @@ pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
 pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match begin(cpu, thread) {
         Ok(Some((vcpu, page, virt))) => {
-            if go(cpu, thread, vcpu, page, virt) { thread } else { sched::run_next(cpu) }
+            if go(cpu, thread, vcpu, page, virt) {
+                thread
+            } else {
+                sched::run_next(cpu)
+            }
         }
         Ok(None) => thread,
         Err(error) => {

@@ -136,7 +136,8 @@ methods! {
     PlanClear = 72,
     /// `Plan` (not installed): W0 context slot, W1 start, W2 end, in ticks from the start of the cycle.
     PlanAppend = 73,
-    /// `Plan` (not installed): W0 windows (1–8), in the caller's message buffer three words each as W0–W2 of `PlanAppend`: all or none.
+    /// `Plan` (not installed): W0 windows (1–16), which lie in the caller's message buffer from number W1 on, three words each as
+    /// W0–W2 of `PlanAppend`. Of eight all or none are appended. Answer: W0 0, W1 number after the last.
     PlanAppendMany = 74,
 
     /// `Cpu` (PLAN): W0 plan slot (0: none, all is slack). Starts at the next cycle boundary of the old one.

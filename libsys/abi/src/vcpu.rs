@@ -93,9 +93,32 @@ impl Exit {
     pub const fn from_code(code: u64) -> Option<Exit> {
         use Exit::*;
         const TABLE: [Exit; 26] = [
-            Until, Kicked, Port, Memory, Cpuid, Halt, MsrRead, MsrWrite, Hypercall, Exception, InterruptWindow, NmiWindow,
-            Shutdown, ControlWrite, DebugRegister, CacheFlush, Xsetbv, Mwait, Rdpmc, Undefined, TaskSwitch, InvalidState,
-            Pause, Iret, Init, Other,
+            Until,
+            Kicked,
+            Port,
+            Memory,
+            Cpuid,
+            Halt,
+            MsrRead,
+            MsrWrite,
+            Hypercall,
+            Exception,
+            InterruptWindow,
+            NmiWindow,
+            Shutdown,
+            ControlWrite,
+            DebugRegister,
+            CacheFlush,
+            Xsetbv,
+            Mwait,
+            Rdpmc,
+            Undefined,
+            TaskSwitch,
+            InvalidState,
+            Pause,
+            Iret,
+            Init,
+            Other,
         ];
         if code < TABLE.len() as u64 { Some(TABLE[code as usize]) } else { None }
     }

@@ -119,17 +119,8 @@ impl PlatformInfo {
         if irq > 15 {
             return None;
         }
-        let found = self
-            .overrides
-            .iter()
-            .find(|entry| entry.irq == irq)
-            .copied();
-        Some(found.unwrap_or(Override {
-            irq,
-            gsi: u32::from(irq),
-            level: false,
-            active_low: false,
-        }))
+        let found = self.overrides.iter().find(|entry| entry.irq == irq).copied();
+        Some(found.unwrap_or(Override { irq, gsi: u32::from(irq), level: false, active_low: false }))
     }
 }
 
@@ -257,28 +248,14 @@ impl PciAddress {
     pub fn parse(text: &str) -> Option<PciAddress> {
         let (bus, rest) = text.split_once(':')?;
         let (device, function) = rest.split_once('.')?;
-        let number = |text, most| {
-            u8::from_str_radix(text, 16)
-                .ok()
-                .filter(|value| *value <= most)
-        };
-        Some(PciAddress::new(
-            number(bus, 255)?,
-            number(device, 31)?,
-            number(function, 7)?,
-        ))
+        let number = |text, most| u8::from_str_radix(text, 16).ok().filter(|value| *value <= most);
+        Some(PciAddress::new(number(bus, 255)?, number(device, 31)?, number(function, 7)?))
     }
 }
 
 impl core::fmt::Display for PciAddress {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(
-            f,
-            "{:02x}:{:02x}.{}",
-            self.bus(),
-            self.device(),
-            self.function()
-        )
+        write!(f, "{:02x}:{:02x}.{}", self.bus(), self.device(), self.function())
     }
 }
 
@@ -354,16 +331,8 @@ mod tests {
 
     #[test]
     fn an_override_replaces_the_plain_rule() {
-        let timer = Override {
-            irq: 0,
-            gsi: 2,
-            level: false,
-            active_low: false,
-        };
-        let info = PlatformInfo {
-            overrides: alloc::vec![timer],
-            ..PlatformInfo::default()
-        };
+        let timer = Override { irq: 0, gsi: 2, level: false, active_low: false };
+        let info = PlatformInfo { overrides: alloc::vec![timer], ..PlatformInfo::default() };
         assert_eq!(info.isa_interrupt(0), Some(timer));
         assert_eq!(info.isa_interrupt(4).map(|entry| entry.gsi), Some(4));
         assert_eq!(info.isa_interrupt(16), None);

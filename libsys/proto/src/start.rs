@@ -93,10 +93,7 @@ impl StartInfo {
     /// First slot of a named capability.
     #[must_use]
     pub fn capability(&self, name: &str) -> Option<u32> {
-        self.capabilities
-            .iter()
-            .find(|entry| entry.0 == name)
-            .map(|entry| entry.1)
+        self.capabilities.iter().find(|entry| entry.0 == name).map(|entry| entry.1)
     }
 
     /// A named region.

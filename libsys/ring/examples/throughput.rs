@@ -25,11 +25,7 @@ fn alone(batch: u32) -> f64 {
             producer.push([value.into(); 4]).expect("room");
         }
         sum += u64::from(producer.must_wake());
-        sum += consumer
-            .drain(batch)
-            .expect("honest")
-            .map(|entry| entry[3])
-            .sum::<u64>();
+        sum += consumer.drain(batch).expect("honest").map(|entry| entry[3]).sum::<u64>();
         sum += u64::from(consumer.must_wake());
     }
     std::hint::black_box(sum);

@@ -20,12 +20,7 @@ impl<'a, T: Entry, W: Word> Consumer<'a, T, W> {
     /// # Errors
     /// See [`LayoutError`].
     pub fn new(words: &'a [W], capacity: u32) -> Result<Self, LayoutError> {
-        Ok(Consumer {
-            view: View::new(words, capacity)?,
-            tail: 0,
-            available: 0,
-            dead: false,
-        })
+        Ok(Consumer { view: View::new(words, capacity)?, tail: 0, available: 0, dead: false })
     }
 
     /// Entries that the queue holds at most.
@@ -40,11 +35,7 @@ impl<'a, T: Entry, W: Word> Consumer<'a, T, W> {
             return Err(PeerMisbehaved);
         }
         // Acquire: the entries below the index are there once it is seen.
-        let available = self
-            .view
-            .control(HEAD)
-            .load(Ordering::Acquire)
-            .wrapping_sub(self.tail);
+        let available = self.view.control(HEAD).load(Ordering::Acquire).wrapping_sub(self.tail);
         if available > self.view.capacity || available < self.available {
             self.dead = true;
             return Err(PeerMisbehaved);
@@ -94,10 +85,7 @@ impl<'a, T: Entry, W: Word> Consumer<'a, T, W> {
     pub fn drain(&mut self, most: u32) -> Result<Drain<'_, 'a, T, W>, PeerMisbehaved> {
         self.refresh()?;
         let left = self.available.min(most);
-        Ok(Drain {
-            consumer: self,
-            left,
-        })
+        Ok(Drain { consumer: self, left })
     }
 
     /// Whether the producer waits for room and must be signalled now. Answers yes once for each sleep.
@@ -119,15 +107,11 @@ impl<'a, T: Entry, W: Word> Consumer<'a, T, W> {
     /// # Errors
     /// The producer broke the protocol.
     pub fn prepare_sleep(&mut self) -> Result<bool, PeerMisbehaved> {
-        self.view
-            .control(CONSUMER_SLEEPS)
-            .store(1, Ordering::Relaxed);
+        self.view.control(CONSUMER_SLEEPS).store(1, Ordering::Relaxed);
         W::full_fence();
         let empty = self.refresh().map(|()| self.available == 0);
         if empty != Ok(true) {
-            self.view
-                .control(CONSUMER_SLEEPS)
-                .store(0, Ordering::Relaxed);
+            self.view.control(CONSUMER_SLEEPS).store(0, Ordering::Relaxed);
         }
         empty
     }
@@ -158,9 +142,6 @@ impl<T: Entry, W: Word> Iterator for Drain<'_, '_, T, W> {
 impl<'a, T: Entry> Consumer<'a, T> {
     /// A consumer whose indices begin elsewhere than at 0.
     pub(crate) fn at(words: &'a [AtomicU32], capacity: u32, start: u32) -> Self {
-        Consumer {
-            tail: start,
-            ..Consumer::new(words, capacity).expect("a layout that fits")
-        }
+        Consumer { tail: start, ..Consumer::new(words, capacity).expect("a layout that fits") }
     }
 }

@@ -53,10 +53,7 @@ impl Entry for u64 {
     #[inline(always)]
     fn load<W: Word>(from: &[W]) -> Self {
         match from {
-            [low, high, ..] => {
-                u64::from(low.load(Ordering::Relaxed))
-                    | u64::from(high.load(Ordering::Relaxed)) << 32
-            }
+            [low, high, ..] => u64::from(low.load(Ordering::Relaxed)) | u64::from(high.load(Ordering::Relaxed)) << 32,
             _ => 0,
         }
     }

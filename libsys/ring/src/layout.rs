@@ -50,11 +50,7 @@ impl<'a, T: Entry, W: Word> View<'a, T, W> {
     pub fn new(words: &'a [W], capacity: u32) -> Result<Self, LayoutError> {
         let needed = words_needed::<T>(capacity)?;
         let words = words.get(..needed).ok_or(LayoutError::TooSmall)?;
-        Ok(View {
-            words,
-            capacity,
-            entry: PhantomData,
-        })
+        Ok(View { words, capacity, entry: PhantomData })
     }
 
     /// A control word. `new` checked that there are `ENTRIES` at least, so the compiler drops the check of the constant index only

@@ -35,12 +35,7 @@ impl<'a, T: Entry, W: Word> Producer<'a, T, W> {
     /// # Errors
     /// See [`LayoutError`].
     pub fn new(words: &'a [W], capacity: u32) -> Result<Self, LayoutError> {
-        Ok(Producer {
-            view: View::new(words, capacity)?,
-            head: 0,
-            used: 0,
-            dead: false,
-        })
+        Ok(Producer { view: View::new(words, capacity)?, head: 0, used: 0, dead: false })
     }
 
     /// Entries that the queue holds at most.
@@ -55,9 +50,7 @@ impl<'a, T: Entry, W: Word> Producer<'a, T, W> {
             return Err(PeerMisbehaved);
         }
         // Acquire: the consumer has read the entries that it gives back before it says so.
-        let used = self
-            .head
-            .wrapping_sub(self.view.control(TAIL).load(Ordering::Acquire));
+        let used = self.head.wrapping_sub(self.view.control(TAIL).load(Ordering::Acquire));
         if used > self.used {
             self.dead = true;
             return Err(PeerMisbehaved);
@@ -117,15 +110,11 @@ impl<'a, T: Entry, W: Word> Producer<'a, T, W> {
     /// # Errors
     /// The consumer broke the protocol.
     pub fn prepare_sleep(&mut self) -> Result<bool, PeerMisbehaved> {
-        self.view
-            .control(PRODUCER_SLEEPS)
-            .store(1, Ordering::Relaxed);
+        self.view.control(PRODUCER_SLEEPS).store(1, Ordering::Relaxed);
         W::full_fence();
         let full = self.refresh().map(|()| self.used == self.view.capacity);
         if full != Ok(true) {
-            self.view
-                .control(PRODUCER_SLEEPS)
-                .store(0, Ordering::Relaxed);
+            self.view.control(PRODUCER_SLEEPS).store(0, Ordering::Relaxed);
         }
         full
     }
@@ -135,9 +124,6 @@ impl<'a, T: Entry, W: Word> Producer<'a, T, W> {
 impl<'a, T: Entry> Producer<'a, T> {
     /// A producer whose indices begin elsewhere than at 0.
     pub(crate) fn at(words: &'a [AtomicU32], capacity: u32, start: u32) -> Self {
-        Producer {
-            head: start,
-            ..Producer::new(words, capacity).expect("a layout that fits")
-        }
+        Producer { head: start, ..Producer::new(words, capacity).expect("a layout that fits") }
     }
 }

@@ -6,9 +6,7 @@ use proptest::prelude::*;
 use std::{collections::VecDeque, vec::Vec};
 
 fn memory<T: Entry>(capacity: u32) -> Vec<AtomicU32> {
-    (0..words_needed::<T>(capacity).unwrap())
-        .map(|_| AtomicU32::new(0))
-        .collect()
+    (0..words_needed::<T>(capacity).unwrap()).map(|_| AtomicU32::new(0)).collect()
 }
 
 entry_struct! {
@@ -36,12 +34,7 @@ fn structures_travel_whole() {
     let words = memory::<Request>(2);
     let mut producer = Producer::<Request>::new(&words, 2).unwrap();
     let mut consumer = Consumer::<Request>::new(&words, 2).unwrap();
-    let request = Request {
-        sector: 0x1234_5678_9abc_def0,
-        count: 0xffff,
-        tag: [1, 2],
-        kind: 0xee,
-    };
+    let request = Request { sector: 0x1234_5678_9abc_def0, count: 0xffff, tag: [1, 2], kind: 0xee };
     assert_eq!(Request::WORDS, 6);
     producer.push(request).unwrap();
     assert_eq!(consumer.pop(), Ok(Some(request)));

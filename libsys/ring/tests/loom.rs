@@ -60,11 +60,7 @@ impl Word for Unordered {
 
 fn memory<W>(capacity: u32, wrap: impl Fn(Checked) -> W) -> Arc<Vec<W>> {
     let words = words_needed::<u32>(capacity).expect("a power of two");
-    Arc::new(
-        (0..words)
-            .map(|_| wrap(Checked(AtomicU32::new(0))))
-            .collect(),
-    )
+    Arc::new((0..words).map(|_| wrap(Checked(AtomicU32::new(0)))).collect())
 }
 
 fn bounded() -> loom::model::Builder {
@@ -130,9 +126,7 @@ fn entries_arrive_in_order<W: Word + Send + Sync + 'static>(
 }
 
 /// A consumer that sleeps when it finds nothing always wakes up for what was written.
-fn consumers_wake<W: Word + Send + Sync + 'static>(
-    wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static,
-) {
+fn consumers_wake<W: Word + Send + Sync + 'static>(wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static) {
     bounded().check(move || {
         let words = memory(2, wrap);
         let bell = Arc::new(Bell::new());
@@ -161,9 +155,7 @@ fn consumers_wake<W: Word + Send + Sync + 'static>(
 }
 
 /// A producer that sleeps when there is no room always wakes up when there is.
-fn producers_wake<W: Word + Send + Sync + 'static>(
-    wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static,
-) {
+fn producers_wake<W: Word + Send + Sync + 'static>(wrap: impl Fn(Checked) -> W + Send + Sync + Copy + 'static) {
     bounded().check(move || {
         let words = memory(1, wrap);
         let bell = Arc::new(Bell::new());

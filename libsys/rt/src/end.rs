@@ -40,9 +40,7 @@ pub(crate) fn with_marker(marker: u64, text: &[u8]) -> ! {
     #[cfg(target_os = "none")]
     loop {
         // SAFETY: a fault by intention. If the supervisor resumes the thread, it faults again.
-        unsafe {
-            core::arch::asm!("ud2", in("rax") marker, in("rdi") length, options(nomem, nostack))
-        };
+        unsafe { core::arch::asm!("ud2", in("rax") marker, in("rdi") length, options(nomem, nostack)) };
     }
     #[cfg(not(target_os = "none"))]
     unreachable!("{marker:x} {length}")
@@ -60,13 +58,7 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
     }
     let mut text = crate::logging::Line::new();
     let _ = match info.location() {
-        Some(place) => write!(
-            text,
-            "panicked at {}:{}: {}",
-            place.file(),
-            place.line(),
-            info.message()
-        ),
+        Some(place) => write!(text, "panicked at {}:{}: {}", place.file(), place.line(), info.message()),
         None => write!(text, "panicked: {}", info.message()),
     };
     log::error!("{}", text.as_str());

@@ -3,9 +3,7 @@
 
 use crate::{mapped, mapped::Shared, memory::Slots};
 use moira_proto::start::{Region, StartInfo, slot};
-use moira_sys::{
-    AddressSpace, CapTable, Capability, Caps, MessageBuffer, Notification, Slot, Thread,
-};
+use moira_sys::{AddressSpace, CapTable, Capability, Caps, MessageBuffer, Notification, Slot, Thread};
 
 /// A task's start information, with its capabilities typed.
 #[derive(Debug)]
@@ -18,10 +16,7 @@ pub struct Env {
 
 impl Env {
     pub(crate) fn new(info: StartInfo) -> Env {
-        Env {
-            info,
-            buffer: mapped::main_buffer(),
-        }
+        Env { info, buffer: mapped::main_buffer() }
     }
 
     /// The task's own capability table.
@@ -58,11 +53,7 @@ impl Env {
     /// All capabilities granted under this name, in consecutive slots.
     #[must_use]
     pub fn capabilities<T: Capability>(&self, name: &str) -> Option<Caps<T>> {
-        let entry = self
-            .info
-            .capabilities
-            .iter()
-            .find(|entry| entry.0 == name)?;
+        let entry = self.info.capabilities.iter().find(|entry| entry.0 == name)?;
         Some(Caps::new(Slot(entry.1), entry.2))
     }
 
@@ -93,10 +84,7 @@ impl Env {
     /// The value of an argument `KEY=VALUE`.
     #[must_use]
     pub fn argument(&self, key: &str) -> Option<&str> {
-        self.info
-            .arguments
-            .iter()
-            .find_map(|argument| argument.strip_prefix(key)?.strip_prefix('='))
+        self.info.arguments.iter().find_map(|argument| argument.strip_prefix(key)?.strip_prefix('='))
     }
 
     /// TSC ticks in so many nanoseconds.

@@ -39,10 +39,7 @@ impl<const BYTES: usize> StaticHeap<BYTES> {
     #[must_use]
     #[allow(clippy::new_without_default, reason = "for statics")]
     pub const fn new() -> Self {
-        StaticHeap {
-            memory: UnsafeCell::new([0; BYTES]),
-            given: AtomicBool::new(false),
-        }
+        StaticHeap { memory: UnsafeCell::new([0; BYTES]), given: AtomicBool::new(false) }
     }
 
     /// Gives its memory to the heap; a second time does nothing.

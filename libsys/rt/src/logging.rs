@@ -36,9 +36,7 @@ impl Sink for ConsoleSink {
             let Ok(answer) = self.0.call(&Message::new(console::WRITE).bytes(count)) else {
                 return;
             };
-            let taken = usize::try_from(answer.words[0])
-                .unwrap_or(usize::MAX)
-                .min(count);
+            let taken = usize::try_from(answer.words[0]).unwrap_or(usize::MAX).min(count);
             stalls += usize::from(taken == 0);
             bytes = bytes.get(taken..).unwrap_or_default();
         }
@@ -63,17 +61,9 @@ pub(crate) fn init_task(info: &StartInfo) {
         return;
     };
     static CONSOLE: spin::Once<ConsoleSink> = spin::Once::new();
-    let named = info
-        .arguments
-        .iter()
-        .find_map(|argument| argument.strip_prefix("log="));
-    let level = named
-        .and_then(|name| name.parse().ok())
-        .unwrap_or(LevelFilter::Info);
-    set_sink(
-        CONSOLE.call_once(|| ConsoleSink(Endpoint::new(Slot(slot)))),
-        level,
-    );
+    let named = info.arguments.iter().find_map(|argument| argument.strip_prefix("log="));
+    let level = named.and_then(|name| name.parse().ok()).unwrap_or(LevelFilter::Info);
+    set_sink(CONSOLE.call_once(|| ConsoleSink(Endpoint::new(Slot(slot)))), level);
 }
 
 /// One line of text of bounded length. What does not fit is cut off, and the line says so.
@@ -93,20 +83,13 @@ impl Line {
     #[must_use]
     #[allow(clippy::new_without_default, reason = "empty is not a default of text")]
     pub const fn new() -> Line {
-        Line {
-            bytes: [0; Line::BYTES],
-            length: 0,
-            cut: false,
-        }
+        Line { bytes: [0; Line::BYTES], length: 0, cut: false }
     }
 
     /// Its text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        self.bytes
-            .get(..self.length)
-            .and_then(|bytes| str::from_utf8(bytes).ok())
-            .unwrap_or_default()
+        self.bytes.get(..self.length).and_then(|bytes| str::from_utf8(bytes).ok()).unwrap_or_default()
     }
 
     /// Ends the line; there is always room for that.
@@ -129,10 +112,7 @@ impl Write for Line {
             count -= 1;
         }
         self.cut = count < text.len();
-        for part in [
-            text.get(..count).unwrap_or_default(),
-            if self.cut { Line::MARK } else { "" },
-        ] {
+        for part in [text.get(..count).unwrap_or_default(), if self.cut { Line::MARK } else { "" }] {
             if let Some(place) = self.bytes.get_mut(self.length..self.length + part.len()) {
                 place.copy_from_slice(part.as_bytes());
                 self.length += part.len();
@@ -160,12 +140,7 @@ impl Log for Logger {
         // `Line` never refuses; a `Display` that fails leaves a shorter line.
         let _ = match record.level() {
             Level::Info => write!(line, "{}", record.args()),
-            level => write!(
-                line,
-                "{}: {}",
-                level.as_str().to_ascii_lowercase(),
-                record.args()
-            ),
+            level => write!(line, "{}: {}", level.as_str().to_ascii_lowercase(), record.args()),
         };
         line.end();
         mapped::with_current_buffer(|buffer| {

@@ -26,23 +26,17 @@ pub(crate) fn set_main_buffer(address: u64) {
 /// thread's alone.
 pub unsafe fn register_thread(stack: core::ops::Range<u64>, buffer: u64) -> bool {
     let mut threads = THREADS.lock();
-    let free = threads
-        .iter_mut()
-        .find(|entry| entry.1 == 0 || entry.0 == stack.start);
-    free.map(|entry| *entry = (stack.start, stack.end, buffer))
-        .is_some()
+    let free = threads.iter_mut().find(|entry| entry.1 == 0 || entry.0 == stack.start);
+    free.map(|entry| *entry = (stack.start, stack.end, buffer)).is_some()
 }
 
 /// Runs `use_it` on the calling thread's message buffer; `None` if it is not known.
 pub(crate) fn with_current_buffer<R>(use_it: impl FnOnce(&mut MessageBuffer) -> R) -> Option<R> {
     let here = &raw const use_it as u64;
     // A panicking thread may hold the lock itself: then the main thread's buffer must do.
-    let own = THREADS.try_lock().and_then(|threads| {
-        threads
-            .iter()
-            .find(|entry| (entry.0..entry.1).contains(&here))
-            .map(|entry| entry.2)
-    });
+    let own = THREADS
+        .try_lock()
+        .and_then(|threads| threads.iter().find(|entry| (entry.0..entry.1).contains(&here)).map(|entry| entry.2));
     let address = own.unwrap_or_else(|| MAIN_BUFFER.load(Ordering::Relaxed));
     if address == 0 {
         return None;
@@ -77,12 +71,7 @@ impl<'a> Shared<'a> {
     /// this task has a plain reference into them.
     #[must_use]
     pub const unsafe fn new(base: u64, length: usize, writable: bool) -> Shared<'a> {
-        Shared {
-            base,
-            length,
-            writable,
-            life: PhantomData,
-        }
+        Shared { base, length, writable, life: PhantomData }
     }
 
     /// Bytes.
@@ -116,11 +105,7 @@ impl<'a> Shared<'a> {
         if end > self.length || !offset.is_multiple_of(8) {
             return None;
         }
-        Some(Shared {
-            base: self.base + offset as u64,
-            length,
-            ..*self
-        })
+        Some(Shared { base: self.base + offset as u64, length, ..*self })
     }
 
     /// As 64-bit words.
@@ -142,33 +127,17 @@ impl<'a> Shared<'a> {
         let count = bytes.len().min(self.length.saturating_sub(offset));
         if count > 0 {
             // SAFETY: within the range and mapped; no reference to it is made.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    (self.base as *const u8).add(offset),
-                    bytes.as_mut_ptr(),
-                    count,
-                )
-            };
+            unsafe { core::ptr::copy_nonoverlapping((self.base as *const u8).add(offset), bytes.as_mut_ptr(), count) };
         }
         count
     }
 
     /// Copies `bytes` to `offset`; answers how many, 0 if it may not be written.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> usize {
-        let count = if self.writable {
-            bytes.len().min(self.length.saturating_sub(offset))
-        } else {
-            0
-        };
+        let count = if self.writable { bytes.len().min(self.length.saturating_sub(offset)) } else { 0 };
         if count > 0 {
             // SAFETY: within the range, mapped writable; no reference to it is made.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    bytes.as_ptr(),
-                    (self.base as *mut u8).add(offset),
-                    count,
-                )
-            };
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.base as *mut u8).add(offset), count) };
         }
         count
     }

@@ -4,9 +4,7 @@ use crate::mapped::Shared;
 use alloc::vec::Vec;
 use moira_abi::{USER_END, object::FrameSize};
 use moira_proto::start::layout;
-use moira_sys::{
-    AddressSpace, CapTable, Capability, Caps, Error, Frame, MapFlags, Slot, Space, Untyped,
-};
+use moira_sys::{AddressSpace, CapTable, Capability, Caps, Error, Frame, MapFlags, Slot, Space, Untyped};
 
 /// Why memory could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +34,7 @@ struct Ranges {
 
 impl Ranges {
     fn new(start: u64, end: u64) -> Ranges {
-        Ranges {
-            free: if start < end {
-                alloc::vec![(start, end - start)]
-            } else {
-                Vec::new()
-            },
-        }
+        Ranges { free: if start < end { alloc::vec![(start, end - start)] } else { Vec::new() } }
     }
 
     /// Takes `length` numbers from a multiple of `align` on. Both must not be 0.
@@ -62,10 +54,7 @@ impl Ranges {
             }
             let before = (start, from - start);
             let after = (end, start + size - end);
-            self.free.splice(
-                index..=index,
-                [before, after].into_iter().filter(|range| range.1 > 0),
-            );
+            self.free.splice(index..=index, [before, after].into_iter().filter(|range| range.1 > 0));
             return Some(from);
         }
         None
@@ -84,8 +73,7 @@ impl Ranges {
             from = from.min(range.0);
             to = to.max(range.0 + range.1);
         }
-        self.free
-            .splice(first..last.max(first), [(from, to - from)]);
+        self.free.splice(first..last.max(first), [(from, to - from)]);
     }
 }
 
@@ -125,11 +113,7 @@ impl Addresses {
 
     /// Takes `bytes` from a multiple of `align` on.
     pub fn take(&mut self, bytes: u64, align: u64) -> Option<u64> {
-        if bytes == 0 || align == 0 {
-            None
-        } else {
-            self.0.take(bytes, align)
-        }
+        if bytes == 0 || align == 0 { None } else { self.0.take(bytes, align) }
     }
 
     /// Gives back a range where nothing is mapped any more.
@@ -205,13 +189,7 @@ impl Memory {
     /// Memory from `untyped` for this task.
     #[must_use]
     pub fn new(env: &crate::Env, untyped: Untyped) -> Memory {
-        Memory {
-            untyped,
-            space: env.space(),
-            table: env.table(),
-            slots: env.slots(),
-            addresses: Addresses::new(),
-        }
+        Memory { untyped, space: env.space(), table: env.table(), slots: env.slots(), addresses: Addresses::new() }
     }
 
     /// Makes at least `bytes` of memory in frames of one size, readable and writable, zero. The untyped must be clean.
@@ -224,23 +202,15 @@ impl Memory {
             return Err(MemoryError::Nothing);
         }
         let count = u32::try_from(count).map_err(|_| MemoryError::NoSlots)?;
-        let address = self
-            .addresses
-            .take(u64::from(count) * size.bytes(), size.bytes())
-            .ok_or(MemoryError::NoAddresses)?;
-        let mut mapping = Mapping {
-            address,
-            size,
-            frames: Vec::new(),
-            mapped: 0,
-        };
+        let address =
+            self.addresses.take(u64::from(count) * size.bytes(), size.bytes()).ok_or(MemoryError::NoAddresses)?;
+        let mut mapping = Mapping { address, size, frames: Vec::new(), mapped: 0 };
         match self.fill(&mut mapping, count) {
             Ok(()) => Ok(mapping),
             Err(error) => {
                 // `unmake` gives back what was mapped; the addresses above that were never used.
                 let used = mapping.bytes();
-                self.addresses
-                    .give(address + used, u64::from(count) * size.bytes() - used);
+                self.addresses.give(address + used, u64::from(count) * size.bytes() - used);
                 self.unmake(mapping);
                 Err(error)
             }
@@ -260,11 +230,7 @@ impl Memory {
             };
             mapping.frames.push(frames);
             for frame in frames.iter() {
-                self.map(
-                    frame,
-                    mapping.address + mapping.bytes(),
-                    MapFlags::READ_WRITE,
-                )?;
+                self.map(frame, mapping.address + mapping.bytes(), MapFlags::READ_WRITE)?;
                 mapping.mapped += 1;
             }
         }
@@ -294,10 +260,7 @@ impl Memory {
         let donated = self
             .untyped
             .retype_untypeds(TABLE_BITS, 1, slot)
-            .and_then(|made| {
-                made.get(0)
-                    .map_or(Err(Error::NoSlot), |untyped| self.space.add_memory(untyped))
-            });
+            .and_then(|made| made.get(0).map_or(Err(Error::NoSlot), |untyped| self.space.add_memory(untyped)));
         if donated.is_err() {
             // The slot may hold an untyped that was made in vain, or nothing.
             let _ = self.table.delete_fully(slot);

@@ -95,11 +95,7 @@ impl Cpu {
     ) -> Result<(Dispatched, u64), Error> {
         let slot = context.map_or(Slot::NONE, Capability::slot);
         // W3 and W4 go in as 0, so that an answer without them says "unknown" and "nothing".
-        let answer = match raw::simple(
-            Method::Dispatch,
-            self.slot().0,
-            &[slot.word(), until.0, token, 0, 0],
-        ) {
+        let answer = match raw::simple(Method::Dispatch, self.slot().0, &[slot.word(), until.0, token, 0, 0]) {
             Err(Error::Stale) => return Ok((Dispatched::Stale, 0)),
             other => other?,
         };
@@ -107,11 +103,7 @@ impl Cpu {
             dispatch::STALE => Dispatched::Stale,
             dispatch::UNTIL => Dispatched::Until,
             dispatch::BLOCKED => match Blocked::from_code(answer[1] as u32) {
-                Some(kind) => Dispatched::Blocked {
-                    kind,
-                    deadline: answer[2],
-                    at: answer[3] as u32,
-                },
+                Some(kind) => Dispatched::Blocked { kind, deadline: answer[2], at: answer[3] as u32 },
                 None => Dispatched::News,
             },
             _ => Dispatched::News,
@@ -150,19 +142,17 @@ impl Plan {
     ///
     /// # Errors
     /// As [`Plan::append`].
-    pub fn append_all(
-        self,
-        buffer: &mut MessageBuffer,
-        windows: &[(SchedContext, u64, u64)],
-    ) -> Result<(), Error> {
-        for chunk in windows.chunks(8) {
-            for (index, (context, start, end)) in chunk.iter().enumerate() {
+    pub fn append_all(self, buffer: &mut MessageBuffer, windows: &[(SchedContext, u64, u64)]) -> Result<(), Error> {
+        for chunk in windows.chunks(16) {
+            let mut bytes = [0; 16 * 24];
+            for (place, (context, start, end)) in bytes.chunks_exact_mut(24).zip(chunk) {
                 let words = [context.slot().word(), *start, *end];
-                for (offset, word) in words.into_iter().enumerate() {
-                    buffer.set_word(3 * index + offset, word);
+                for (place, word) in place.chunks_exact_mut(8).zip(words) {
+                    place.copy_from_slice(&word.to_le_bytes());
                 }
             }
-            let count = [chunk.len() as u64];
+            buffer.write(bytes.get(..24 * chunk.len()).unwrap_or_default());
+            let count = [chunk.len() as u64, 0];
             raw::simple(Method::PlanAppendMany, self.slot().0, &count)?;
         }
         Ok(())
@@ -173,11 +163,6 @@ impl Plan {
     /// # Errors
     /// `BadPlan`; `NoMemory` (the plan is full); `InUse` (installed).
     pub fn append(self, context: SchedContext, start: u64, end: u64) -> Result<(), Error> {
-        raw::simple(
-            Method::PlanAppend,
-            self.slot().0,
-            &[context.slot().word(), start, end],
-        )
-        .map(|_| ())
+        raw::simple(Method::PlanAppend, self.slot().0, &[context.slot().word(), start, end]).map(|_| ())
     }
 }

@@ -20,12 +20,7 @@ impl Interrupt {
     /// # Errors
     /// `NoRight` (SIGNAL on the notification).
     pub fn bind(self, notification: Notification) -> Result<(), Error> {
-        raw::simple(
-            Method::InterruptBind,
-            self.slot().0,
-            &[notification.slot().word()],
-        )
-        .map(|_| ())
+        raw::simple(Method::InterruptBind, self.slot().0, &[notification.slot().word()]).map(|_| ())
     }
 
     /// Lets the source fire again.
@@ -52,12 +47,7 @@ impl IoPorts {
     }
 
     fn output(self, port: u16, size: u64, value: u64) -> Result<(), Error> {
-        raw::simple(
-            Method::PortOut,
-            self.slot().0,
-            &[u64::from(port), size, value],
-        )
-        .map(|_| ())
+        raw::simple(Method::PortOut, self.slot().0, &[u64::from(port), size, value]).map(|_| ())
     }
 
     /// Reads one byte.

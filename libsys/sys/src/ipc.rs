@@ -24,9 +24,7 @@ impl Endpoint {
     #[inline(always)]
     pub fn call(self, message: &Message) -> Result<Received, Error> {
         let (tag, words) = message.parts();
-        raw::invoke(Method::Call, tag, self.slot().0, words)
-            .check()
-            .map(|answer| Received::from_answer(&answer))
+        raw::invoke(Method::Call, tag, self.slot().0, words).check().map(|answer| Received::from_answer(&answer))
     }
 
     /// [`Endpoint::call`] with a label and `N` words only: the other words reach the server as their registers happen to be, so
@@ -35,15 +33,9 @@ impl Endpoint {
     /// # Errors
     /// As [`Endpoint::call`].
     #[inline(always)]
-    pub fn call_short<const N: usize>(
-        self,
-        label: u32,
-        words: &[u64; N],
-    ) -> Result<Received, Error> {
+    pub fn call_short<const N: usize>(self, label: u32, words: &[u64; N]) -> Result<Received, Error> {
         let tag = Tag::new(label, 0, 0);
-        raw::invoke(Method::Call, tag, self.slot().0, words)
-            .check()
-            .map(|answer| Received::from_answer(&answer))
+        raw::invoke(Method::Call, tag, self.slot().0, words).check().map(|answer| Received::from_answer(&answer))
     }
 
     /// Makes a thread its one server (SERVE); another one takes over.

@@ -47,8 +47,7 @@ pub use device::{Interrupt, IoPorts};
 pub use ipc::{Endpoint, Notification};
 pub use mapped::MessageBuffer;
 pub use message::{
-    Deadline, Event, Fault, Message, Next, Received, park, receive, reply, reply_receive,
-    reply_receive_short, serve,
+    Deadline, Event, Fault, Message, Next, Received, park, receive, reply, reply_receive, reply_receive_short, serve,
 };
 pub use moira_abi as abi;
 pub use moira_abi::{Error, FrameSize, ObjectType, Rights};

@@ -43,13 +43,7 @@ impl MessageBuffer {
         let count = bytes.len().min(Self::BYTES.saturating_sub(offset));
         if count > 0 {
             // SAFETY: `offset + count` is within the page, which is mapped and writable and not part of any Rust slice.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    bytes.as_ptr(),
-                    self.base.as_ptr().add(offset),
-                    count,
-                )
-            };
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(offset), count) };
         }
         count
     }
@@ -65,13 +59,7 @@ impl MessageBuffer {
         let count = bytes.len().min(Self::BYTES.saturating_sub(offset));
         if count > 0 {
             // SAFETY: as in `write_at`, for reading.
-            unsafe {
-                core::ptr::copy_nonoverlapping(
-                    self.base.as_ptr().add(offset),
-                    bytes.as_mut_ptr(),
-                    count,
-                )
-            };
+            unsafe { core::ptr::copy_nonoverlapping(self.base.as_ptr().add(offset), bytes.as_mut_ptr(), count) };
         }
         count
     }

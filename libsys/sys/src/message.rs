@@ -32,10 +32,7 @@ impl Message {
     /// A message with a label, words zero.
     #[must_use]
     pub const fn new(label: u32) -> Message {
-        Message {
-            tag: Tag::new(label, 0, 0),
-            words: [0; MESSAGE_WORDS],
-        }
+        Message { tag: Tag::new(label, 0, 0), words: [0; MESSAGE_WORDS] }
     }
 
     /// With the first words set.
@@ -54,10 +51,7 @@ impl Message {
     #[must_use]
     pub const fn bytes(self, bytes: usize) -> Message {
         let bytes = if bytes > 4096 { 4096 } else { bytes };
-        Message {
-            tag: Tag::new(self.tag.label(), bytes, self.tag.caps()),
-            words: self.words,
-        }
+        Message { tag: Tag::new(self.tag.label(), bytes, self.tag.caps()), words: self.words }
     }
 
     /// With one more capability, copied from the sender's slot. A fifth is not sent.
@@ -111,9 +105,7 @@ impl Received {
         if index >= self.caps || index >= MESSAGE_CAPS {
             return None;
         }
-        u32::try_from(self.words[MESSAGE_CAPS + index])
-            .ok()
-            .map(Slot)
+        u32::try_from(self.words[MESSAGE_CAPS + index]).ok().map(Slot)
     }
 
     /// The fault that this message reports. Any client can send the same label: believe it only with a badge that was given to
@@ -121,14 +113,7 @@ impl Received {
     #[must_use]
     pub fn fault(&self) -> Option<Fault> {
         let [vector, error_code, rip, cr2, rsp, rflags, ..] = self.words;
-        (self.label == FAULT_LABEL).then_some(Fault {
-            vector,
-            error_code,
-            rip,
-            cr2,
-            rsp,
-            rflags,
-        })
+        (self.label == FAULT_LABEL).then_some(Fault { vector, error_code, rip, cr2, rsp, rflags })
     }
 }
 
@@ -177,13 +162,7 @@ fn event(answer: raw::Answer) -> Result<Event, Error> {
 /// `InUse`: there is a caller without an answer ([`reply`], [`park`]).
 #[inline(always)]
 pub fn receive(deadline: Deadline) -> Result<Event, Error> {
-    event(raw::invoke_until(
-        Method::Receive,
-        Tag::default(),
-        0,
-        &[],
-        deadline.0,
-    ))
+    event(raw::invoke_until(Method::Receive, Tag::default(), 0, &[], deadline.0))
 }
 
 /// Answers the current caller, then receives. If the caller died, or there is none, it only receives. A caller that has no
@@ -194,13 +173,7 @@ pub fn receive(deadline: Deadline) -> Result<Event, Error> {
 #[inline(always)]
 pub fn reply_receive(reply: &Message, deadline: Deadline) -> Result<Event, Error> {
     let (tag, words) = reply.parts();
-    event(raw::invoke_until(
-        Method::ReplyReceive,
-        tag,
-        0,
-        words,
-        deadline.0,
-    ))
+    event(raw::invoke_until(Method::ReplyReceive, tag, 0, words, deadline.0))
 }
 
 /// [`reply_receive`] with label and `N` words only; the other words go out as their registers happen to be.
@@ -208,18 +181,8 @@ pub fn reply_receive(reply: &Message, deadline: Deadline) -> Result<Event, Error
 /// # Errors
 /// As [`reply_receive`].
 #[inline(always)]
-pub fn reply_receive_short<const N: usize>(
-    label: u32,
-    words: &[u64; N],
-    deadline: Deadline,
-) -> Result<Event, Error> {
-    event(raw::invoke_until(
-        Method::ReplyReceive,
-        Tag::new(label, 0, 0),
-        0,
-        words,
-        deadline.0,
-    ))
+pub fn reply_receive_short<const N: usize>(label: u32, words: &[u64; N], deadline: Deadline) -> Result<Event, Error> {
+    event(raw::invoke_until(Method::ReplyReceive, Tag::new(label, 0, 0), 0, words, deadline.0))
 }
 
 /// Answers the current caller without receiving.
@@ -229,9 +192,7 @@ pub fn reply_receive_short<const N: usize>(
 #[inline(always)]
 pub fn reply(reply: &Message) -> Result<(), Error> {
     let (tag, words) = reply.parts();
-    raw::invoke(Method::Reply, tag, 0, words)
-        .check()
-        .map(|_| ())
+    raw::invoke(Method::Reply, tag, 0, words).check().map(|_| ())
 }
 
 /// Lets go of the current caller without an answer: a faulting thread stays stopped until it is resumed.

@@ -37,11 +37,7 @@ impl Platform {
     /// # Errors
     /// `Again` until it runs; `SlotInUse`; `NoMemory` (there are as many as the kernel can have).
     pub fn start_cpu(self, apic_id: u32, slot: Slot) -> Result<Cpu, Error> {
-        raw::simple(
-            Method::PlatformStartCpu,
-            self.slot().0,
-            &[u64::from(apic_id), slot.word()],
-        )?;
+        raw::simple(Method::PlatformStartCpu, self.slot().0, &[u64::from(apic_id), slot.word()])?;
         Ok(Cpu::new(slot))
     }
 
@@ -83,12 +79,7 @@ impl Platform {
     ///
     /// # Errors
     /// As [`Platform::make_line`].
-    pub fn make_msi(
-        self,
-        interrupt: Interrupt,
-        cpu: Cpu,
-        notification: Notification,
-    ) -> Result<(), Error> {
+    pub fn make_msi(self, interrupt: Interrupt, cpu: Cpu, notification: Notification) -> Result<(), Error> {
         self.make_interrupt([1, 0, 0], interrupt, cpu, notification)
     }
 
@@ -99,14 +90,7 @@ impl Platform {
         cpu: Cpu,
         notification: Notification,
     ) -> Result<(), Error> {
-        let words = [
-            kind,
-            gsi,
-            flags,
-            interrupt.slot().word(),
-            cpu.slot().word(),
-            notification.slot().word(),
-        ];
+        let words = [kind, gsi, flags, interrupt.slot().word(), cpu.slot().word(), notification.slot().word()];
         raw::simple(Method::PlatformMakeInterrupt, self.slot().0, &words).map(|_| ())
     }
 
@@ -139,9 +123,7 @@ impl Platform {
     fn log_with(self, buffer: &mut MessageBuffer, text: &[u8], how: u64) -> Result<usize, Error> {
         let bytes = buffer.write(text);
         let tag = Tag::new(0, bytes, 0);
-        raw::invoke(Method::PlatformLog, tag, self.slot().0, &[how])
-            .check()
-            .map(|_| bytes)
+        raw::invoke(Method::PlatformLog, tag, self.slot().0, &[how]).check().map(|_| bytes)
     }
 
     /// Ends the run or the machine; `why` goes to the kernel's log.
@@ -150,14 +132,7 @@ impl Platform {
     /// Returns only with an error.
     pub fn end(self, buffer: &mut MessageBuffer, outcome: Outcome, why: &[u8]) -> Error {
         let bytes = buffer.write(why);
-        match raw::invoke(
-            Method::PlatformEnd,
-            Tag::new(0, bytes, 0),
-            self.slot().0,
-            &[outcome as u64],
-        )
-        .check()
-        {
+        match raw::invoke(Method::PlatformEnd, Tag::new(0, bytes, 0), self.slot().0, &[outcome as u64]).check() {
             Ok(_) => Error::Inactive,
             Err(error) => error,
         }
@@ -180,11 +155,7 @@ impl Platform {
     pub fn trace(self, cpu_index: u32, first: u64) -> Result<TraceCopy, Error> {
         let words = [u64::from(cpu_index), first];
         let [next, first, written, ..] = raw::simple(Method::PlatformTrace, self.slot().0, &words)?;
-        Ok(TraceCopy {
-            first,
-            next,
-            written,
-        })
+        Ok(TraceCopy { first, next, written })
     }
 
     /// Switches the trace of all CPUs on or off; answers how many events this CPU wrote so far.

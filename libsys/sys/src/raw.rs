@@ -96,12 +96,7 @@ macro_rules! by_count {
 /// One invocation with the first `N` words. Words from `N` on are unspecified for `N` up to 4, zero above.
 #[cfg(not(test))]
 #[inline(always)]
-pub(crate) fn invoke<const N: usize>(
-    method: Method,
-    tag: Tag,
-    slot: u32,
-    words: &[u64; N],
-) -> Answer {
+pub(crate) fn invoke<const N: usize>(method: Method, tag: Tag, slot: u32, words: &[u64; N]) -> Answer {
     const { assert!(N <= MESSAGE_WORDS) };
     by_count!(N, tag.with_low(method as u8).0, u64::from(slot), words)
 }
@@ -117,13 +112,7 @@ pub(crate) fn invoke_until<const N: usize>(
     deadline: u64,
 ) -> Answer {
     const { assert!(N <= MESSAGE_WORDS) };
-    by_count!(
-        N,
-        tag.with_low(method as u8).0,
-        u64::from(slot),
-        words,
-        deadline
-    )
+    by_count!(N, tag.with_low(method as u8).0, u64::from(slot), words, deadline)
 }
 
 #[cfg(test)]
@@ -136,9 +125,7 @@ pub(crate) fn simple<const N: usize>(
     slot: u32,
     words: &[u64; N],
 ) -> Result<[u64; MESSAGE_WORDS], Error> {
-    invoke(method, Tag::default(), slot, words)
-        .check()
-        .map(|answer| answer.words)
+    invoke(method, Tag::default(), slot, words).check().map(|answer| answer.words)
 }
 
 /// The time stamp counter of this CPU, the unit of all times in the interface (SDM 18.17). Not ordered with memory accesses.

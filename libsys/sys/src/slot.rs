@@ -90,11 +90,7 @@ impl<T: Capability> Caps<T> {
     /// `count` capabilities from `first` on.
     #[must_use]
     pub const fn new(first: Slot, count: u32) -> Caps<T> {
-        Caps {
-            first,
-            count,
-            kind: PhantomData,
-        }
+        Caps { first, count, kind: PhantomData }
     }
 
     /// How many.

@@ -32,8 +32,7 @@ impl MapFlags {
     /// For reading and execution.
     pub const READ_EXECUTE: MapFlags = MapFlags((Rights::READ.0 | Rights::EXECUTE.0) as u64);
     /// For everything: guest spaces only.
-    pub const GUEST_ALL: MapFlags =
-        MapFlags((Rights::READ.0 | Rights::WRITE.0 | Rights::EXECUTE.0) as u64);
+    pub const GUEST_ALL: MapFlags = MapFlags((Rights::READ.0 | Rights::WRITE.0 | Rights::EXECUTE.0) as u64);
 
     /// Uncached, for device registers.
     #[must_use]
@@ -57,12 +56,7 @@ pub trait Space: Capability {
     /// capability is mapped already or not flushed yet, or something is mapped there), `NoMemory` (page tables:
     /// [`Space::add_memory`]).
     fn map(self, frame: Frame, address: u64, flags: MapFlags) -> Result<(), Error> {
-        raw::simple(
-            Method::SpaceMap,
-            self.slot().0,
-            &[frame.slot().word(), address, flags.0],
-        )
-        .map(|_| ())
+        raw::simple(Method::SpaceMap, self.slot().0, &[frame.slot().word(), address, flags.0]).map(|_| ())
     }
 
     /// Removes the mapping of this frame capability.
@@ -86,12 +80,7 @@ pub trait Space: Capability {
     /// # Errors
     /// As [`Space::map`]; `NotMapped`; `Retiring`: changed, but another CPU may still use the old rights; call again.
     fn protect(self, frame: Frame, flags: MapFlags) -> Result<(), Error> {
-        raw::simple(
-            Method::SpaceProtect,
-            self.slot().0,
-            &[frame.slot().word(), flags.0],
-        )
-        .map(|_| ())
+        raw::simple(Method::SpaceProtect, self.slot().0, &[frame.slot().word(), flags.0]).map(|_| ())
     }
 
     /// [`Space::protect`], coming back until all CPUs use the new rights.
@@ -107,12 +96,7 @@ pub trait Space: Capability {
     /// # Errors
     /// `BadArgument` (something was made from it), `Revoking` (not clean).
     fn add_memory(self, memory: Untyped) -> Result<(), Error> {
-        raw::simple(
-            Method::SpaceAddMemory,
-            self.slot().0,
-            &[memory.slot().word()],
-        )
-        .map(|_| ())
+        raw::simple(Method::SpaceAddMemory, self.slot().0, &[memory.slot().word()]).map(|_| ())
     }
 }
 

@@ -36,19 +36,8 @@ impl CapTable {
     ///
     /// # Errors
     /// As [`CapTable::copy`]; `BadArgument` if the source has a badge already.
-    pub fn mint<T: Badged>(
-        self,
-        source: T,
-        destination: Slot,
-        rights: Rights,
-        badge: u64,
-    ) -> Result<T, Error> {
-        let words = [
-            source.slot().word(),
-            destination.word(),
-            u64::from(rights.0),
-            badge,
-        ];
+    pub fn mint<T: Badged>(self, source: T, destination: Slot, rights: Rights, badge: u64) -> Result<T, Error> {
+        let words = [source.slot().word(), destination.word(), u64::from(rights.0), badge];
         raw::simple(Method::CapMint, self.slot().0, &words)?;
         Ok(T::at(destination))
     }
@@ -58,11 +47,7 @@ impl CapTable {
     /// # Errors
     /// `SlotInUse`, `NoSlot`.
     pub fn move_to<T: Capability>(self, source: T, destination: Slot) -> Result<T, Error> {
-        raw::simple(
-            Method::CapMove,
-            self.slot().0,
-            &[source.slot().word(), destination.word()],
-        )?;
+        raw::simple(Method::CapMove, self.slot().0, &[source.slot().word(), destination.word()])?;
         Ok(T::at(destination))
     }
 
@@ -112,17 +97,12 @@ impl CapTable {
     /// # Errors
     /// `NoSlot`.
     pub fn inspect(self, slot: Slot) -> Result<Inspected, Error> {
-        let [kind, rights, badge, ..] =
-            match raw::simple(Method::CapInspect, self.slot().0, &[slot.word()]) {
-                Err(Error::Empty) => [0; 8],
-                other => other?,
-            };
+        let [kind, rights, badge, ..] = match raw::simple(Method::CapInspect, self.slot().0, &[slot.word()]) {
+            Err(Error::Empty) => [0; 8],
+            other => other?,
+        };
         let kind = u8::try_from(kind).ok().and_then(ObjectType::from_code);
-        Ok(Inspected {
-            kind,
-            rights: Rights(rights as u8),
-            badge,
-        })
+        Ok(Inspected { kind, rights: Rights(rights as u8), badge })
     }
 }
 

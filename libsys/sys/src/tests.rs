@@ -27,13 +27,7 @@ pub(crate) mod fake {
 
     /// Prepares answers, first one first.
     pub fn answer(status: u8, tag: Tag, badge: u64, words: [u64; 8]) {
-        ANSWERS.with_borrow_mut(|answers| {
-            answers.push(Answer {
-                tag: tag.with_low(status),
-                badge,
-                words,
-            })
-        });
+        ANSWERS.with_borrow_mut(|answers| answers.push(Answer { tag: tag.with_low(status), badge, words }));
     }
 
     /// Takes what was asked.
@@ -42,34 +36,13 @@ pub(crate) mod fake {
     }
 
     fn record(method: Method, tag: Tag, slot: u32, words: &[u64], deadline: Option<u64>) -> Answer {
-        CALLS.with_borrow_mut(|calls| {
-            calls.push(Call {
-                method,
-                tag,
-                slot,
-                words: words.to_vec(),
-                deadline,
-            })
-        });
+        CALLS.with_borrow_mut(|calls| calls.push(Call { method, tag, slot, words: words.to_vec(), deadline }));
         ANSWERS.with_borrow_mut(|answers| {
-            if answers.is_empty() {
-                Answer {
-                    tag: Tag(0),
-                    badge: 0,
-                    words: [0; 8],
-                }
-            } else {
-                answers.remove(0)
-            }
+            if answers.is_empty() { Answer { tag: Tag(0), badge: 0, words: [0; 8] } } else { answers.remove(0) }
         })
     }
 
-    pub(crate) fn invoke<const N: usize>(
-        method: Method,
-        tag: Tag,
-        slot: u32,
-        words: &[u64; N],
-    ) -> Answer {
+    pub(crate) fn invoke<const N: usize>(method: Method, tag: Tag, slot: u32, words: &[u64; N]) -> Answer {
         record(method, tag, slot, words, None)
     }
 
@@ -94,30 +67,17 @@ fn one() -> Call {
 
 fn expect(method: Method, slot: u32, words: &[u64]) {
     let call = one();
-    assert_eq!(
-        (call.method, call.slot, call.words.as_slice()),
-        (method, slot, words)
-    );
+    assert_eq!((call.method, call.slot, call.words.as_slice()), (method, slot, words));
     assert!(!call.tag.is_long());
 }
 
 #[test]
 fn retype_names_type_size_count_and_slot() {
-    let frames = Untyped::new(Slot(9))
-        .retype_frames(FrameSize::Large, 3, Slot(20))
-        .unwrap();
-    expect(
-        Method::UntypedRetype,
-        9,
-        &[ObjectType::Frame as u64, 21, 3, 20],
-    );
+    let frames = Untyped::new(Slot(9)).retype_frames(FrameSize::Large, 3, Slot(20)).unwrap();
+    expect(Method::UntypedRetype, 9, &[ObjectType::Frame as u64, 21, 3, 20]);
     assert_eq!(
         frames.iter().collect::<Vec<_>>(),
-        vec![
-            Frame::new(Slot(20)),
-            Frame::new(Slot(21)),
-            Frame::new(Slot(22))
-        ]
+        vec![Frame::new(Slot(20)), Frame::new(Slot(21)), Frame::new(Slot(22))]
     );
     assert_eq!(frames.get(3), None);
 }
@@ -141,29 +101,16 @@ fn configure_uses_all_eight_words_and_zero_for_none() {
 #[test]
 fn capabilities_of_a_message_stand_from_word_four() {
     answer(0, Tag::new(7, 0, 2), 0, [0, 0, 0, 0, 40, 41, 0, 0]);
-    let message = Message::new(3)
-        .words([1, 2])
-        .bytes(5000)
-        .capability(Slot(11))
-        .capability(Slot(12));
+    let message = Message::new(3).words([1, 2]).bytes(5000).capability(Slot(11)).capability(Slot(12));
     let received = Endpoint::new(Slot(6)).call(&message).unwrap();
     let call = one();
-    assert_eq!(
-        (call.tag.label(), call.tag.caps(), call.tag.bytes()),
-        (3, 2, 4096)
-    );
+    assert_eq!((call.tag.label(), call.tag.caps(), call.tag.bytes()), (3, 2, 4096));
     assert_eq!(call.words, [1, 2, 0, 0, 11, 12, 0, 0]);
     assert_eq!(
-        (
-            received.capability(0),
-            received.capability(1),
-            received.capability(2)
-        ),
+        (received.capability(0), received.capability(1), received.capability(2)),
         (Some(Slot(40)), Some(Slot(41)), None)
     );
-    let full = (0..6).fold(Message::new(0), |message, slot| {
-        message.capability(Slot(slot))
-    });
+    let full = (0..6).fold(Message::new(0), |message, slot| message.capability(Slot(slot)));
     assert_eq!(full.parts().0.caps(), 4);
 }
 
@@ -183,23 +130,15 @@ fn helpers_come_back_until_done() {
     assert_eq!(calls().len(), 3);
     answer(Error::Retiring as u8, Tag(0), 0, [0; 8]);
     answer(Error::NotMapped as u8, Tag(0), 0, [0; 8]);
-    assert_eq!(
-        AddressSpace::new(Slot(3)).unmap_fully(Frame::new(Slot(50))),
-        Ok(())
-    );
+    assert_eq!(AddressSpace::new(Slot(3)).unmap_fully(Frame::new(Slot(50))), Ok(()));
     answer(Error::NotMapped as u8, Tag(0), 0, [0; 8]);
-    assert_eq!(
-        AddressSpace::new(Slot(3)).unmap_fully(Frame::new(Slot(50))),
-        Err(Error::NotMapped)
-    );
+    assert_eq!(AddressSpace::new(Slot(3)).unmap_fully(Frame::new(Slot(50))), Err(Error::NotMapped));
 }
 
 #[test]
 fn receive_tells_calls_bits_and_deadlines_apart() {
     answer(0, Tag::new(5, 12, 0), 77, [1; 8]);
-    let Ok(Event::Call(call)) = receive(Deadline(99)) else {
-        panic!("no call")
-    };
+    let Ok(Event::Call(call)) = receive(Deadline(99)) else { panic!("no call") };
     assert_eq!((call.label, call.badge, call.bytes), (5, 77, 12));
     assert_eq!(one().deadline, Some(99));
     answer(Error::Notified as u8, Tag(0), 0, [6, 0, 0, 0, 0, 0, 0, 0]);
@@ -214,20 +153,10 @@ fn serving_survives_dead_callers_and_answers_only_calls() {
     answer(Error::CallerGone as u8, Tag(0), 0, [0; 8]); // reply_receive: it died
     answer(Error::Notified as u8, Tag(0), 0, [1; 8]); // receive: bits
     answer(Error::Inactive as u8, Tag(0), 0, [0; 8]); // receive, since nobody waits for an answer
-    let error = serve(Deadline::NEVER, |_| {
-        Next::Reply(Message::new(0), Deadline::NEVER)
-    });
+    let error = serve(Deadline::NEVER, |_| Next::Reply(Message::new(0), Deadline::NEVER));
     assert_eq!(error, Error::Inactive);
     let methods: Vec<_> = calls().iter().map(|call| call.method).collect();
-    assert_eq!(
-        methods,
-        [
-            Method::Receive,
-            Method::ReplyReceive,
-            Method::Receive,
-            Method::Receive
-        ]
-    );
+    assert_eq!(methods, [Method::Receive, Method::ReplyReceive, Method::Receive, Method::Receive]);
 }
 
 #[test]
@@ -235,26 +164,15 @@ fn dispatch_reads_every_code() {
     let cpu = Cpu::new(Slot(6));
     let ask = |words: [u64; 3]| {
         answer(0, Tag(0), 0, [words[0], words[1], words[2], 77, 55, 0, 0, 0]);
-        cpu.dispatch(Some(SchedContext::new(Slot(33))), Deadline(500), 4)
-            .unwrap()
+        cpu.dispatch(Some(SchedContext::new(Slot(33))), Deadline(500), 4).unwrap()
     };
     assert_eq!(ask([0, 0, 0]), (Dispatched::Stale, 55));
     expect(Method::Dispatch, 6, &[33, 500, 4, 0, 0]);
     assert_eq!(ask([1, 0, 0]).0, Dispatched::News);
     assert_eq!(ask([2, 0, 0]).0, Dispatched::Until);
-    assert_eq!(
-        ask([3, 1, 900]).0,
-        Dispatched::Blocked {
-            kind: Blocked::Waiting,
-            deadline: 900,
-            at: 77
-        }
-    );
+    assert_eq!(ask([3, 1, 900]).0, Dispatched::Blocked { kind: Blocked::Waiting, deadline: 900, at: 77 });
     answer(Error::Stale as u8, Tag(0), 0, [0; 8]);
-    assert_eq!(
-        cpu.dispatch(None, Deadline::NEVER, 4),
-        Ok((Dispatched::Stale, 0))
-    );
+    assert_eq!(cpu.dispatch(None, Deadline::NEVER, 4), Ok((Dispatched::Stale, 0)));
 }
 
 #[test]
@@ -268,28 +186,10 @@ fn snapshots_tell_whether_there_was_a_fault() {
     answer(0, Tag(0), 0, [9, 14, 2, 0x10, 0, 0, 0, 0]);
     let snapshot = Thread::new(Slot(4)).read_registers(&mut buffer).unwrap();
     let same = u64::from_le_bytes([3; 8]);
-    assert_eq!(
-        (
-            snapshot.state,
-            snapshot.registers.gpr[0],
-            snapshot.registers.rflags
-        ),
-        (9, same, same)
-    );
-    assert_eq!(
-        snapshot
-            .fault
-            .map(|fault| (fault.vector, fault.error_code, fault.cr2)),
-        Some((14, 2, 0x10))
-    );
+    assert_eq!((snapshot.state, snapshot.registers.gpr[0], snapshot.registers.rflags), (9, same, same));
+    assert_eq!(snapshot.fault.map(|fault| (fault.vector, fault.error_code, fault.cr2)), Some((14, 2, 0x10)));
     answer(0, Tag(0), 0, [8, u64::MAX, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(
-        Thread::new(Slot(4))
-            .read_registers(&mut buffer)
-            .unwrap()
-            .fault,
-        None
-    );
+    assert_eq!(Thread::new(Slot(4)).read_registers(&mut buffer).unwrap().fault, None);
 }
 
 #[test]
@@ -304,10 +204,7 @@ fn buffers_keep_to_their_page() {
     assert_eq!(buffer.write(&[7; 5000]), 4096);
     assert_eq!(buffer.write_at(4095, &[1, 2]), 1);
     assert_eq!(buffer.write_at(usize::MAX, &[1]), 0);
-    assert_eq!(
-        buffer.word(511),
-        u64::from_le_bytes([7, 7, 7, 7, 7, 7, 7, 1])
-    );
+    assert_eq!(buffer.word(511), u64::from_le_bytes([7, 7, 7, 7, 7, 7, 7, 1]));
     assert_eq!(buffer.word(512), 0);
     let mut back = [0; 8];
     assert_eq!(buffer.read_at(4092, &mut back), 4);

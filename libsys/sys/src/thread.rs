@@ -90,12 +90,7 @@ impl Thread {
     /// # Errors
     /// `InUse`; `WrongCpu`.
     pub fn bind_notification(self, notification: Notification) -> Result<(), Error> {
-        raw::simple(
-            Method::ThreadBindNotification,
-            self.slot().0,
-            &[notification.slot().word()],
-        )
-        .map(|_| ())
+        raw::simple(Method::ThreadBindNotification, self.slot().0, &[notification.slot().word()]).map(|_| ())
     }
 
     /// Registers of a thread that does not run, and its last fault. `buffer` is the calling thread's own; its contents are
@@ -104,8 +99,7 @@ impl Thread {
     /// # Errors
     /// `Active` (it is running); `WrongCpu`.
     pub fn read_registers(self, buffer: &mut MessageBuffer) -> Result<Snapshot, Error> {
-        let [state, vector, error_code, cr2, ..] =
-            raw::simple(Method::ThreadReadRegisters, self.slot().0, &[])?;
+        let [state, vector, error_code, cr2, ..] = raw::simple(Method::ThreadReadRegisters, self.slot().0, &[])?;
         let registers = buffer.registers();
         let fault = (vector != u64::MAX).then_some(Fault {
             vector,
@@ -115,27 +109,17 @@ impl Thread {
             rsp: registers.gpr[4],
             rflags: registers.rflags,
         });
-        Ok(Snapshot {
-            state,
-            registers,
-            fault,
-        })
+        Ok(Snapshot { state, registers, fault })
     }
 
     /// Sets the registers of a stopped or faulting thread; the kernel forces the flags that a task may not choose.
     ///
     /// # Errors
     /// `Active`; `WrongCpu`; `BadArgument` (`rip` outside user space).
-    pub fn write_registers(
-        self,
-        buffer: &mut MessageBuffer,
-        registers: &Registers,
-    ) -> Result<(), Error> {
+    pub fn write_registers(self, buffer: &mut MessageBuffer, registers: &Registers) -> Result<(), Error> {
         buffer.set_registers(registers);
         let tag = moira_abi::Tag::new(0, size_of::<Registers>(), 0);
-        raw::invoke(Method::ThreadWriteRegisters, tag, self.slot().0, &[])
-            .check()
-            .map(|_| ())
+        raw::invoke(Method::ThreadWriteRegisters, tag, self.slot().0, &[]).check().map(|_| ())
     }
 
     /// Names the first of four consecutive slots that take received capabilities. For the caller itself or an inactive thread.
@@ -184,8 +168,7 @@ impl SchedContext {
     /// `InUse` (one of them is bound already); `WrongCpu`.
     pub fn bind(self, thread: Thread, cpu: Cpu) -> Result<Option<u32>, Error> {
         let words = [thread.slot().word(), cpu.slot().word()];
-        raw::simple(Method::ContextBind, self.slot().0, &words)
-            .map(|answer| u32::try_from(answer[0]).ok())
+        raw::simple(Method::ContextBind, self.slot().0, &words).map(|answer| u32::try_from(answer[0]).ok())
     }
 
     /// What was charged so far.
@@ -195,15 +178,7 @@ impl SchedContext {
     pub fn consumed(self) -> Result<Consumed, Error> {
         let [own, lost, delivered, structural, interrupts, gone, number, _] =
             raw::simple(Method::ContextConsumed, self.slot().0, &[])?;
-        Ok(Consumed {
-            own,
-            lost,
-            delivered,
-            structural,
-            interrupts,
-            gone,
-            number,
-        })
+        Ok(Consumed { own, lost, delivered, structural, interrupts, gone, number })
     }
 
     /// To whom it lost time. `buffer` is the calling thread's own; its contents are overwritten.

@@ -26,12 +26,7 @@ impl Untyped {
     /// Makes `count` (1–16) objects in consecutive empty slots of the caller's table. `size`: see
     /// [`ObjectType::size_bits`](moira_abi::ObjectType::size_bits); for address spaces the kind.
     fn retype<T: Capability>(self, size: u8, count: u32, first: Slot) -> Result<Caps<T>, Error> {
-        let words = [
-            T::TYPE as u64,
-            u64::from(size),
-            u64::from(count),
-            first.word(),
-        ];
+        let words = [T::TYPE as u64, u64::from(size), u64::from(count), first.word()];
         raw::simple(Method::UntypedRetype, self.slot().0, &words)?;
         Ok(Caps::new(first, count))
     }
@@ -49,12 +44,7 @@ impl Untyped {
     ///
     /// # Errors
     /// As [`Untyped::retype_untypeds`].
-    pub fn retype_frames(
-        self,
-        size: FrameSize,
-        count: u32,
-        first: Slot,
-    ) -> Result<Caps<Frame>, Error> {
+    pub fn retype_frames(self, size: FrameSize, count: u32, first: Slot) -> Result<Caps<Frame>, Error> {
         self.retype(size.bits(), count, first)
     }
 
@@ -63,8 +53,7 @@ impl Untyped {
     /// # Errors
     /// As [`Untyped::retype_untypeds`].
     pub fn retype_space(self, slot: Slot) -> Result<AddressSpace, Error> {
-        self.retype::<AddressSpace>(space_kind::TASK, 1, slot)
-            .map(|_| AddressSpace::new(slot))
+        self.retype::<AddressSpace>(space_kind::TASK, 1, slot).map(|_| AddressSpace::new(slot))
     }
 
     /// Makes a guest's address space.
@@ -72,8 +61,7 @@ impl Untyped {
     /// # Errors
     /// As [`Untyped::retype_untypeds`]; `NoHardware`.
     pub fn retype_guest_space(self, slot: Slot) -> Result<GuestSpace, Error> {
-        self.retype::<GuestSpace>(space_kind::GUEST, 1, slot)
-            .map(|_| GuestSpace::new(slot))
+        self.retype::<GuestSpace>(space_kind::GUEST, 1, slot).map(|_| GuestSpace::new(slot))
     }
 
     /// Makes a capability table of `2^size_bits` bytes (7–21), which has `2^(size_bits-5) - 2` slots.
@@ -81,8 +69,7 @@ impl Untyped {
     /// # Errors
     /// As [`Untyped::retype_untypeds`].
     pub fn retype_table(self, size_bits: u8, slot: Slot) -> Result<CapTable, Error> {
-        self.retype::<CapTable>(size_bits, 1, slot)
-            .map(|_| CapTable::new(slot))
+        self.retype::<CapTable>(size_bits, 1, slot).map(|_| CapTable::new(slot))
     }
 
     /// Makes `count` (1–16) threads.
@@ -113,11 +100,7 @@ impl Untyped {
     ///
     /// # Errors
     /// As [`Untyped::retype_untypeds`].
-    pub fn retype_notifications(
-        self,
-        count: u32,
-        first: Slot,
-    ) -> Result<Caps<Notification>, Error> {
+    pub fn retype_notifications(self, count: u32, first: Slot) -> Result<Caps<Notification>, Error> {
         self.retype(0, count, first)
     }
 
@@ -142,8 +125,7 @@ impl Untyped {
     /// # Errors
     /// As [`Untyped::retype_untypeds`].
     pub fn retype_plan(self, size_bits: u8, slot: Slot) -> Result<Plan, Error> {
-        self.retype::<Plan>(size_bits, 1, slot)
-            .map(|_| Plan::new(slot))
+        self.retype::<Plan>(size_bits, 1, slot).map(|_| Plan::new(slot))
     }
 
     /// Ends every object made from this memory and zeroes it, one bounded step a call.
@@ -167,13 +149,7 @@ impl Untyped {
     /// # Errors
     /// Those of every invocation (`Empty`, `NoSlot`, `WrongType`, `NoRight`).
     pub fn info(self) -> Result<UntypedInfo, Error> {
-        let [address, size_bits, free, kind, ..] =
-            raw::simple(Method::UntypedInfo, self.slot().0, &[])?;
-        Ok(UntypedInfo {
-            address,
-            size_bits: size_bits as u8,
-            free,
-            kind: kind as u32,
-        })
+        let [address, size_bits, free, kind, ..] = raw::simple(Method::UntypedInfo, self.slot().0, &[])?;
+        Ok(UntypedInfo { address, size_bits: size_bits as u8, free, kind: kind as u32 })
     }
 }

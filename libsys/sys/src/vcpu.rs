@@ -36,12 +36,8 @@ impl Vcpu {
     /// `Inactive` (not configured), `WrongCpu`, `InUse`. A state that cannot be entered is no error but the exit *InvalidState*.
     #[inline(always)]
     pub fn run(self, changed: u64, until: Deadline) -> Result<VcpuExit, Error> {
-        let [reason, groups, ..] =
-            raw::simple(Method::VcpuRun, self.slot().0, &[changed, until.0])?;
-        Ok(VcpuExit {
-            reason: Exit::from_code(reason).unwrap_or(Exit::Other),
-            groups,
-        })
+        let [reason, groups, ..] = raw::simple(Method::VcpuRun, self.slot().0, &[changed, until.0])?;
+        Ok(VcpuExit { reason: Exit::from_code(reason).unwrap_or(Exit::Other), groups })
     }
 
     /// [`Vcpu::run`] with the reason as the number it came as: for loops where each instruction counts.
@@ -76,12 +72,7 @@ impl Vcpu {
     /// `NoRight` (not one of the harmless ones); `WrongCpu`.
     pub fn allow_msr(self, number: u32, read: bool, write: bool) -> Result<(), Error> {
         let access = u64::from(read) | u64::from(write) << 1;
-        raw::simple(
-            Method::VcpuAllowMsr,
-            self.slot().0,
-            &[u64::from(number), access],
-        )
-        .map(|_| ())
+        raw::simple(Method::VcpuAllowMsr, self.slot().0, &[u64::from(number), access]).map(|_| ())
     }
 
     /// Lets the guest reach these ports without an exit.
@@ -89,11 +80,6 @@ impl Vcpu {
     /// # Errors
     /// `WrongCpu`.
     pub fn allow_ports(self, ports: IoPorts) -> Result<(), Error> {
-        raw::simple(
-            Method::VcpuAllowPorts,
-            self.slot().0,
-            &[ports.slot().word()],
-        )
-        .map(|_| ())
+        raw::simple(Method::VcpuAllowPorts, self.slot().0, &[ports.slot().word()]).map(|_| ())
     }
 }

@@ -21,7 +21,9 @@ pub fn measure(env: &mut Env, report: &mut Report) {
         ticks
     });
     report.figure("ipc.round_trip.4k", || {
-        time(|| check(server.call(&Message::new(server::ECHO_PAGE).bytes(4096)).is_ok_and(|answer| answer.bytes == 4096)))
+        time(|| {
+            check(server.call(&Message::new(server::ECHO_PAGE).bytes(4096)).is_ok_and(|answer| answer.bytes == 4096))
+        })
     });
     capability(env, server, report);
     let nothing = Notification::new(Slot(u32::MAX));
@@ -43,7 +45,9 @@ fn capability(env: &mut Env, server: Endpoint, report: &mut Report) {
     let table = env.table();
     report.figure("ipc.round_trip.cap", || {
         let mut good = false;
-        let ticks = time(|| good = server.call(&Message::new(server::CAPABILITY).capability(sent)).is_ok_and(|answer| answer.caps == 1));
+        let ticks = time(|| {
+            good = server.call(&Message::new(server::CAPABILITY).capability(sent)).is_ok_and(|answer| answer.caps == 1)
+        });
         let cleaned = server.call_short(server::CLEAN, &[]).is_ok_and(|answer| answer.label == 0);
         if !good || !cleaned || table.delete_fully(receive).is_err() {
             log::error!("bench: a capability did not arrive");

@@ -1,7 +1,7 @@
 //! Windows, dispatch, plans, the scheduler's own share. Each role is a task of `bench-time` or `bench-scheduler`.
 
 use crate::{Report, time};
-use alloc::{format, vec::Vec};
+use alloc::{format, string::ToString, vec::Vec};
 use core::sync::atomic::Ordering;
 use moira_rt::Env;
 use moira_sys::{Caps, Cpu, Deadline, Dispatched, Notification, Outcome, Plan, Platform, SchedContext, Untyped, now};
@@ -99,13 +99,16 @@ pub fn install(env: &mut Env, report: &mut Report) {
 fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
     use moira_sys::Error;
     const COUNT: u64 = 512;
-    const LENGTH: u64 = 2_000;
+    // Long ones: their ends would interrupt what is measured.
+    const LENGTH: u64 = 20_000;
     let cpu: Cpu = env.capability("cpu").ok_or(Error::Empty)?;
     let own: SchedContext = env.capability("installer-context").ok_or(Error::Empty)?;
     let untyped: Untyped = env.capability("objects").ok_or(Error::Empty)?;
     let mut slots = env.slots();
-    let plans: Vec<Plan> = (0..2).map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?)).collect::<Result<_, _>>()?;
-    let windows: Vec<(SchedContext, u64, u64)> = (0..COUNT).map(|index| (own, index * LENGTH, (index + 1) * LENGTH)).collect();
+    let plans: Vec<Plan> =
+        (0..2).map(|_| untyped.retype_plan(15, slots.take(1).ok_or(Error::NoSlot)?)).collect::<Result<_, _>>()?;
+    let windows: Vec<(SchedContext, u64, u64)> =
+        (0..COUNT).map(|index| (own, index * LENGTH, (index + 1) * LENGTH)).collect();
     let mut samples = Vec::with_capacity(PLANS);
     for turn in 0..PLANS {
         let plan = plans.get(turn % 2).copied().ok_or(Error::Empty)?;
@@ -115,13 +118,10 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
         cpu.install_plan(Some(plan))?;
         samples.push((now() - begin).saturating_sub(report.overhead));
         // The old one's cycle ends, and the new one is in force: only then the other can be filled again.
-        let until = now() + env.ticks(120_000_000);
-        while now() < until && turn == 0 {
-            core::hint::spin_loop();
-        }
-        let until = now() + 2 * COUNT * LENGTH;
+        let cycle = if turn == 0 { env.ticks(120_000_000) } else { 0 };
+        let until = now() + cycle + COUNT * LENGTH;
         while now() < until {
-            core::hint::spin_loop();
+            core::hint::black_box(turn);
         }
     }
     report.samples("time.install_plan_512", samples);
@@ -130,7 +130,9 @@ fn plans(env: &mut Env, report: &mut Report) -> Result<(), moira_sys::Error> {
 
 /// The share that a scheduler takes for itself, in one second of a CPU that is full of contracts which take slack too.
 pub fn share(env: &mut Env) {
-    let (Some(context), Some(cpu)) = (env.capability::<SchedContext>("scheduler-context"), env.capability::<Cpu>("cpu")) else {
+    let (Some(context), Some(cpu)) =
+        (env.capability::<SchedContext>("scheduler-context"), env.capability::<Cpu>("cpu"))
+    else {
         log::error!("bench: no scheduler to look at");
         return;
     };
@@ -148,7 +150,9 @@ pub fn share(env: &mut Env) {
         }
     }
     shares.sort_unstable();
-    let show = |index: usize| shares.get(index).map_or_else(|| format!("0"), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000));
+    let show = |index: usize| {
+        shares.get(index).map_or_else(|| "0".to_string(), |ppm| format!("{}.{:04}", ppm / 10_000, ppm % 10_000))
+    };
     log::info!(
         "bench: {{\"name\":\"time.scheduler_share\",\"unit\":\"%\",\"minimum\":{},\"median\":{},\"maximum\":{},\"samples\":{}}}",
         show(0),

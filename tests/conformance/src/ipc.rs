@@ -121,7 +121,11 @@ fn call_errors(lab: &mut Lab, check: &mut Check) {
         check.equal("too many capabilities", call(caps << 8, slot(endpoint)), Some(Err(Error::BadArgument)));
     }
     check.equal("no slots there", call(1 << 8, slot(endpoint)), Some(Err(Error::PeerSlots)));
-    check.equal("bind without SERVE", Lab::TABLE.copy(endpoint, s.plus(2), Rights::CALL).and_then(|weak| weak.bind(Lab::THREAD)), Err(Error::NoRight));
+    check.equal(
+        "bind without SERVE",
+        Lab::TABLE.copy(endpoint, s.plus(2), Rights::CALL).and_then(|weak| weak.bind(Lab::THREAD)),
+        Err(Error::NoRight),
+    );
 }
 
 fn levels(lab: &mut Lab, check: &mut Check) {
@@ -147,8 +151,16 @@ fn reply_errors(lab: &mut Lab, check: &mut Check) {
     check.equal("park nobody", answered(server.invoke(lab, code_of(Method::Park), 0, &[])), Some(Err(Error::NoCaller)));
     check.equal("reply to nobody and receive", server.invoke(lab, REPLY_RECEIVE, 0, &[]), Ok(Outcome::Waits(0)));
     check.good("call", client.invoke(lab, CALL, slot(endpoint), &[]));
-    check.equal("receive with a caller", answered(server.invoke(lab, code_of(Method::Receive), 0, &[])), Some(Err(Error::InUse)));
-    check.equal("park one that did not fault", answered(server.invoke(lab, code_of(Method::Park), 0, &[])), Some(Err(Error::BadArgument)));
+    check.equal(
+        "receive with a caller",
+        answered(server.invoke(lab, code_of(Method::Receive), 0, &[])),
+        Some(Err(Error::InUse)),
+    );
+    check.equal(
+        "park one that did not fault",
+        answered(server.invoke(lab, code_of(Method::Park), 0, &[])),
+        Some(Err(Error::BadArgument)),
+    );
     check.equal("reply", answered(server.invoke(lab, REPLY, 0, &[1])), Some(Ok(())));
     check.equal("twice", answered(server.invoke(lab, REPLY, 0, &[2])), Some(Err(Error::NoCaller)));
     check.equal("the client has the first", message(client.run(lab)).map(|answer| answer.words[0]), Some(1));
@@ -164,14 +176,20 @@ fn bind(lab: &mut Lab, check: &mut Check) {
     let Some((first, endpoint)) = check.good("server", server(lab, With::level(3))) else { return };
     let Some(second) = check.good("puppet", Puppet::new(lab, 4)) else { return };
     let Some(client) = check.good("client", Puppet::new(lab, 1)) else { return };
-    let bad = |words: u64| invoke(code_of(Method::EndpointBind), slot(endpoint), [words, 0, 0, 0, 0, 0, 0, 0], 0).check().err();
+    let bad = |words: u64| {
+        invoke(code_of(Method::EndpointBind), slot(endpoint), [words, 0, 0, 0, 0, 0, 0, 0], 0).check().err()
+    };
     check.equal("no thread", bad(3), Some(Error::WrongType));
     check.equal("outside", bad(1), Some(Error::NoSlot));
     check.good("another takes over", endpoint.bind(second.thread));
     check.good("receive", second.receive(lab, Deadline::NEVER));
     check.equal("receives", second.run(lab), Ok(Outcome::Waits(0)));
     check.good("call", client.invoke(lab, CALL, slot(endpoint), &[5]));
-    check.equal("the second has it", second.outcome(lab).ok().and_then(|outcome| message(Ok(outcome))).map(|got| got.words[0]), Some(5));
+    check.equal(
+        "the second has it",
+        second.outcome(lab).ok().and_then(|outcome| message(Ok(outcome))).map(|got| got.words[0]),
+        Some(5),
+    );
     check.equal("the first waits", first.run(lab), Ok(Outcome::Waits(0)));
 }
 
@@ -186,7 +204,7 @@ fn passive(lab: &mut Lab, check: &mut Check) {
         check.equal("answer", answer.map(|answer| (answer.tag.low(), answer.words[0])), Some((0, round * 100 + 1)));
     }
     let used = client.context.and_then(|context| context.consumed().ok());
-    check.holds("the client paid", used.is_some_and(|used| used.own > 0 && used.lost == 0));
+    check.holds("the client paid", used.is_some_and(|used| used.own > 0 && used.lost == used.gone));
 }
 
 fn chain(lab: &mut Lab, check: &mut Check) {
@@ -201,7 +219,11 @@ fn chain(lab: &mut Lab, check: &mut Check) {
     for pair in 0..5 {
         let (Some((from, _)), Some((_, to))) = (endpoints.get(pair), endpoints.get(pair + 1)) else { return };
         check.good("prepare", from.prepare(lab, CALL, slot(*to), &[pair as u64], 0));
-        check.equal("on the first client's time", client.context.map(|context| lab.run(context, 100_000).is_ok()), Some(true));
+        check.equal(
+            "on the first client's time",
+            client.context.map(|context| lab.run(context, 100_000).is_ok()),
+            Some(true),
+        );
     }
     for (server, _) in endpoints.iter().rev() {
         check.good("prepare", server.prepare(lab, REPLY_RECEIVE, 0, &[42], 0));
@@ -236,7 +258,11 @@ fn buffer(lab: &mut Lab, check: &mut Check) {
     }
     // The buffer's frame is taken back: no buffer then.
     check.good("delete", client.buffer.map_or(Ok(()), |frame| Lab::TABLE.delete_fully(frame.slot())));
-    check.equal("no buffer", answered(client.invoke(lab, Tag::new(0, 8, 0).0 | CALL, slot(endpoint), &[])), Some(Err(Error::NotMapped)));
+    check.equal(
+        "no buffer",
+        answered(client.invoke(lab, Tag::new(0, 8, 0).0 | CALL, slot(endpoint), &[])),
+        Some(Err(Error::NotMapped)),
+    );
 }
 
 fn capabilities(lab: &mut Lab, check: &mut Check) {
@@ -261,7 +287,11 @@ fn capabilities(lab: &mut Lab, check: &mut Check) {
     for index in 0..4 {
         let rights = if index == 0 { Rights::SIGNAL } else { Rights::ALL };
         let found = table.inspect(Slot(5 + index));
-        check.equal("arrived", found.map(|found| (found.kind, found.rights)), Ok((Some(moira_abi::ObjectType::Notification), rights)));
+        check.equal(
+            "arrived",
+            found.map(|found| (found.kind, found.rights)),
+            Ok((Some(moira_abi::ObjectType::Notification), rights)),
+        );
     }
     check.good("signal there", Notification::new(s.plus(2)).signal());
     // They are children of the sender's.
@@ -284,7 +314,8 @@ fn capability_errors(lab: &mut Lab, check: &mut Check) {
     check.equal("receives", server.run(lab), Ok(Outcome::Waits(0)));
     let Some(client) = check.good("client", Puppet::new(lab, 1)) else { return };
     let two = Tag::new(0, 0, 2).0 | CALL;
-    let mut send = |first: u64, second: u64| answered(client.invoke(lab, two, slot(endpoint), &[0, 0, 0, 0, first, second]));
+    let mut send =
+        |first: u64, second: u64| answered(client.invoke(lab, two, slot(endpoint), &[0, 0, 0, 0, first, second]));
     check.equal("empty", send(4, s.plus(6).0.into()), Some(Err(Error::Empty)));
     check.equal("outside", send(4, 0), Some(Err(Error::NoSlot)));
     check.equal("far outside", send(u64::MAX, 4), Some(Err(Error::NoSlot)));
@@ -314,12 +345,20 @@ fn deadline(lab: &mut Lab, check: &mut Check) {
     check.equal("waits", server.run(lab), Ok(Outcome::Waits(soon.0)));
     let Some(client) = check.good("client", Puppet::new(lab, 1)) else { return };
     check.good("call", client.invoke(lab, CALL, slot(endpoint), &[3]));
-    check.equal("a call before it", server.outcome(lab).ok().and_then(|outcome| message(Ok(outcome))).map(|got| got.words[0]), Some(3));
+    check.equal(
+        "a call before it",
+        server.outcome(lab).ok().and_then(|outcome| message(Ok(outcome))).map(|got| got.words[0]),
+        Some(3),
+    );
 }
 
 fn helping(lab: &mut Lab, check: &mut Check) {
     let Some((server, endpoint)) = check.good("server", server(lab, With::level(5).passive())) else { return };
-    let (Some(first), Some(second)) = (check.good("client", Puppet::new(lab, 1)), check.good("client", Puppet::new(lab, 2))) else { return };
+    let (Some(first), Some(second)) =
+        (check.good("client", Puppet::new(lab, 1)), check.good("client", Puppet::new(lab, 2)))
+    else {
+        return;
+    };
     let Some(warm) = check.good("client", Puppet::new(lab, 1)) else { return };
     // The server's first receive happens on somebody's time; then it counts for the first client.
     check.good("set", server.thread.stop());
@@ -329,16 +368,24 @@ fn helping(lab: &mut Lab, check: &mut Check) {
     check.equal("works for the first", first.run(lab), Ok(Outcome::Runs));
     // The second calls: its time runs the server, for the first.
     check.good("prepare", second.prepare(lab, CALL, slot(endpoint), &[2], 0));
-    check.equal("helps", second.context.map(|context| lab.run(context, 20_000)), Some(Ok(moira_sys::Dispatched::Until)));
+    check.equal(
+        "helps",
+        second.context.map(|context| lab.run(context, 20_000)),
+        Some(Ok(moira_sys::Dispatched::Until)),
+    );
     let used = second.context.and_then(|context| context.consumed().ok());
     check.holds("and lost that time to the first", used.is_some_and(|used| used.lost > used.own));
     let got = first.context.and_then(|context| context.consumed().ok());
-    check.holds("which got it", got.is_some_and(|got| used.is_some_and(|used| got.delivered == used.lost)));
+    check.holds("which got it", got.is_some_and(|got| used.is_some_and(|used| got.delivered == used.lost - used.gone)));
     // The server answers, on the second's time, and takes the second's call.
     check.good("stop", server.thread.stop());
     check.good("prepare", server.prepare(lab, REPLY_RECEIVE, 0, &[77], 0));
     check.good("run", second.run(lab));
-    check.equal("the second is served", server.outcome(lab).ok().and_then(|outcome| message(Ok(outcome))).map(|got| got.words[0]), Some(2));
+    check.equal(
+        "the second is served",
+        server.outcome(lab).ok().and_then(|outcome| message(Ok(outcome))).map(|got| got.words[0]),
+        Some(2),
+    );
     check.equal("the first has its answer", message(first.run(lab)).map(|answer| answer.words[0]), Some(77));
     let _ = warm;
 }
@@ -363,7 +410,11 @@ fn server_dies(lab: &mut Lab, check: &mut Check) {
     check.equal("waits for its answer", client.look(lab).err(), Some(Error::Active));
     check.good("revoke", memory.revoke_fully());
     check.equal("the caller is told", answered(client.run(lab)), Some(Err(Error::PeerGone)));
-    check.equal("and the next one", answered(client.invoke(lab, CALL, slot(endpoint), &[1])), Some(Err(Error::PeerGone)));
+    check.equal(
+        "and the next one",
+        answered(client.invoke(lab, CALL, slot(endpoint), &[1])),
+        Some(Err(Error::PeerGone)),
+    );
 }
 
 fn server_dies_queued(lab: &mut Lab, check: &mut Check) {
@@ -392,10 +443,13 @@ fn caller_dies(lab: &mut Lab, check: &mut Check) {
     let page = lab.slots(1);
     let address = lab.address(1);
     let frame = memory.retype_frames(FrameSize::Small, 1, page).ok().and_then(|made| made.get(0));
-    check.holds("reused", frame.is_some_and(|frame| {
-        use moira_sys::Space;
-        Lab::SPACE.map(frame, address, moira_sys::MapFlags::READ).is_ok()
-    }));
+    check.holds(
+        "reused",
+        frame.is_some_and(|frame| {
+            use moira_sys::Space;
+            Lab::SPACE.map(frame, address, moira_sys::MapFlags::READ).is_ok()
+        }),
+    );
     check.good("count", server.set(lab, Stub::Count, moira_abi::fault::Registers::default()));
     check.equal("runs", server.context.map(|context| lab.run(context, 2_000)), Some(Ok(moira_sys::Dispatched::Until)));
     check.good("stop", server.thread.stop());
@@ -418,8 +472,12 @@ fn account_dies(lab: &mut Lab, check: &mut Check) {
     let Some((second, high)) = check.good("server", server(lab, With::level(5))) else { return };
     let s = lab.slots(3);
     let Some(client) = check.good("client", Puppet::with(lab, With::level(1).passive())) else { return };
-    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, s)).and_then(|made| made.get(0)) else { return };
-    let Some(context) = check.good("context", memory.retype_contexts(1, s.plus(1))).and_then(|made| made.get(0)) else { return };
+    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, s)).and_then(|made| made.get(0)) else {
+        return;
+    };
+    let Some(context) = check.good("context", memory.retype_contexts(1, s.plus(1))).and_then(|made| made.get(0)) else {
+        return;
+    };
     check.good("bind", context.bind(client.thread, Lab::CPU));
     check.good("prepare", client.prepare(lab, CALL, slot(low), &[1], 0));
     check.good("run", lab.run(context, 100_000));
@@ -428,10 +486,13 @@ fn account_dies(lab: &mut Lab, check: &mut Check) {
     check.good("revoke", memory.revoke_fully());
     let address = lab.address(1);
     let frame = memory.retype_frames(FrameSize::Small, 1, s.plus(2)).ok().and_then(|made| made.get(0));
-    check.holds("reused", frame.is_some_and(|frame| {
-        use moira_sys::Space;
-        Lab::SPACE.map(frame, address, moira_sys::MapFlags::READ).is_ok()
-    }));
+    check.holds(
+        "reused",
+        frame.is_some_and(|frame| {
+            use moira_sys::Space;
+            Lab::SPACE.map(frame, address, moira_sys::MapFlags::READ).is_ok()
+        }),
+    );
     check.good("count", second.set(lab, Stub::Count, moira_abi::fault::Registers::default()));
     check.equal("runs", second.context.map(|context| lab.run(context, 2_000)), Some(Ok(moira_sys::Dispatched::Until)));
     check.good("stop", second.thread.stop());
@@ -442,7 +503,9 @@ fn account_dies(lab: &mut Lab, check: &mut Check) {
     check.equal("nothing was written to it", (0..512).all(|word| stored(address + word * 8) == 0), true);
     // With another account the client goes on.
     let again = lab.slots(1);
-    let Some(context) = check.good("context", lab.arena.retype_contexts(1, again)).and_then(|made| made.get(0)) else { return };
+    let Some(context) = check.good("context", lab.arena.retype_contexts(1, again)).and_then(|made| made.get(0)) else {
+        return;
+    };
     check.good("bind", context.bind(client.thread, Lab::CPU));
     check.good("run", lab.run(context, 100_000));
     check.equal("the client has its answer", message(client.outcome(lab)).map(|answer| answer.words[0]), Some(4));
@@ -451,12 +514,21 @@ fn account_dies(lab: &mut Lab, check: &mut Check) {
 fn endpoint_dies(lab: &mut Lab, check: &mut Check) {
     let s = lab.slots(2);
     let Some(server) = check.good("server", Puppet::new(lab, 3)) else { return };
-    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, s)).and_then(|made| made.get(0)) else { return };
-    let Some(endpoint) = check.good("endpoint", memory.retype_endpoints(1, s.plus(1))).and_then(|made| made.get(0)) else { return };
+    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, s)).and_then(|made| made.get(0)) else {
+        return;
+    };
+    let Some(endpoint) = check.good("endpoint", memory.retype_endpoints(1, s.plus(1))).and_then(|made| made.get(0))
+    else {
+        return;
+    };
     check.good("bind", endpoint.bind(server.thread));
     check.good("receive", server.receive(lab, Deadline::NEVER));
     check.equal("receives", server.run(lab), Ok(Outcome::Waits(0)));
-    let (Some(served), Some(queued)) = (check.good("client", Puppet::new(lab, 1)), check.good("client", Puppet::new(lab, 1))) else { return };
+    let (Some(served), Some(queued)) =
+        (check.good("client", Puppet::new(lab, 1)), check.good("client", Puppet::new(lab, 1)))
+    else {
+        return;
+    };
     check.good("call", served.invoke(lab, CALL, slot(endpoint), &[1]));
     check.good("call", queued.invoke(lab, CALL, slot(endpoint), &[2]));
     check.good("revoke", memory.revoke_fully());
@@ -492,7 +564,11 @@ fn handler(lab: &mut Lab, check: &mut Check, level: u8) -> Option<(Puppet, Endpo
 
 fn fault_message(lab: &mut Lab, check: &mut Check) {
     let Some((handler, endpoint)) = handler(lab, check, 6) else { return };
-    let Some(patient) = check.good("patient", Puppet::with(lab, With { fault_endpoint: Some(endpoint), ..With::level(2) })) else { return };
+    let Some(patient) =
+        check.good("patient", Puppet::with(lab, With { fault_endpoint: Some(endpoint), ..With::level(2) }))
+    else {
+        return;
+    };
     let mut registers = moira_abi::fault::Registers::default();
     registers.gpr[3] = 0x5000;
     registers.gpr[4] = 0x7777;
@@ -514,7 +590,11 @@ fn fault_message(lab: &mut Lab, check: &mut Check) {
 
 fn fault_resume(lab: &mut Lab, check: &mut Check) {
     let Some((handler, endpoint)) = handler(lab, check, 6) else { return };
-    let Some(patient) = check.good("patient", Puppet::with(lab, With { fault_endpoint: Some(endpoint), ..With::level(2) })) else { return };
+    let Some(patient) =
+        check.good("patient", Puppet::with(lab, With { fault_endpoint: Some(endpoint), ..With::level(2) }))
+    else {
+        return;
+    };
     let mut registers = moira_abi::fault::Registers::default();
     registers.gpr[0] = 123;
     registers.gpr[3] = 0x5000;
@@ -534,14 +614,22 @@ fn fault_resume(lab: &mut Lab, check: &mut Check) {
 
 fn park(lab: &mut Lab, check: &mut Check) {
     let Some((handler, endpoint)) = handler(lab, check, 6) else { return };
-    let Some(patient) = check.good("patient", Puppet::with(lab, With { fault_endpoint: Some(endpoint), ..With::level(2) })) else { return };
+    let Some(patient) =
+        check.good("patient", Puppet::with(lab, With { fault_endpoint: Some(endpoint), ..With::level(2) }))
+    else {
+        return;
+    };
     check.good("set", patient.set(lab, Stub::Stop, moira_abi::fault::Registers::default()));
     check.good("run", patient.context.map_or(Ok(moira_sys::Dispatched::News), |context| lab.run(context, 100_000)));
     check.equal("park", answered(handler.invoke(lab, code_of(Method::Park), 0, &[])), Some(Ok(())));
     check.equal("nobody is left", answered(handler.invoke(lab, REPLY, 0, &[])), Some(Err(Error::NoCaller)));
     check.equal("the patient is stopped", patient.run(lab), Ok(Outcome::Fault(6, 0, 0)));
     check.good("resume", patient.thread.resume());
-    check.equal("faults again: nobody receives", patient.context.map(|context| lab.run(context, 100_000).is_ok()), Some(true));
+    check.equal(
+        "faults again: nobody receives",
+        patient.context.map(|context| lab.run(context, 100_000).is_ok()),
+        Some(true),
+    );
     check.equal("the handler receives", handler.invoke(lab, code_of(Method::Receive), 0, &[]), Ok(Outcome::Waits(0)));
     check.equal("on the patient's time it gets it", patient.run(lab), Ok(Outcome::Fault(6, 0, 0)));
     let got = handler.outcome(lab).ok().and_then(|outcome| message(Ok(outcome)));
@@ -552,11 +640,15 @@ fn fault_below(lab: &mut Lab, check: &mut Check) {
     // Faults go uphill like calls: to a handler on its own level a fault only stops it.
     let Some((_, endpoint)) = handler(lab, check, 3) else { return };
     let s = lab.slots(1);
-    let Some(thread) = check.good("thread", lab.arena.retype_threads(1, s)).and_then(|made| made.get(0)) else { return };
+    let Some(thread) = check.good("thread", lab.arena.retype_threads(1, s)).and_then(|made| made.get(0)) else {
+        return;
+    };
     let words = [3, 2, 0, 3, slot(endpoint), slot(lab.faults), Stub::Stop.address(), 0];
     check.good("configure", invoke(code_of(Method::ThreadConfigure), s.0.into(), words, 0).check());
     let c = lab.slots(1);
-    let Some(context) = check.good("context", lab.arena.retype_contexts(1, c)).and_then(|made| made.get(0)) else { return };
+    let Some(context) = check.good("context", lab.arena.retype_contexts(1, c)).and_then(|made| made.get(0)) else {
+        return;
+    };
     check.good("bind", context.bind(thread, Lab::CPU));
     check.good("activate", thread.activate(Lab::CPU, [0, 0]));
     let _ = lab.faults.poll();

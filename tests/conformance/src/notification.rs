@@ -93,7 +93,11 @@ fn one_waiter(lab: &mut Lab, check: &mut Check) {
     let Some(first) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     let Some(second) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     check.equal("waits", first.invoke(lab, code_of(Method::Wait), word(whole), &[]), Ok(Outcome::Waits(0)));
-    check.equal("another", answered(second.invoke(lab, code_of(Method::Wait), word(whole), &[])), Some(Err(Error::InUse)));
+    check.equal(
+        "another",
+        answered(second.invoke(lab, code_of(Method::Wait), word(whole), &[])),
+        Some(Err(Error::InUse)),
+    );
     check.equal("bound to another", second.thread.bind_notification(whole), Err(Error::InUse));
     check.good("stop the waiter", first.thread.stop());
     check.equal("now another may", second.invoke(lab, code_of(Method::Wait), word(whole), &[]), Ok(Outcome::Waits(0)));
@@ -110,7 +114,13 @@ fn bound(lab: &mut Lab, check: &mut Check) {
     check.good("bind", puppet.thread.bind_notification(whole));
     check.equal("another", puppet.thread.bind_notification(other), Err(Error::InUse));
     check.equal("to another", Lab::THREAD.bind_notification(whole), Err(Error::InUse));
-    check.equal("no notification", moira_lab::invoke(code_of(Method::ThreadBindNotification), puppet.word(), [3, 0, 0, 0, 0, 0, 0, 0], 0).check().err(), Some(Error::WrongType));
+    check.equal(
+        "no notification",
+        moira_lab::invoke(code_of(Method::ThreadBindNotification), puppet.word(), [3, 0, 0, 0, 0, 0, 0, 0], 0)
+            .check()
+            .err(),
+        Some(Error::WrongType),
+    );
     check.good("receive", puppet.receive(lab, Deadline::NEVER));
     check.equal("receives", puppet.run(lab), Ok(Outcome::Waits(0)));
     check.good("signal", one.signal());
@@ -129,7 +139,10 @@ fn bound(lab: &mut Lab, check: &mut Check) {
 
 fn dies(lab: &mut Lab, check: &mut Check) {
     let slot = lab.slots(3);
-    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, slot)).and_then(|made| made.get(0)) else { return };
+    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, slot)).and_then(|made| made.get(0))
+    else {
+        return;
+    };
     let Some(made) = check.good("notifications", memory.retype_notifications(2, slot.plus(1))) else { return };
     let (Some(first), Some(second)) = (made.get(0), made.get(1)) else { return };
     let Some(waiter) = check.good("puppet", Puppet::new(lab, 1)) else { return };
@@ -149,7 +162,9 @@ fn waiter_dies(lab: &mut Lab, check: &mut Check) {
     let Some((whole, one, _)) = fresh(lab, check) else { return };
     let slot = lab.slots(1);
     let arena = lab.arena;
-    let Some(memory) = check.good("untyped", arena.retype_untypeds(14, 1, slot)).and_then(|made| made.get(0)) else { return };
+    let Some(memory) = check.good("untyped", arena.retype_untypeds(14, 1, slot)).and_then(|made| made.get(0)) else {
+        return;
+    };
     lab.arena = memory;
     let (first, second) = (Puppet::new(lab, 1), Puppet::new(lab, 1));
     lab.arena = arena;

@@ -75,7 +75,9 @@ fn map(lab: &mut Lab, check: &mut Check) {
 fn arguments(lab: &mut Lab, check: &mut Check) {
     let Some([frame, ..]) = check.good("frame", frames(lab, 1)) else { return };
     let word = u64::from(frame.slot().0);
-    for address in [1, 8, 0x20_0800, USER_END, USER_END + 4096, 1 << 47, 0xffff_8000_0000_0000, 0xffff_ffff_ffff_f000, u64::MAX] {
+    for address in
+        [1, 8, 0x20_0800, USER_END, USER_END + 4096, 1 << 47, 0xffff_8000_0000_0000, 0xffff_ffff_ffff_f000, u64::MAX]
+    {
         check.equal("address", raw_map(Lab::SPACE, word, address, 1), Err(Error::BadArgument));
     }
     let address = lab.address(1);
@@ -94,8 +96,16 @@ fn arguments(lab: &mut Lab, check: &mut Check) {
         check.equal("contents", stored(address), 0);
         check.good("unmap", Lab::SPACE.unmap_fully(frame));
     }
-    check.equal("unmap: no frame", invoke(code_of(Method::SpaceUnmap), 3, [4, 0, 0, 0, 0, 0, 0, 0], 0).check().err(), Some(Error::WrongType));
-    check.equal("unmap: empty", invoke(code_of(Method::SpaceUnmap), 3, [empty.0.into(), 0, 0, 0, 0, 0, 0, 0], 0).check().err(), Some(Error::Empty));
+    check.equal(
+        "unmap: no frame",
+        invoke(code_of(Method::SpaceUnmap), 3, [4, 0, 0, 0, 0, 0, 0, 0], 0).check().err(),
+        Some(Error::WrongType),
+    );
+    check.equal(
+        "unmap: empty",
+        invoke(code_of(Method::SpaceUnmap), 3, [empty.0.into(), 0, 0, 0, 0, 0, 0, 0], 0).check().err(),
+        Some(Error::Empty),
+    );
 }
 
 fn rights(lab: &mut Lab, check: &mut Check) {
@@ -105,7 +115,8 @@ fn rights(lab: &mut Lab, check: &mut Check) {
         let slot = lab.slots(1);
         let Some(copy) = check.good("copy", Lab::TABLE.copy(frame, slot, Rights(have))) else { return };
         for want in 0..8u8 {
-            let should = if want & have == want && want & 1 != 0 && want & 6 != 6 { Ok(()) } else { Err(Error::NoRight) };
+            let should =
+                if want & have == want && want & 1 != 0 && want & 6 != 6 { Ok(()) } else { Err(Error::NoRight) };
             let is = raw_map(Lab::SPACE, copy.slot().0.into(), address, want.into()).map(|_| ());
             check.equal(&alloc::format!("{have} allows {want}"), is, should);
             if is.is_ok() {
@@ -166,7 +177,9 @@ fn add_memory(lab: &mut Lab, check: &mut Check) {
     check.good("endpoint", memory.retype_endpoints(1, slot.plus(1)));
     check.equal("touched", Lab::SPACE.add_memory(memory), Err(Error::InUse));
     check.good("revoke", memory.revoke_fully());
-    let add = |space: u64, word: u64| invoke(code_of(Method::SpaceAddMemory), space, [word, 0, 0, 0, 0, 0, 0, 0], 0).check().err();
+    let add = |space: u64, word: u64| {
+        invoke(code_of(Method::SpaceAddMemory), space, [word, 0, 0, 0, 0, 0, 0, 0], 0).check().err()
+    };
     check.equal("no untyped", add(3, 4), Some(Error::WrongType));
     check.equal("empty", add(3, slot.plus(2).0.into()), Some(Error::Empty));
     let Some(space) = check.good("space", lab.arena.retype_space(slot.plus(3))) else { return };
@@ -189,7 +202,8 @@ fn protect(lab: &mut Lab, check: &mut Check) {
     check.equal("store", touch(lab, &puppet, Stub::Store, address + 4096), Ok(Outcome::Fault(14, 7, address + 4096)));
     check.good("widen", Lab::SPACE.protect_fully(frame, MapFlags::READ_WRITE));
     check.equal("store", touch(lab, &puppet, Stub::Store, address + 4096), Ok(DONE));
-    let bad = invoke(code_of(Method::SpaceProtect), 3, [frame.slot().0.into(), 0x401, 0, 0, 0, 0, 0, 0], 0).check().err();
+    let bad =
+        invoke(code_of(Method::SpaceProtect), 3, [frame.slot().0.into(), 0x401, 0, 0, 0, 0, 0, 0], 0).check().err();
     check.equal("flags", bad, Some(Error::BadArgument));
 }
 
@@ -197,7 +211,11 @@ fn large(lab: &mut Lab, check: &mut Check) {
     let slot = lab.slots(2);
     let address = lab.address(1024);
     // The arena is exactly one large frame.
-    let Some(frame) = check.good("frame", lab.arena.retype_frames(FrameSize::Large, 1, slot)).and_then(|made| made.get(0)) else { return };
+    let Some(frame) =
+        check.good("frame", lab.arena.retype_frames(FrameSize::Large, 1, slot)).and_then(|made| made.get(0))
+    else {
+        return;
+    };
     check.equal("alignment", Lab::SPACE.map(frame, address + 4096, MapFlags::READ), Err(Error::BadArgument));
     let last = USER_END & !0x1f_ffff;
     check.equal("over the end", Lab::SPACE.map(frame, last, MapFlags::READ), Err(Error::BadArgument));
@@ -217,7 +235,7 @@ fn other(lab: &mut Lab, check: &mut Check) {
     let address = lab.address(1);
     check.good("map", Lab::SPACE.map(code, address, MapFlags::READ_WRITE));
     // mov rax, [rbx]; ud2
-    store(address, 0x0b0f_038b_48);
+    store(address, 0x0b_0f03_8b48);
     check.good("unmap", Lab::SPACE.unmap_fully(code));
     let page = Stub::Load.address() & !4095;
     check.good("code", space.map(code, 0x7000, MapFlags::READ_EXECUTE));
@@ -259,8 +277,15 @@ fn delete_unmaps(lab: &mut Lab, check: &mut Check) {
 fn revoke_unmaps(lab: &mut Lab, check: &mut Check) {
     let slot = lab.slots(2);
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
-    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, slot)).and_then(|made| made.get(0)) else { return };
-    let Some(frame) = check.good("frame", memory.retype_frames(FrameSize::Small, 1, slot.plus(1))).and_then(|made| made.get(0)) else { return };
+    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, slot)).and_then(|made| made.get(0))
+    else {
+        return;
+    };
+    let Some(frame) =
+        check.good("frame", memory.retype_frames(FrameSize::Small, 1, slot.plus(1))).and_then(|made| made.get(0))
+    else {
+        return;
+    };
     let address = lab.address(1);
     check.good("map", Lab::SPACE.map(frame, address, MapFlags::READ_WRITE));
     store(address, 1);

@@ -79,7 +79,10 @@ fn rights(lab: &mut Lab, check: &mut Check) {
 
 fn mint(lab: &mut Lab, check: &mut Check) {
     let Some((whole, slot)) = notification(lab) else { return };
-    let Some(minted) = check.good("mint", Lab::TABLE.mint(whole, slot.plus(1), Rights::SIGNAL, 0xdead_0000_0000_0001)) else { return };
+    let Some(minted) = check.good("mint", Lab::TABLE.mint(whole, slot.plus(1), Rights::SIGNAL, 0xdead_0000_0000_0001))
+    else {
+        return;
+    };
     check.equal("badge", Lab::TABLE.inspect(slot.plus(1)).map(|found| found.badge), Ok(0xdead_0000_0000_0001));
     check.equal("minted again", Lab::TABLE.mint(minted, slot.plus(2), Rights::ALL, 7).err(), Some(Error::BadArgument));
     check.good("copied", Lab::TABLE.copy(minted, slot.plus(2), Rights::ALL));
@@ -177,7 +180,14 @@ fn depth(lab: &mut Lab, check: &mut Check) {
 }
 
 fn inspect(lab: &mut Lab, check: &mut Check) {
-    for (slot, kind) in [(2, ObjectType::CapTable), (3, ObjectType::AddressSpace), (4, ObjectType::Thread), (5, ObjectType::SchedContext), (6, ObjectType::Cpu), (7, ObjectType::Platform)] {
+    for (slot, kind) in [
+        (2, ObjectType::CapTable),
+        (3, ObjectType::AddressSpace),
+        (4, ObjectType::Thread),
+        (5, ObjectType::SchedContext),
+        (6, ObjectType::Cpu),
+        (7, ObjectType::Platform),
+    ] {
         let found = Lab::TABLE.inspect(Slot(slot));
         check.equal("kind", found.map(|found| found.kind), Ok(Some(kind)));
     }
@@ -187,7 +197,9 @@ fn inspect(lab: &mut Lab, check: &mut Check) {
     // Where a frame is mapped is nobody's business.
     let slot = lab.slots(1);
     let address = lab.address(1);
-    if let Some(frame) = check.good("frame", lab.arena.retype_frames(FrameSize::Small, 1, slot)).and_then(|made| made.get(0)) {
+    if let Some(frame) =
+        check.good("frame", lab.arena.retype_frames(FrameSize::Small, 1, slot)).and_then(|made| made.get(0))
+    {
         use moira_sys::Space;
         check.good("map", Lab::SPACE.map(frame, address, moira_sys::MapFlags::READ));
         check.equal("badge", Lab::TABLE.inspect(slot).map(|found| found.badge), Ok(0));

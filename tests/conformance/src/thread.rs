@@ -100,7 +100,11 @@ fn stop(lab: &mut Lab, check: &mut Check) {
     let mut registers = Registers::default();
     registers.gpr[0] = 0;
     check.good("set", puppet.set(lab, Stub::Count, registers));
-    check.equal("runs until its time is over", puppet.context.map(|context| lab.run(context, 10_000)), Some(Ok(moira_sys::Dispatched::Until)));
+    check.equal(
+        "runs until its time is over",
+        puppet.context.map(|context| lab.run(context, 10_000)),
+        Some(Ok(moira_sys::Dispatched::Until)),
+    );
     check.equal("resume", puppet.thread.resume(), Err(Error::Active));
     check.equal("read", puppet.look(lab).err(), Some(Error::Active));
     check.good("stop", puppet.thread.stop());
@@ -217,15 +221,38 @@ fn forbidden(lab: &mut Lab, check: &mut Check) {
     registers.gpr[4] = page + 2048;
     // General protection, as the manuals say for privilege level 3.
     for stub in [
-        Stub::Hlt, Stub::Cli, Stub::In, Stub::Out, Stub::Rdmsr, Stub::Wrmsr, Stub::MovCr3, Stub::ReadCr0, Stub::MovDr7, Stub::Lgdt, Stub::Wbinvd,
-        Stub::Invlpg, Stub::Swapgs, Stub::Sysret, Stub::Rdpmc,
+        Stub::Hlt,
+        Stub::Cli,
+        Stub::In,
+        Stub::Out,
+        Stub::Rdmsr,
+        Stub::Wrmsr,
+        Stub::MovCr3,
+        Stub::ReadCr0,
+        Stub::MovDr7,
+        Stub::Lgdt,
+        Stub::Wbinvd,
+        Stub::Invlpg,
+        Stub::Swapgs,
+        Stub::Sysret,
+        Stub::Rdpmc,
     ] {
         let outcome = puppet.execute(lab, stub, registers);
         check.equal(&alloc::format!("{stub:?}"), outcome, Ok(Outcome::Fault(13, 0, 0)));
     }
     // Invalid opcode, or general protection, as the processor and its modes have it.
     for stub in [
-        Stub::Xsetbv, Stub::Xgetbv, Stub::Rdfsbase, Stub::Wrgsbase, Stub::Sysenter, Stub::Vmcall, Stub::Vmmcall, Stub::Vmxoff, Stub::Vmrun, Stub::Clgi, Stub::Monitor,
+        Stub::Xsetbv,
+        Stub::Xgetbv,
+        Stub::Rdfsbase,
+        Stub::Wrgsbase,
+        Stub::Sysenter,
+        Stub::Vmcall,
+        Stub::Vmmcall,
+        Stub::Vmxoff,
+        Stub::Vmrun,
+        Stub::Clgi,
+        Stub::Monitor,
     ] {
         let outcome = puppet.execute(lab, stub, registers);
         let good = matches!(outcome, Ok(Outcome::Fault(6 | 13, 0, 0)));
@@ -244,7 +271,10 @@ fn forbidden(lab: &mut Lab, check: &mut Check) {
     for stub in [Stub::Sgdt, Stub::Smsw, Stub::Str] {
         let outcome = puppet.execute(lab, stub, registers);
         let passed = puppet.look(lab).map(|seen| seen.registers.rip) != Ok(stub.address());
-        check.holds(&alloc::format!("{stub:?}: {outcome:?}"), outcome == Ok(Outcome::Fault(13, 0, 0)) || (passed && !umip()));
+        check.holds(
+            &alloc::format!("{stub:?}: {outcome:?}"),
+            outcome == Ok(Outcome::Fault(13, 0, 0)) || (passed && !umip()),
+        );
     }
     // Gates that are the kernel's own: general protection with the vector's error code.
     for (stub, vector) in [(Stub::Int80, 0x80), (Stub::IntTimer, 0x30)] {
@@ -302,9 +332,22 @@ fn without_table(lab: &mut Lab, check: &mut Check) {
     let Some(table) = check.good("table", lab.arena.retype_table(9, slot)) else { return };
     let Some(puppet) = check.good("puppet", Puppet::with(lab, With { table, ..With::level(1) })) else { return };
     check.good("copy", table.copy(Lab::THREAD, Slot(3), Rights::ALL));
-    check.equal("its own slot 3", answered(puppet.invoke(lab, code_of(Method::SpaceUnmap), 3, &[3])), Some(Err(Error::WrongType)));
+    check.equal(
+        "its own slot 3",
+        answered(puppet.invoke(lab, code_of(Method::SpaceUnmap), 3, &[3])),
+        Some(Err(Error::WrongType)),
+    );
     check.good("revoke", Lab::TABLE.revoke_fully(slot));
-    for method in [Method::CapInspect, Method::Call, Method::Signal, Method::Wait, Method::Poll, Method::VcpuRun, Method::Dispatch, Method::UntypedInfo] {
+    for method in [
+        Method::CapInspect,
+        Method::Call,
+        Method::Signal,
+        Method::Wait,
+        Method::Poll,
+        Method::VcpuRun,
+        Method::Dispatch,
+        Method::UntypedInfo,
+    ] {
         let outcome = puppet.invoke(lab, code_of(method), 3, &[3]);
         check.equal(&alloc::format!("{method:?}"), answered(outcome), Some(Err(Error::Inactive)));
     }
@@ -359,11 +402,17 @@ fn consumed(lab: &mut Lab, check: &mut Check) {
 
 fn home(lab: &mut Lab, check: &mut Check) {
     let slot = lab.slots(1);
-    let Some(context) = check.good("context", lab.arena.retype_contexts(1, slot)).and_then(|made| made.get(0)) else { return };
+    let Some(context) = check.good("context", lab.arena.retype_contexts(1, slot)).and_then(|made| made.get(0)) else {
+        return;
+    };
     check.good("a first home", context.set_home(Lab::CPU));
     check.good("again", context.set_home(Lab::CPU));
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
-    check.equal("of an active thread", puppet.context.map(|context| context.set_home(Lab::CPU)), Some(Err(Error::Active)));
+    check.equal(
+        "of an active thread",
+        puppet.context.map(|context| context.set_home(Lab::CPU)),
+        Some(Err(Error::Active)),
+    );
     let bad = raw(Method::ContextSetHome, context.slot().0.into(), [3, 0, 0, 0, 0, 0, 0, 0]);
     check.equal("no CPU", bad, Err(Error::WrongType));
     // Words on the status page are given back: many rounds need no more than one.
@@ -384,11 +433,20 @@ fn home(lab: &mut Lab, check: &mut Check) {
 
 fn dead_thread(lab: &mut Lab, check: &mut Check) {
     let slot = lab.slots(3);
-    let Some(context) = check.good("context", lab.arena.retype_contexts(1, slot)).and_then(|made| made.get(0)) else { return };
-    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(12, 1, slot.plus(1))).and_then(|made| made.get(0)) else { return };
+    let Some(context) = check.good("context", lab.arena.retype_contexts(1, slot)).and_then(|made| made.get(0)) else {
+        return;
+    };
+    let Some(memory) =
+        check.good("untyped", lab.arena.retype_untypeds(12, 1, slot.plus(1))).and_then(|made| made.get(0))
+    else {
+        return;
+    };
     let mut indices = alloc::vec::Vec::new();
     for _ in 0..moira_abi::time::STATUS_CONTEXTS + 8 {
-        let Some(thread) = check.good("thread", memory.retype_threads(1, slot.plus(2))).and_then(|made| made.get(0)) else { return };
+        let Some(thread) = check.good("thread", memory.retype_threads(1, slot.plus(2))).and_then(|made| made.get(0))
+        else {
+            return;
+        };
         indices.push(check.good("bind", context.bind(thread, Lab::CPU)).flatten());
         check.good("revoke", memory.revoke_fully());
         let dispatched = lab.run(context, 100_000);

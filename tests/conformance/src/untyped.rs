@@ -107,7 +107,11 @@ fn arguments(lab: &mut Lab, check: &mut Check) {
     let arena = lab.arena;
     let free = arena.info().map_or(0, |info| info.free);
     let mut refused = |kind: u64, size: u64, count: u64, error: Error| {
-        check.equal(&alloc::format!("retype {kind} {size} {count}"), retype(arena, kind, size, count, slot), Err(error));
+        check.equal(
+            &alloc::format!("retype {kind} {size} {count}"),
+            retype(arena, kind, size, count, slot),
+            Err(error),
+        );
     };
     for kind in [0, 10, 13, 14, 15, 16, 255, 256, 1 << 32 | 2, u64::MAX] {
         refused(kind, 12, 1, Error::BadArgument);
@@ -158,7 +162,10 @@ fn arithmetic(lab: &mut Lab, check: &mut Check) {
     }
     check.equal("frames beside an endpoint", frames, pages - 1);
     check.equal("the rest", arena.info().map(|info| info.free), Ok(4096 - 64));
-    check.good("notification", arena.retype_notifications(16, more.plus(0)).or_else(|_| arena.retype_notifications(1, more)));
+    check.good(
+        "notification",
+        arena.retype_notifications(16, more.plus(0)).or_else(|_| arena.retype_notifications(1, more)),
+    );
     check.good("revoke", arena.revoke_fully());
     check.good("large frame", arena.retype_frames(FrameSize::Large, 1, slot));
     check.equal("free", arena.info().map(|info| info.free), Ok(0));
@@ -306,9 +313,13 @@ fn inner(lab: &mut Lab, check: &mut Check) {
     check.good("endpoint", second.retype_endpoints(1, slot.plus(3)));
     check.good("revoke one", first.revoke_fully());
     check.equal("ended", Lab::TABLE.inspect(slot.plus(2)).map(|found| found.kind), Ok(None));
-    check.equal("not the other", Lab::TABLE.inspect(slot.plus(3)).map(|found| found.kind), Ok(Some(ObjectType::Endpoint)));
+    check.equal(
+        "not the other",
+        Lab::TABLE.inspect(slot.plus(3)).map(|found| found.kind),
+        Ok(Some(ObjectType::Endpoint)),
+    );
     check.equal("whole", first.info().map(|info| info.free), Ok(1 << 16));
-    check.equal("copied", Lab::TABLE.copy(first, slot.plus(2), Rights::ALL).err(), Some(Error::NotCopyable));
+    check.equal("copied", Lab::TABLE.copy(second, slot.plus(2), Rights::ALL).err(), Some(Error::NotCopyable));
     check.good("delete an unused one", Lab::TABLE.delete(first.slot()));
     check.equal("delete a used one", Lab::TABLE.delete(second.slot()), Err(Error::InUse));
 }
@@ -316,7 +327,10 @@ fn inner(lab: &mut Lab, check: &mut Check) {
 /// An untyped's capability in a table that was made from it: the parent still gets everything back.
 fn into_itself(lab: &mut Lab, check: &mut Check) {
     let slot = lab.slots(2);
-    let Some(untyped) = check.good("untyped", lab.arena.retype_untypeds(16, 1, slot)).and_then(|made| made.get(0)) else { return };
+    let Some(untyped) = check.good("untyped", lab.arena.retype_untypeds(16, 1, slot)).and_then(|made| made.get(0))
+    else {
+        return;
+    };
     let Some(table) = check.good("table", untyped.retype_table(9, slot.plus(1))) else { return };
     check.good("move", table.move_to(untyped, Slot(2)));
     check.equal("gone from here", untyped.info().err(), Some(Error::Empty));
@@ -337,7 +351,9 @@ fn numbers(lab: &mut Lab, check: &mut Check) {
                 refused += 1;
                 check.holds("an error that says so", matches!(error, Error::Again | Error::NoMemory));
                 let after = lab.arena.info().map_or(1, |info| info.free);
-                let kept = (0..16).filter(|i| Lab::TABLE.inspect(slot.plus(*i)).is_ok_and(|found| found.kind.is_some())).count() as u64;
+                let kept = (0..16)
+                    .filter(|i| Lab::TABLE.inspect(slot.plus(*i)).is_ok_and(|found| found.kind.is_some()))
+                    .count() as u64;
                 if !check.equal("memory of what was made", before - after, kept * 256) {
                     break;
                 }

@@ -12,6 +12,11 @@ pub const OWN_TABLE: u64 = AIM - 3;
 /// Invocations between two looks.
 const LOOK_EVERY: u64 = 96;
 
+/// The next random number, for the supervisor while the attacker does not run.
+pub fn random() -> u64 {
+    Random.next()
+}
+
 /// What the supervisor and the attacker share.
 pub struct Shared {
     /// State of the random numbers.
@@ -28,6 +33,10 @@ pub struct Shared {
     pub current: [AtomicU64; 11],
     /// Whether one is.
     pub under_way: AtomicBool,
+    /// The last successful invocations: tag, capability, W0–W3, status, in a ring.
+    pub history: [[AtomicU64; 7]; 512],
+    /// Entries ever written.
+    pub recorded: AtomicU64,
     /// Type numbers of what its slots held at the last look.
     pub kinds: [AtomicU64; AIM as usize],
     /// An address that the attacker may map at.
@@ -43,6 +52,8 @@ pub static SHARED: Shared = Shared {
     statuses: [const { AtomicU64::new(0) }; 256],
     current: [const { AtomicU64::new(0) }; 11],
     under_way: AtomicBool::new(false),
+    history: [const { [const { AtomicU64::new(0) }; 7] }; 512],
+    recorded: AtomicU64::new(0),
     kinds: [const { AtomicU64::new(0) }; AIM as usize],
     address: AtomicU64::new(0),
 };
@@ -84,7 +95,8 @@ impl Random {
     /// A slot that held this type at the last look, mostly.
     fn slot_of(&self, kind: ObjectType) -> u64 {
         let start = self.below(AIM);
-        let fits = |slot: &u64| SHARED.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == kind as u64);
+        let fits =
+            |slot: &u64| SHARED.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == kind as u64);
         match (start..AIM).chain(2..start).find(fits) {
             Some(slot) if !self.one_in(12) => slot,
             _ => self.slot(),
@@ -102,8 +114,30 @@ impl Random {
 
     fn boundary(&self) -> u64 {
         const EDGES: [u64; 24] = [
-            0, 1, 2, 3, 7, 8, 255, 256, 4095, 4096, 4097, 0xffff, 0x1_0000, 1 << 21, 1 << 30, 1 << 32, 1 << 46, USER_END - 4096, USER_END, 1 << 47,
-            1 << 63, 0xffff_8000_0000_0000, u64::MAX - 1, u64::MAX,
+            0,
+            1,
+            2,
+            3,
+            7,
+            8,
+            255,
+            256,
+            4095,
+            4096,
+            4097,
+            0xffff,
+            0x1_0000,
+            1 << 21,
+            1 << 30,
+            1 << 32,
+            1 << 46,
+            USER_END - 4096,
+            USER_END,
+            1 << 47,
+            1 << 63,
+            0xffff_8000_0000_0000,
+            u64::MAX - 1,
+            u64::MAX,
         ];
         self.of(&EDGES).wrapping_add(self.below(5)).wrapping_sub(2)
     }
@@ -126,7 +160,12 @@ impl Random {
             return self.below(256);
         }
         let all = Method::ALL;
-        let destructive = |method: &Method| matches!(method, Method::UntypedRevoke | Method::CapDelete | Method::CapRevoke | Method::ThreadStop | Method::CapMove);
+        let destructive = |method: &Method| {
+            matches!(
+                method,
+                Method::UntypedRevoke | Method::CapDelete | Method::CapRevoke | Method::ThreadStop | Method::CapMove
+            )
+        };
         let chosen = all.get(self.below(all.len() as u64) as usize).copied().unwrap_or(Method::Poll);
         // What ends things comes seldom, or there would be nothing left to attack.
         if destructive(&chosen) && !self.one_in(6) {
@@ -153,10 +192,14 @@ fn needs(method: Method) -> (Option<ObjectType>, &'static [(usize, ObjectType)])
         M::CapCopy | M::CapMint | M::CapMove | M::CapDelete | M::CapRevoke | M::CapInspect => (Some(CapTable), &[]),
         M::SpaceMap | M::SpaceUnmap | M::SpaceProtect => (Some(AddressSpace), &[(0, Frame)]),
         M::SpaceAddMemory => (Some(AddressSpace), &[(0, Untyped)]),
-        M::ThreadConfigure => (Some(Thread), &[(0, AddressSpace), (1, CapTable), (2, Frame), (4, Endpoint), (5, Notification)]),
+        M::ThreadConfigure => {
+            (Some(Thread), &[(0, AddressSpace), (1, CapTable), (2, Frame), (4, Endpoint), (5, Notification)])
+        }
         M::ThreadActivate => (Some(Thread), &[(0, Cpu)]),
         M::ThreadBindNotification => (Some(Thread), &[(0, Notification)]),
-        M::ThreadStop | M::ThreadResume | M::ThreadReadRegisters | M::ThreadWriteRegisters | M::ThreadReceiveSlots => (Some(Thread), &[]),
+        M::ThreadStop | M::ThreadResume | M::ThreadReadRegisters | M::ThreadWriteRegisters | M::ThreadReceiveSlots => {
+            (Some(Thread), &[])
+        }
         M::ContextBind => (Some(SchedContext), &[(0, Thread), (1, Cpu)]),
         M::ContextConsumed => (Some(SchedContext), &[]),
         M::ContextSetHome => (Some(SchedContext), &[(0, Cpu)]),
@@ -202,6 +245,7 @@ fn shape(random: &Random, method: u64, words: &mut [u64; 8]) {
                 Some(ObjectType::Untyped) => 12 + random.below(6),
                 Some(ObjectType::Frame) => 12,
                 Some(ObjectType::CapTable) => 7 + random.below(5),
+                Some(ObjectType::Vcpu) => 0,
                 Some(ObjectType::Plan) => 8 + random.below(3),
                 _ => random.below(2),
             };
@@ -222,6 +266,14 @@ fn shape(random: &Random, method: u64, words: &mut [u64; 8]) {
             // Where nothing is mapped: a thread that runs there faults.
             (words[6], words[7]) = (0x1000, 0x2000);
         }
+        Some(Method::VcpuRun) => {
+            words[0] = random.next() & random.next();
+            words[1] = moira_sys::now().wrapping_add(random.below(20_000)).max(1);
+        }
+        Some(Method::VcpuAllowMsr) => {
+            words[0] = random.of(&[0x10, 0x1b, 0xc000_0080, 0xc000_0081, 0xc000_0102, 0x174, 0x277])
+        }
+        Some(Method::PortIn | Method::PortOut) => (words[0], words[1]) = (0x7f + random.below(3), random.below(5)),
         Some(Method::PlanClear) => words[0] = 1000 + random.below(1_000_000),
         Some(Method::PlanAppend) => {
             words[1] = random.below(10) * 1000;
@@ -251,7 +303,8 @@ pub extern "C" fn main() -> ! {
             tag |= Tag::new(random.next() as u32, random.below(5000) as usize, random.below(6) as usize).0;
         }
         // Waits end soon, mostly: the supervisor ends the others.
-        let deadline = if random.one_in(50) { random.word() } else { moira_sys::now().wrapping_add(random.below(2000)).max(1) };
+        let deadline =
+            if random.one_in(50) { random.word() } else { moira_sys::now().wrapping_add(random.below(2000)).max(1) };
         let kind = Method::from_code(method as u8).and_then(|method| needs(method).0);
         let capability = kind.map_or_else(|| random.slot(), |kind| random.slot_of(kind));
         SHARED.left.fetch_sub(1, Relaxed);
@@ -265,6 +318,17 @@ pub extern "C" fn main() -> ! {
         SHARED.under_way.store(true, Relaxed);
         let answer = invoke(tag, capability, words, deadline);
         SHARED.under_way.store(false, Relaxed);
+        let status = u64::from(answer.tag.low());
+        // What succeeded, what was half done, and whatever else may have changed something.
+        if matches!(status, 0 | 10 | 11) {
+            let at = SHARED.recorded.fetch_add(1, Relaxed) as usize % SHARED.history.len();
+            if let Some(entry) = SHARED.history.get(at) {
+                for (cell, value) in entry.iter().zip([tag, capability, words[0], words[1], words[2], words[3], status])
+                {
+                    cell.store(value, Relaxed);
+                }
+            }
+        }
         if let Some(count) = SHARED.statuses.get(usize::from(answer.tag.low())) {
             count.fetch_add(1, Relaxed);
         }

@@ -9,7 +9,7 @@ use core::{fmt::Write, sync::atomic::Ordering::Relaxed};
 use moira_abi::{Error, Method, ObjectType};
 use moira_lab::{Check, Lab};
 use moira_sys::{
-    AddressSpace, Blocked, CapTable, Capability, Configuration, Deadline, Dispatched, Endpoint, Frame, FrameSize, Notification, Rights, SchedContext, Slot,
+    Blocked, CapTable, Capability, Configuration, Deadline, Dispatched, Frame, FrameSize, Rights, SchedContext, Slot,
     Space, Thread, Untyped,
 };
 
@@ -19,6 +19,11 @@ const TURN: u64 = 20_000;
 const VICTIM_EVERY: u64 = 4;
 /// The attacker's world is torn down and made anew after so many invocations, whatever its state.
 const LIFE: u64 = 20_000;
+
+/// Where the attacker has a guest space and ports.
+const GUEST_SPACE: u32 = AIM as u32 - 4;
+/// See [`GUEST_SPACE`].
+const PORTS: u32 = AIM as u32 - 5;
 
 /// A world for the attacker: all of it is made from the arena.
 struct World {
@@ -48,8 +53,12 @@ fn furnish(lab: &mut Lab, table: CapTable) -> Result<(), Error> {
             ObjectType::SchedContext => drop(arena.retype_contexts(1, slot)?),
             ObjectType::Endpoint => drop(arena.retype_endpoints(1, slot)?),
             ObjectType::Notification => drop(arena.retype_notifications(1, slot)?),
+            ObjectType::Vcpu => drop(arena.retype_vcpus(1, slot)?),
             ObjectType::Interrupt => drop(arena.retype_interrupts(1, slot)?),
             _ => drop(arena.retype_plan(9, slot)?),
+        }
+        if kind == ObjectType::Frame {
+            scribble(lab, Frame::new(slot))?;
         }
         if kind == ObjectType::Untyped {
             table.move_to(Untyped::new(slot), Slot(to))?;
@@ -64,19 +73,59 @@ fn furnish(lab: &mut Lab, table: CapTable) -> Result<(), Error> {
     };
     use ObjectType as T;
     for kind in [
-        T::Untyped, T::Untyped, T::Frame, T::Frame, T::Frame, T::AddressSpace, T::CapTable, T::Thread, T::Thread, T::SchedContext, T::SchedContext, T::Endpoint,
-        T::Endpoint, T::Notification, T::Notification, T::Interrupt, T::Plan,
+        T::Untyped,
+        T::Untyped,
+        T::Frame,
+        T::Frame,
+        T::Frame,
+        T::AddressSpace,
+        T::CapTable,
+        T::Thread,
+        T::Thread,
+        T::SchedContext,
+        T::SchedContext,
+        T::Endpoint,
+        T::Endpoint,
+        T::Notification,
+        T::Notification,
+        T::Interrupt,
+        T::Plan,
     ] {
         hand(lab, kind)?;
     }
     let space = hand(lab, T::AddressSpace)?;
     let memory = lab.slots(1);
     moira_sys::AddressSpace::new(space).add_memory(first(arena.retype_untypeds(15, 1, memory)?)?)?;
+    if lab.info.virtualization != 0 {
+        hand(lab, T::Vcpu)?;
+        hand(lab, T::Vcpu)?;
+        let guest = lab.slots(2);
+        let space = arena.retype_guest_space(guest)?;
+        space.add_memory(first(arena.retype_untypeds(15, 1, guest.plus(1))?)?)?;
+        table.copy(space, Slot(GUEST_SPACE), Rights::ALL)?;
+    }
+    // A port that takes anything: where a BIOS shows its progress.
+    let ports = lab.slots(1);
+    table.copy(Lab::PLATFORM.make_ports(0x80, 0x80, ports)?, Slot(PORTS), Rights::ALL)?;
     let own = lab.slots(1);
     Lab::TABLE.copy(table, own, Rights::ALL)?;
     table.copy(CapTable::new(own), Slot(attack::OWN_TABLE as u32), Rights::ALL)?;
     table.copy(Lab::CPU, Slot(to + 1), Rights(0))?;
     Ok(())
+}
+
+/// Fills a frame with what may be a vCPU's state page, or a message: here and there a number.
+fn scribble(lab: &mut Lab, frame: Frame) -> Result<(), Error> {
+    let address = SHARED.address.load(Relaxed);
+    Lab::SPACE.map(frame, address, moira_sys::MapFlags::READ_WRITE)?;
+    let dense = attack::random().is_multiple_of(2);
+    for word in 0..512 {
+        if dense && attack::random().is_multiple_of(4) {
+            moira_lab::store(address + word * 8, attack::random() >> (attack::random() % 64));
+        }
+    }
+    let _ = lab;
+    Lab::SPACE.unmap_fully(frame)
 }
 
 fn build(lab: &mut Lab, stack: u64) -> Result<World, Error> {
@@ -102,7 +151,7 @@ fn build(lab: &mut Lab, stack: u64) -> Result<World, Error> {
     // It holds itself, too: it can stop itself, and write its own registers as far as the kernel lets it.
     table.copy(thread, Slot(AIM as u32 - 2), Rights::ALL)?;
     table.copy(context, Slot(AIM as u32 - 1), Rights::ALL)?;
-    let _: Option<(Endpoint, Notification, AddressSpace)> = None;
+    HISTORY_BEGIN.store(SHARED.recorded.load(Relaxed), Relaxed);
     Ok(World { thread, context, begun: SHARED.made.load(Relaxed) })
 }
 
@@ -138,7 +187,9 @@ enum Turn {
 
 fn turn(lab: &mut Lab, world: &World) -> Result<Turn, Error> {
     match lab.run(world.context, TURN) {
-        Ok(Dispatched::Blocked { deadline, kind: Blocked::Waiting, .. }) if deadline != 0 && deadline < Deadline::after(lab.micros(TURN)).0 => {
+        Ok(Dispatched::Blocked { deadline, kind: Blocked::Waiting, .. })
+            if deadline != 0 && deadline < Deadline::after(lab.micros(TURN)).0 =>
+        {
             while moira_sys::now() < deadline {
                 core::hint::spin_loop();
             }
@@ -163,10 +214,11 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
     log::info!("fuzz: seed {seed}, {count} invocations");
     let mut worlds = 0u64;
     let mut stuck = 0u64;
+    let mut shown = 0u64;
     lab.experiment("fuzz", |lab, check| {
         while SHARED.left.load(Relaxed) > 0 {
             worlds += 1;
-            let cleaned = lab.clean();
+            let cleaned = bounded(lab).and_then(|()| lab.clean());
             if check.good("cleaning up", cleaned).is_none() {
                 return;
             }
@@ -191,11 +243,20 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
                 }
             }
             let _ = world.thread;
-            let before = victim::SHOWN.rounds.load(Relaxed);
-            check.good("the victim's turn", lab.run(victim_context, TURN / 8));
-            if worlds % 64 == 0 {
-                check.holds("the victim goes on", victim::SHOWN.rounds.load(Relaxed) > before);
+            let made = SHARED.made.load(Relaxed);
+            if made >= shown + count / 10 {
+                shown = made;
+                log::info!("fuzz: {made} invocations, {worlds} worlds so far");
             }
+            let before = victim::SHOWN.rounds.load(Relaxed);
+            // A busy host may eat a whole turn, but not all of these.
+            for _ in 0..200 {
+                check.good("the victim's turn", lab.run(victim_context, TURN / 8));
+                if victim::SHOWN.rounds.load(Relaxed) > before {
+                    break;
+                }
+            }
+            check.holds("the victim goes on", victim::SHOWN.rounds.load(Relaxed) > before);
         }
         check.equal("invocations", SHARED.made.load(Relaxed), count);
         check.equal("the victim's memory is its own", victim::SHOWN.wrong.load(Relaxed), 0);
@@ -207,6 +268,28 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
     report(count, worlds, stuck);
     Ok(())
 }
+
+/// Takes everything back, within a bound that no honest revoke needs; else says what the attacker did.
+fn bounded(lab: &mut Lab) -> Result<(), Error> {
+    for _ in 0..100_000 {
+        match lab.arena.revoke() {
+            Err(Error::Again | Error::Retiring) => {}
+            other => return other,
+        }
+    }
+    let recorded = SHARED.recorded.load(Relaxed);
+    for number in recorded.saturating_sub(SHARED.history.len() as u64).max(HISTORY_BEGIN.load(Relaxed))..recorded {
+        let Some(entry) = SHARED.history.get(number as usize % SHARED.history.len()) else { continue };
+        let [tag, capability, words @ .., status] = entry.each_ref().map(|cell| cell.load(Relaxed));
+        log::info!("fuzz: {:?} {tag:x} on {capability}: {words:x?} -> {status}", Method::from_code(tag as u8));
+    }
+    let current = SHARED.current.each_ref().map(|cell| cell.load(Relaxed));
+    log::info!("fuzz: under way {}: {current:x?}", SHARED.under_way.load(Relaxed));
+    Err(Error::TooDeep)
+}
+
+/// Entry of the history at which this world began.
+static HISTORY_BEGIN: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
 fn ledger(lab: &mut Lab, check: &mut Check) {
     if let Some(ledger) = check.good("ledger", Lab::CPU.ledger(&mut lab.buffer)) {
@@ -224,7 +307,11 @@ fn report(count: u64, worlds: u64, stuck: u64) {
             line.clear();
         }
     }
-    let valid: u64 = Method::ALL.iter().filter_map(|method| SHARED.methods.get(*method as usize)).map(|count| count.load(Relaxed)).sum();
+    let valid: u64 = Method::ALL
+        .iter()
+        .filter_map(|method| SHARED.methods.get(*method as usize))
+        .map(|count| count.load(Relaxed))
+        .sum();
     log::info!("fuzz: methods:{line} none {}", count - valid);
     line.clear();
     let mut back = 0;

@@ -74,7 +74,9 @@ fn read_count(turn: u64) {
     unsafe {
         match turn & 3 {
             0 => asm!("mov {v:e}, [{r}]", r = in(reg) register, v = out(reg) _, options(nostack)),
-            1 => asm!("movzx {v:e}, word ptr [{r} + {z}]", r = in(reg) register, z = in(reg) 0u64, v = out(reg) _, options(nostack)),
+            1 => {
+                asm!("movzx {v:e}, word ptr [{r} + {z}]", r = in(reg) register, z = in(reg) 0u64, v = out(reg) _, options(nostack))
+            }
             2 => asm!("mov r9d, [{r} + 2*{z}]", r = in(reg) register, z = in(reg) 0u64, out("r9") _, options(nostack)),
             _ => asm!("and {v:e}, [{r}]", r = in(reg) register, v = inout(reg) u32::MAX => _, options(nostack)),
         }

@@ -97,6 +97,8 @@ pub fn run(seed: u64, count: u64) {
     say!("fuzz: done");
 }
 
+// A place of the table is written without a reference to it: an iterator would make one.
+#[allow(clippy::needless_range_loop)]
 fn install() {
     for vector in 0..256 {
         let handler = if vector < 32 { fuzz_exception as *const () as u64 } else { fuzz_interrupt as *const () as u64 };
@@ -118,15 +120,25 @@ fn install() {
 type Operation = extern "C" fn(&mut Random);
 
 const OPERATIONS: [Operation; 12] = [
-    port_in, port_out, port_string, memory_read, memory_write, memory_other, msr_read, msr_write, processor_id, control, debug,
+    port_in,
+    port_out,
+    port_string,
+    memory_read,
+    memory_write,
+    memory_other,
+    msr_read,
+    msr_write,
+    processor_id,
+    control,
+    debug,
     step,
 ];
 
 /// Ports of devices, and any other.
 fn port(random: &mut Random) -> u16 {
     const KNOWN: [u16; 24] = [
-        0x20, 0x21, 0xa0, 0xa1, 0x40, 0x42, 0x43, 0x61, 0x60, 0x70, 0x71, 0x80, 0xcf8, 0xcfc, 0xcfd, 0x3f8, 0x3f9, 0x3fa, 0x3fc,
-        0x510, 0x511, 0x518, 0x600, 0x608,
+        0x20, 0x21, 0xa0, 0xa1, 0x40, 0x42, 0x43, 0x61, 0x60, 0x70, 0x71, 0x80, 0xcf8, 0xcfc, 0xcfd, 0x3f8, 0x3f9,
+        0x3fa, 0x3fc, 0x510, 0x511, 0x518, 0x600, 0x608,
     ];
     let port = if random.below(4) == 0 { random.next() as u16 } else { random.pick(&KNOWN) };
     // What ends the machine.
@@ -175,7 +187,16 @@ extern "C" fn port_string(random: &mut Random) {
 
 /// Device memory: the APICs, PCI's configuration space, BARs, and where nothing is.
 fn address(random: &mut Random) -> u64 {
-    let base = random.pick(&[0xfee0_0000_u64, 0xfec0_0000, 0xb000_0000, 0xb000_8000, 0xb001_0000, 0xc000_0000, 0xc000_4000, 0xd000_0000]);
+    let base = random.pick(&[
+        0xfee0_0000_u64,
+        0xfec0_0000,
+        0xb000_0000,
+        0xb000_8000,
+        0xb001_0000,
+        0xc000_0000,
+        0xc000_4000,
+        0xd000_0000,
+    ]);
     base + random.below(0x4000)
 }
 
@@ -213,8 +234,12 @@ extern "C" fn memory_other(random: &mut Random) {
     // SAFETY: as for `port_out`.
     unsafe {
         match random.below(6) {
-            0 => asm!("rep movsb", inout("rsi") at => _, inout("rdi") other => _, inout("rcx") count => _, options(nostack)),
-            1 => asm!("rep movsd", inout("rsi") other => _, inout("rdi") at => _, inout("rcx") count => _, options(nostack)),
+            0 => {
+                asm!("rep movsb", inout("rsi") at => _, inout("rdi") other => _, inout("rcx") count => _, options(nostack))
+            }
+            1 => {
+                asm!("rep movsd", inout("rsi") other => _, inout("rdi") at => _, inout("rcx") count => _, options(nostack))
+            }
             2 => asm!("rep stosq", inout("rdi") at => _, inout("rcx") count => _, in("rax") other, options(nostack)),
             3 => asm!("xchg [{}], eax", in(reg) at, inout("eax") 0 => _, options(nostack)),
             4 => asm!("lock cmpxchg [{}], ecx", in(reg) at, inout("eax") 0 => _, in("ecx") 1, options(nostack)),
@@ -225,8 +250,32 @@ extern "C" fn memory_other(random: &mut Random) {
 
 fn msr(random: &mut Random) -> u32 {
     const KNOWN: [u32; 26] = [
-        0x10, 0x1b, 0x3a, 0x3b, 0x48, 0x49, 0x8b, 0xfe, 0x10a, 0x174, 0x175, 0x179, 0x1a0, 0x1d9, 0x200, 0x250, 0x26f, 0x277, 0x2ff,
-        0x6e0, 0x802, 0x838, 0xc000_0080, 0xc000_0082, 0xc000_0102, 0xc000_0103,
+        0x10,
+        0x1b,
+        0x3a,
+        0x3b,
+        0x48,
+        0x49,
+        0x8b,
+        0xfe,
+        0x10a,
+        0x174,
+        0x175,
+        0x179,
+        0x1a0,
+        0x1d9,
+        0x200,
+        0x250,
+        0x26f,
+        0x277,
+        0x2ff,
+        0x6e0,
+        0x802,
+        0x838,
+        0xc000_0080,
+        0xc000_0082,
+        0xc000_0102,
+        0xc000_0103,
     ];
     match random.below(4) {
         0 => random.next() as u32,
@@ -245,7 +294,9 @@ extern "C" fn msr_write(random: &mut Random) {
     let number = msr(random);
     let value = random.value();
     // SAFETY: none of the registers that the program depends on can lose the bits it needs: the processor refuses.
-    unsafe { asm!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack)) };
+    unsafe {
+        asm!("wrmsr", in("ecx") number, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
+    };
 }
 
 extern "C" fn processor_id(random: &mut Random) {
@@ -277,7 +328,9 @@ extern "C" fn control(random: &mut Random) {
             }
             4 => asm!("wbinvd", options(nostack)),
             5 => asm!("clts", options(nostack)),
-            6 => asm!("xsetbv", in("ecx") value as u32 & 1, in("eax") random.value() as u32 | 1, in("edx") 0, options(nostack)),
+            6 => {
+                asm!("xsetbv", in("ecx") value as u32 & 1, in("eax") random.value() as u32 | 1, in("edx") 0, options(nostack))
+            }
             7 => asm!("rdpmc", in("ecx") value as u32, out("eax") _, out("edx") _, options(nostack)),
             8 => asm!("vmrun rax", in("rax") value, options(nostack)),
             _ => asm!("vmxoff", options(nostack)),

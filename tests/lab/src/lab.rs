@@ -11,8 +11,8 @@ use moira_rt::{
     memory::Addresses,
 };
 use moira_sys::{
-    AddressSpace, CapTable, Capability, Caps, Cpu, Deadline, Dispatched, Error, Frame, FrameSize, MapFlags, MessageBuffer, Notification,
-    Outcome, Platform, Rights, SchedContext, Slot, Space, Thread, Untyped,
+    AddressSpace, CapTable, Capability, Caps, Cpu, Deadline, Dispatched, Error, Frame, FrameSize, MapFlags,
+    MessageBuffer, Notification, Outcome, Platform, Rights, SchedContext, Slot, Space, Thread, Untyped,
 };
 
 /// log2 of the bytes of the arena.
@@ -190,7 +190,9 @@ impl Lab {
     /// Word `index` (0–3) of a context on the status page.
     #[must_use]
     pub fn context_word(&self, context: u32, index: u64) -> u64 {
-        raw::stored(self.status + core::mem::offset_of!(StatusPage, context) as u64 + u64::from(context) * 32 + index * 8)
+        raw::stored(
+            self.status + core::mem::offset_of!(StatusPage, context) as u64 + u64::from(context) * 32 + index * 8,
+        )
     }
 
     /// Dispatches, without the account of what it cost.

@@ -3,8 +3,8 @@
 use crate::{Lab, Stub, lab::one, raw::Answer};
 use moira_abi::{Tag, fault::Registers};
 use moira_sys::{
-    AddressSpace, Blocked, CapTable, Capability, Configuration, Deadline, Dispatched, Endpoint, Error, Frame, FrameSize, MapFlags, Notification,
-    SchedContext, Snapshot, Space, Thread,
+    AddressSpace, Blocked, CapTable, Capability, Configuration, Deadline, Dispatched, Endpoint, Error, Frame,
+    FrameSize, MapFlags, Notification, SchedContext, Snapshot, Space, Thread,
 };
 
 /// How an experiment with a puppet ended.
@@ -190,7 +190,9 @@ impl Puppet {
         };
         let after = Stub::Syscall.address() + 2;
         Ok(match snapshot.fault {
-            Some(fault) if fault.vector == 6 && snapshot.registers.rip == after => Outcome::Answered(answer(&snapshot.registers)),
+            Some(fault) if fault.vector == 6 && snapshot.registers.rip == after => {
+                Outcome::Answered(answer(&snapshot.registers))
+            }
             Some(fault) => Outcome::Fault(fault.vector, fault.error_code, fault.cr2),
             None => Outcome::Runs,
         })

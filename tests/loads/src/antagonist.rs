@@ -4,7 +4,10 @@ use crate::stretch;
 use alloc::{boxed::Box, vec};
 use moira_rt::{
     Env, end,
-    sys::{self, Caps, Configuration, Cpu, Deadline, Endpoint, Event, FrameSize, MapFlags, Notification, Slot, Space, Thread, Untyped, reply_receive_short},
+    sys::{
+        self, Caps, Configuration, Cpu, Deadline, Endpoint, Event, FrameSize, MapFlags, Notification, Slot, Space,
+        Thread, Untyped, reply_receive_short,
+    },
 };
 
 /// Runs until the end of the experiment.

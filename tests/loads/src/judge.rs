@@ -100,9 +100,15 @@ impl Guard {
 
     /// The canary lives on slack and always wants some: three samples in a row without any mean a scheduler that does nothing.
     fn look(&mut self, watched: &[Watched], at: u64, buffer: &mut MessageBuffer) {
-        let (None, Some(thread)) = (self.acted, self.thread) else { return };
-        let Some(canary) = watched.iter().find(|one| one.name == self.canary) else { return };
-        let [.., a, b, c, d] = canary.samples.as_slice() else { return };
+        let (None, Some(thread)) = (self.acted, self.thread) else {
+            return;
+        };
+        let Some(canary) = watched.iter().find(|one| one.name == self.canary) else {
+            return;
+        };
+        let [.., a, b, c, d] = canary.samples.as_slice() else {
+            return;
+        };
         if a.own == b.own && b.own == c.own && c.own == d.own && d.own > 0 {
             self.acted = Some(at);
             // Stopped, sent to where no code is, let go: it faults.

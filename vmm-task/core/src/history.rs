@@ -81,7 +81,10 @@ mod tests {
         for rip in 0..40 {
             history.add(Exit::Port as u64, rip, 0);
         }
-        assert_eq!(history.last().map(|record| record.rip).collect::<std::vec::Vec<_>>(), (8..40).collect::<std::vec::Vec<_>>());
+        assert_eq!(
+            history.last().map(|record| record.rip).collect::<std::vec::Vec<_>>(),
+            (8..40).collect::<std::vec::Vec<_>>()
+        );
         assert_eq!((history.total(), history.count(Exit::Port), history.count(Exit::Cpuid)), (40, 40, 0));
     }
 }

@@ -111,7 +111,8 @@ impl AcpiPm {
         }
         self.advance(now);
         let timer = Self::timer(now);
-        (0..u16::from(size.min(4))).fold(0, |v, i| v | u32::from(self.read_byte(offset.wrapping_add(i), timer)) << (8 * i))
+        (0..u16::from(size.min(4)))
+            .fold(0, |v, i| v | u32::from(self.read_byte(offset.wrapping_add(i), timer)) << (8 * i))
     }
 
     /// Writes `size` bytes (1, 2 or 4) at `offset` from PMBASE.

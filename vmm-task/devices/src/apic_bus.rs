@@ -159,7 +159,8 @@ impl ApicBus {
             for i in 0..self.lapics.len() {
                 let n = (i + self.turn) % self.lapics.len();
                 let Some(l) = self.lapics.get(n) else { continue };
-                if l.software_enabled() && l.matches(m.dest, m.logical, m.wide) && best.is_none_or(|(p, _)| l.ppr() < p) {
+                if l.software_enabled() && l.matches(m.dest, m.logical, m.wide) && best.is_none_or(|(p, _)| l.ppr() < p)
+                {
                     best = Some((l.ppr(), n));
                 }
             }
@@ -338,7 +339,14 @@ impl ApicBus {
                 Ok(EoiBroadcast(None))
             }
             0x83F => {
-                let m = Message { dest: 0, wide: true, logical: false, level: false, delivery: Delivery::Fixed, vector: low as u8 };
+                let m = Message {
+                    dest: 0,
+                    wide: true,
+                    logical: false,
+                    level: false,
+                    delivery: Delivery::Fixed,
+                    vector: low as u8,
+                };
                 if m.vector < 16 {
                     l.send_error();
                 } else {
@@ -477,7 +485,8 @@ mod tests {
         for i in 0..8 {
             let _ = b.mmio_write(i, 0xD0, 1 << (24 + i), 0);
         }
-        let hit = |b: &ApicBus, v: u8| (0..8).filter(|&i| b.get(i).unwrap().highest_pending() == Some(v)).collect::<Vec<_>>();
+        let hit =
+            |b: &ApicBus, v: u8| (0..8).filter(|&i| b.get(i).unwrap().highest_pending() == Some(v)).collect::<Vec<_>>();
         b.deliver(&Message { logical: true, ..fixed(0b101, 0x40) });
         assert_eq!(hit(&b, 0x40), [0, 2]);
         b.deliver(&fixed(0xFF, 0x50));

@@ -148,18 +148,15 @@ impl Fabric {
     #[inline]
     pub fn pending(&self, vcpu: usize) -> Option<Interrupt> {
         let l = self.apics.get(vcpu)?;
-        if l.nmi_pending() {
-            Some(Interrupt::Nmi)
-        } else {
-            self.maskable_pending(vcpu).then_some(Interrupt::Maskable)
-        }
+        if l.nmi_pending() { Some(Interrupt::Nmi) } else { self.maskable_pending(vcpu).then_some(Interrupt::Maskable) }
     }
 
     /// Whether a maskable interrupt waits for a vCPU, whatever NMIs do.
     #[must_use]
     #[inline]
     pub fn maskable_pending(&self, vcpu: usize) -> bool {
-        self.apics.get(vcpu).is_some_and(|l| l.highest_pending().is_some()) || self.pic.interrupt() && self.takes_pic(vcpu)
+        self.apics.get(vcpu).is_some_and(|l| l.highest_pending().is_some())
+            || self.pic.interrupt() && self.takes_pic(vcpu)
     }
 
     /// The vCPU takes its maskable interrupt now: its vector. Injection must follow.

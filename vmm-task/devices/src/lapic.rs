@@ -380,11 +380,7 @@ impl Lapic {
             return self.ldr >> 16 == dest >> 16 && self.ldr & dest & 0xFFFF != 0;
         }
         let (mine, dest) = (self.ldr >> 24, dest & 0xFF);
-        if self.dfr >> 28 == 0xF {
-            mine & dest != 0
-        } else {
-            mine >> 4 == dest >> 4 && mine & dest & 15 != 0
-        }
+        if self.dfr >> 28 == 0xF { mine & dest != 0 } else { mine >> 4 == dest >> 4 && mine & dest & 15 != 0 }
     }
 
     fn end_of_interrupt(&mut self) -> Written {

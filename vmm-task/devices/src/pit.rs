@@ -97,7 +97,12 @@ impl Channel {
     fn control(&mut self, v: u8) {
         // Modes 6 and 7 are 2 and 3.
         let mode = (v >> 1) & 7;
-        *self = Self { mode: if mode > 5 { mode & 3 } else { mode }, bcd: v & 1 != 0, access: (v >> 4) & 3, ..Self::new(self.gate) };
+        *self = Self {
+            mode: if mode > 5 { mode & 3 } else { mode },
+            bcd: v & 1 != 0,
+            access: (v >> 4) & 3,
+            ..Self::new(self.gate)
+        };
     }
 
     fn write(&mut self, v: u8, tick: u64) -> bool {
@@ -244,7 +249,13 @@ impl Pit {
     /// Three stopped counters.
     #[must_use]
     pub const fn new() -> Self {
-        Self { channels: [Channel::new(true), Channel::new(true), Channel::new(false)], port_b: 0, next_edge: None, deadline: None, missed: 0 }
+        Self {
+            channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
+            port_b: 0,
+            next_edge: None,
+            deadline: None,
+            missed: 0,
+        }
     }
 
     /// Reads one of the ports 40h to 43h and 61h.
@@ -268,10 +279,9 @@ impl Pit {
     pub fn write(&mut self, port: u16, v: u8, now: u64) {
         let tick = CLOCK.ticks(now);
         match port {
-            0x40
-                if self.channels[0].write(v, tick) => {
-                    self.arm();
-                }
+            0x40 if self.channels[0].write(v, tick) => {
+                self.arm();
+            }
             0x41 => {
                 self.channels[1].write(v, tick);
             }

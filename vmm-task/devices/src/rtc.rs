@@ -97,7 +97,8 @@ impl Rtc {
     /// Sets a byte of CMOS memory (0Eh to 7Fh but the century), as firmware expects to find it. Others are ignored.
     pub fn set_cmos(&mut self, index: u8, value: u8) {
         let i = usize::from(index);
-        if i > REG_D && i != CENTURY
+        if i > REG_D
+            && i != CENTURY
             && let Some(cell) = self.ram.get_mut(i)
         {
             *cell = value;
@@ -136,7 +137,11 @@ impl Rtc {
     }
 
     fn decode_hour(&self, v: u8) -> u8 {
-        if self.ram[REG_B] & B_24H != 0 { self.decode(v) } else { self.decode(v & 0x7F) % 12 + if v & 0x80 != 0 { 12 } else { 0 } }
+        if self.ram[REG_B] & B_24H != 0 {
+            self.decode(v)
+        } else {
+            self.decode(v & 0x7F) % 12 + if v & 0x80 != 0 { 12 } else { 0 }
+        }
     }
 
     /// Writes the running time into the registers.

@@ -265,7 +265,12 @@ pub trait VsockBackend {
     fn send(&mut self, header: &[u8; VSOCK_HEADER], payload: &[Segment], memory: &dyn GuestMemory) -> bool;
     /// The next packet for the guest: fills the header (but for the payload's length, which it returns, and the
     /// destination) and the segments. A payload longer than the segments is given in parts, as a stream allows.
-    fn receive(&mut self, header: &mut [u8; VSOCK_HEADER], segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32>;
+    fn receive(
+        &mut self,
+        header: &mut [u8; VSOCK_HEADER],
+        segments: &[Segment],
+        memory: &dyn GuestMemory,
+    ) -> Option<u32>;
     /// All connections of the guest are gone.
     fn reset(&mut self);
 }

@@ -19,13 +19,7 @@ pub const INSTRUCTIONS_PER_SECOND: u64 = 100_000_000;
 const LOG: &str = "bochs.log";
 
 /// Starts Bochs; its first serial port connects to `port` of this host.
-pub fn start(
-    machine: &Machine,
-    system: &System,
-    cmdline: &str,
-    folder: &Path,
-    port: u16,
-) -> Result<Guarded> {
+pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, port: u16) -> Result<Guarded> {
     let image = iso::make(system, cmdline, machine.firmware, folder)?;
     let settings = folder.join("bochsrc.txt");
     fs::write(&settings, configuration(machine, &image, folder, port)?)?;
@@ -35,12 +29,7 @@ pub fn start(
     let _ = fs::remove_file(folder.join(LOG));
     let (stdout, stderr) = super::own_output(folder)?;
     let mut command = Command::new("bochs");
-    command
-        .arg("-q")
-        .arg("-f")
-        .arg(&settings)
-        .arg("-rc")
-        .arg(&commands);
+    command.arg("-q").arg("-f").arg(&settings).arg("-rc").arg(&commands);
     command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     // Without a locale of its own Bochs may read numbers differently.
     command.env("LC_ALL", "C");
@@ -50,15 +39,9 @@ pub fn start(
 fn configuration(machine: &Machine, image: &Path, folder: &Path, port: u16) -> Result<String> {
     let mut text = String::new();
     let media = if machine.firmware == super::Firmware::Grub {
-        format!(
-            "ata0-master: type=cdrom, path=\"{}\", status=inserted\nboot: cdrom",
-            image.display()
-        )
+        format!("ata0-master: type=cdrom, path=\"{}\", status=inserted\nboot: cdrom", image.display())
     } else {
-        format!(
-            "ata0-master: type=disk, mode=volatile, path=\"{}\"\nboot: disk",
-            image.display()
-        )
+        format!("ata0-master: type=disk, mode=volatile, path=\"{}\"\nboot: disk", image.display())
     };
     write!(
         text,
@@ -94,20 +77,10 @@ fn configuration(machine: &Machine, image: &Path, folder: &Path, port: u16) -> R
 pub fn complaint(folder: &Path) -> String {
     let text = fs::read(folder.join(super::STDERR)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let mut last = text
-        .lines()
-        .skip_while(|line| !line.contains("exiting with the following message"));
+    let mut last = text.lines().skip_while(|line| !line.contains("exiting with the following message"));
     // Before it has read its configuration it says so in another way.
-    let early = || {
-        text.lines()
-            .find_map(|line| line.split_once(">>PANIC<<"))
-            .map(|(_, message)| message)
-    };
-    last.nth(1)
-        .or_else(early)
-        .map(str::trim)
-        .unwrap_or_default()
-        .to_string()
+    let early = || text.lines().find_map(|line| line.split_once(">>PANIC<<")).map(|(_, message)| message);
+    last.nth(1).or_else(early).map(str::trim).unwrap_or_default().to_string()
 }
 
 /// Whether Bochs ended because of a triple fault.

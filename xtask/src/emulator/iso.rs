@@ -34,9 +34,7 @@ fn grub_menu(cmdline: &str) -> Result<String> {
     if cmdline.contains(['\'', '\n', '\\', '"', '$', ';', '{', '}']) {
         bail!("GRUB would not pass this command line on as it is: {cmdline}");
     }
-    Ok(format!(
-        "set timeout=0\nmultiboot2 /moira/kernel {cmdline}\nmodule2 /moira/initrd\nboot\n"
-    ))
+    Ok(format!("set timeout=0\nmultiboot2 /moira/kernel {cmdline}\nmodule2 /moira/initrd\nboot\n"))
 }
 
 /// Makes the image with GRUB's own tool, unless the one that is there is still right.
@@ -81,11 +79,7 @@ mod tests {
 
     #[test]
     fn the_menu_takes_plain_command_lines_only() {
-        assert!(
-            grub_menu("exit=debug selftest=panic")
-                .unwrap()
-                .contains("kernel exit=debug selftest=panic\n")
-        );
+        assert!(grub_menu("exit=debug selftest=panic").unwrap().contains("kernel exit=debug selftest=panic\n"));
         assert!(grub_menu("a; reboot").is_err());
         assert!(grub_menu("$root").is_err());
     }

@@ -35,10 +35,7 @@ impl Emulator {
             Emulator::Qemu => "exit=debug",
             Emulator::Bochs => "exit=bochs",
         };
-        if cmdline
-            .split_whitespace()
-            .any(|word| word.starts_with("exit="))
-        {
+        if cmdline.split_whitespace().any(|word| word.starts_with("exit=")) {
             return cmdline.into();
         }
         format!("{exit} {cmdline}").trim_end().into()
@@ -108,11 +105,7 @@ impl Machine {
     pub fn usual(emulator: Emulator) -> Self {
         Self {
             emulator,
-            firmware: if emulator == Emulator::Qemu {
-                Firmware::Pvh
-            } else {
-                Firmware::Grub
-            },
+            firmware: if emulator == Emulator::Qemu { Firmware::Pvh } else { Firmware::Grub },
             cpu: None,
             cpus: 1,
             memory: 1024,
@@ -145,22 +138,14 @@ impl Machine {
         match self.emulator {
             Emulator::Qemu => {
                 let firmware = format!("{:?}", self.firmware).to_lowercase();
-                let model = self
-                    .cpu
-                    .as_ref()
-                    .map(|cpu| format!("{}-", cpu.replace(',', "-")))
-                    .unwrap_or_default();
+                let model = self.cpu.as_ref().map(|cpu| format!("{}-", cpu.replace(',', "-"))).unwrap_or_default();
                 let icount = if self.icount { "-icount" } else { "" };
                 format!("qemu-{}-{firmware}-{model}{cpus}{icount}", self.vendor())
             }
             Emulator::Bochs => {
                 let model = self.bochs_model().trim_start_matches("corei7_");
                 let model = model.split_once("_4770").map_or(model, |(name, _)| name);
-                format!(
-                    "bochs-{}-{}-{cpus}",
-                    self.vendor().replace('-', ""),
-                    model.replace('_', "-")
-                )
+                format!("bochs-{}-{}-{cpus}", self.vendor().replace('-', ""), model.replace('_', "-"))
             }
         }
     }
@@ -184,9 +169,7 @@ impl Machine {
     pub fn check(&self) -> Result<()> {
         match (self.emulator, self.firmware) {
             (Emulator::Bochs, Firmware::Pvh | Firmware::Ovmf) => {
-                bail!(
-                    "Bochs starts systems by GRUB from a BIOS only (firmware = \"grub\" or \"seabios\")"
-                )
+                bail!("Bochs starts systems by GRUB from a BIOS only (firmware = \"grub\" or \"seabios\")")
             }
             (Emulator::Bochs, _) if self.gdb => {
                 bail!("--gdb works with QEMU; Debian's Bochs has no gdb stub")
@@ -198,10 +181,7 @@ impl Machine {
                 bail!("instruction counting works with one CPU only")
             }
             _ if self.cpus == 0 => bail!("a machine needs a CPU"),
-            _ if self.memory < 32 => bail!(
-                "{} MiB of memory is too little to start anything",
-                self.memory
-            ),
+            _ if self.memory < 32 => bail!("{} MiB of memory is too little to start anything", self.memory),
             _ => Ok(()),
         }
     }
@@ -209,11 +189,9 @@ impl Machine {
     /// Starts `system` with the kernel command line `cmdline`. Logs and temporary files go to `folder`.
     pub fn start(&self, system: &System, cmdline: &str, folder: &Path) -> Result<Running> {
         self.check()?;
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         // The emulator connects to xtask, not the other way round: nothing the system says is lost.
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no local port for the console")?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no local port for the console")?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
         let cmdline = self.emulator.with_exit(cmdline);
@@ -222,12 +200,7 @@ impl Machine {
             Emulator::Bochs => bochs::start(self, system, &cmdline, folder, port)?,
         };
         let serial = accept(&listener, &mut process, || self.emulator.complaint(folder))?;
-        Ok(Running {
-            process,
-            serial,
-            folder: folder.to_path_buf(),
-            emulator: self.emulator,
-        })
+        Ok(Running { process, serial, folder: folder.to_path_buf(), emulator: self.emulator })
     }
 }
 
@@ -258,11 +231,7 @@ impl Running {
 }
 
 /// Waits for the emulator to open its serial port, or to die trying.
-fn accept(
-    listener: &TcpListener,
-    process: &mut Guarded,
-    complaint: impl Fn() -> String,
-) -> Result<TcpStream> {
+fn accept(listener: &TcpListener, process: &mut Guarded, complaint: impl Fn() -> String) -> Result<TcpStream> {
     const LIMIT: Duration = Duration::from_secs(60);
     let start = Instant::now();
     loop {
@@ -272,17 +241,10 @@ fn accept(
             return Ok(stream);
         }
         if let Some(status) = process.ended()? {
-            bail!(
-                "the emulator did not start ({}): {}",
-                describe(status),
-                complaint()
-            );
+            bail!("the emulator did not start ({}): {}", describe(status), complaint());
         }
         if start.elapsed() > LIMIT {
-            bail!(
-                "the emulator opened no serial port within {} s",
-                LIMIT.as_secs()
-            );
+            bail!("the emulator opened no serial port within {} s", LIMIT.as_secs());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -330,10 +292,7 @@ mod tests {
     #[test]
     fn the_kernel_is_told_how_to_end_a_run() {
         assert_eq!(Emulator::Qemu.with_exit(""), "exit=debug");
-        assert_eq!(
-            Emulator::Bochs.with_exit("selftest=hang"),
-            "exit=bochs selftest=hang"
-        );
+        assert_eq!(Emulator::Bochs.with_exit("selftest=hang"), "exit=bochs selftest=hang");
         assert_eq!(Emulator::Bochs.with_exit("a exit=none"), "a exit=none");
     }
 

@@ -17,32 +17,16 @@ const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
 pub const GDB_PORT: u16 = 1234;
 
 /// Starts QEMU; its first serial port connects to `port` of this host.
-pub fn start(
-    machine: &Machine,
-    system: &System,
-    cmdline: &str,
-    folder: &Path,
-    port: u16,
-) -> Result<Guarded> {
+pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, port: u16) -> Result<Guarded> {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
-        .args([
-            "-m",
-            &format!("{}M", machine.memory),
-            "-smp",
-            &machine.cpus.to_string(),
-        ])
-        .args([
-            "-chardev",
-            &format!("socket,id=console,host=127.0.0.1,port={port},server=off,nodelay=on"),
-        ])
+        .args(["-m", &format!("{}M", machine.memory), "-smp", &machine.cpus.to_string()])
+        .args(["-chardev", &format!("socket,id=console,host=127.0.0.1,port={port},server=off,nodelay=on")])
         .args(["-serial", "chardev:console", "-device", EXIT_DEVICE]);
     accelerate(&mut command, machine);
     // Resets are logged: one without an announced end is a triple fault.
-    command
-        .args(["-d", "cpu_reset", "-D"])
-        .arg(folder.join(LOG));
+    command.args(["-d", "cpu_reset", "-D"]).arg(folder.join(LOG));
     boot(&mut command, machine, system, cmdline, folder)?;
     if machine.gdb {
         command.args(["-gdb", &format!("tcp:127.0.0.1:{GDB_PORT}"), "-S"]);
@@ -61,12 +45,7 @@ fn accelerate(command: &mut Command, machine: &Machine) {
         Accel::Auto => kvm_can_nest(),
     };
     if kvm {
-        command.args([
-            "-M",
-            "q35,accel=kvm",
-            "-cpu",
-            machine.cpu.as_deref().unwrap_or("host"),
-        ]);
+        command.args(["-M", "q35,accel=kvm", "-cpu", machine.cpu.as_deref().unwrap_or("host")]);
         return;
     }
     let cpu = machine.cpu.as_deref().unwrap_or("max");
@@ -78,31 +57,16 @@ fn accelerate(command: &mut Command, machine: &Machine) {
     }
 }
 
-fn boot(
-    command: &mut Command,
-    machine: &Machine,
-    system: &System,
-    cmdline: &str,
-    folder: &Path,
-) -> Result<()> {
+fn boot(command: &mut Command, machine: &Machine, system: &System, cmdline: &str, folder: &Path) -> Result<()> {
     if machine.firmware == Firmware::Pvh {
-        command
-            .arg("-kernel")
-            .arg(&system.kernel)
-            .arg("-initrd")
-            .arg(&system.initrd)
-            .args(["-append", cmdline]);
+        command.arg("-kernel").arg(&system.kernel).arg("-initrd").arg(&system.initrd).args(["-append", cmdline]);
         return Ok(());
     }
     if machine.firmware == Firmware::Ovmf {
         let variables = folder.join("uefi-variables.fd");
-        fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables)
-            .context("cannot copy UEFI's variables")?;
+        fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables).context("cannot copy UEFI's variables")?;
         command
-            .args([
-                "-drive",
-                "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-            ])
+            .args(["-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"])
             .arg("-drive")
             .arg(format!("if=pflash,format=raw,file={}", variables.display()));
     }
@@ -110,25 +74,15 @@ fn boot(
     command.args(["-vga", "std"]);
     let image = iso::make(system, cmdline, machine.firmware, folder)?;
     match machine.firmware {
-        Firmware::Grub => command.args([
-            "-drive",
-            &format!("if=ide,media=cdrom,readonly=on,file={}", image.display()),
-        ]),
-        _ => command.args([
-            "-drive",
-            &format!("if=ide,format=raw,snapshot=on,file={}", image.display()),
-        ]),
+        Firmware::Grub => command.args(["-drive", &format!("if=ide,media=cdrom,readonly=on,file={}", image.display())]),
+        _ => command.args(["-drive", &format!("if=ide,format=raw,snapshot=on,file={}", image.display())]),
     };
     Ok(())
 }
 
 /// Whether this host's KVM can be used and gives its guests VT-x or SVM.
 pub fn kvm_can_nest() -> bool {
-    let usable = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     let nested = |module: &str| {
         fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
             .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
@@ -139,15 +93,10 @@ pub fn kvm_can_nest() -> bool {
 /// What QEMU said itself.
 pub fn complaint(folder: &Path) -> String {
     let text = fs::read(folder.join(super::STDERR)).unwrap_or_default();
-    if text.is_empty() {
-        String::new()
-    } else {
-        crate::process::complaint(&text)
-    }
+    if text.is_empty() { String::new() } else { crate::process::complaint(&text) }
 }
 
 /// Whether QEMU logged a triple fault.
 pub fn triple_fault(folder: &Path) -> bool {
-    fs::read(folder.join(LOG))
-        .is_ok_and(|log| String::from_utf8_lossy(&log).contains("Triple fault"))
+    fs::read(folder.join(LOG)).is_ok_and(|log| String::from_utf8_lossy(&log).contains("Triple fault"))
 }

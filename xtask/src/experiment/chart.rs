@@ -58,9 +58,21 @@ impl Chart {
             let value = most * f64::from(line) / 4.0;
             let y = floor - (floor - TOP) * f64::from(line) / 4.0;
             let text = if most > 20.0 { shown(value.round()) } else { format!("{value:.3}") };
-            let _ = writeln!(svg, "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{}\" y2=\"{y:.1}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>", WIDTH - 20.0, LEFT - 6.0, y + 4.0);
+            let _ = writeln!(
+                svg,
+                "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{}\" y2=\"{y:.1}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>",
+                WIDTH - 20.0,
+                LEFT - 6.0,
+                y + 4.0
+            );
         }
-        let _ = writeln!(svg, "<text x=\"12\" y=\"{:.1}\" transform=\"rotate(-90 12 {:.1})\" text-anchor=\"middle\">{}</text>", HEIGHT / 2.0, HEIGHT / 2.0, escaped(&self.unit));
+        let _ = writeln!(
+            svg,
+            "<text x=\"12\" y=\"{:.1}\" transform=\"rotate(-90 12 {:.1})\" text-anchor=\"middle\">{}</text>",
+            HEIGHT / 2.0,
+            HEIGHT / 2.0,
+            escaped(&self.unit)
+        );
         let group = inner / self.labels.len().max(1) as f64;
         let bar = group * 0.8 / self.series.len().max(1) as f64;
         for (index, label) in self.labels.iter().enumerate() {
@@ -71,17 +83,37 @@ impl Chart {
                 let _ = writeln!(
                     svg,
                     "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\" fill=\"{}\"><title>{} {}: {}</title></rect>",
-                    at + bar * number as f64, floor - height, bar.max(1.0), COLOURS[number % COLOURS.len()], escaped(label), escaped(name), shown(value)
+                    at + bar * number as f64,
+                    floor - height,
+                    bar.max(1.0),
+                    COLOURS[number % COLOURS.len()],
+                    escaped(label),
+                    escaped(name),
+                    shown(value)
                 );
             }
             // Few labels stand level, many are thinned out.
             if self.labels.len() <= 12 || index.is_multiple_of(5) {
-                let _ = writeln!(svg, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>", at + group * 0.4, floor + 16.0, escaped(label));
+                let _ = writeln!(
+                    svg,
+                    "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                    at + group * 0.4,
+                    floor + 16.0,
+                    escaped(label)
+                );
             }
         }
         for (number, (name, _)) in self.series.iter().enumerate() {
             let x = LEFT + 130.0 * number as f64;
-            let _ = writeln!(svg, "<rect x=\"{x}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{}\"/><text x=\"{}\" y=\"{}\">{}</text>", HEIGHT - 22.0, COLOURS[number % COLOURS.len()], x + 15.0, HEIGHT - 13.0, escaped(name));
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{x}\" y=\"{}\" width=\"10\" height=\"10\" fill=\"{}\"/><text x=\"{}\" y=\"{}\">{}</text>",
+                HEIGHT - 22.0,
+                COLOURS[number % COLOURS.len()],
+                x + 15.0,
+                HEIGHT - 13.0,
+                escaped(name)
+            );
         }
         svg + "</svg>\n"
     }
@@ -93,10 +125,16 @@ mod tests {
 
     #[test]
     fn bars_are_as_high_as_their_values() {
-        let chart = Chart { title: "a < b".into(), unit: "%".into(), labels: vec!["x".into(), "y".into()], series: vec![("s".into(), vec![1.0, 2.0])] };
+        let chart = Chart {
+            title: "a < b".into(),
+            unit: "%".into(),
+            labels: vec!["x".into(), "y".into()],
+            series: vec![("s".into(), vec![1.0, 2.0])],
+        };
         let svg = chart.svg();
         assert!(svg.contains("a &lt; b") && svg.matches("<rect").count() == 3);
-        let heights: Vec<f64> = svg.split("height=\"").skip(1).filter_map(|part| part.split('"').next()?.parse().ok()).collect();
+        let heights: Vec<f64> =
+            svg.split("height=\"").skip(1).filter_map(|part| part.split('"').next()?.parse().ok()).collect();
         assert!((heights[1] / heights[0] - 2.0).abs() < 0.01, "{heights:?}");
     }
 

@@ -17,7 +17,12 @@ pub fn html(name: &str, title: &str, judged: &Judged, files: &[String]) -> Strin
     );
     for goal in &judged.goals {
         let (class, word) = if goal.kept { ("good", "kept") } else { ("bad", "missed") };
-        let _ = writeln!(text, "<tr><td>{}</td><td>{}</td><td class=\"{class}\">{word}</td></tr>", escaped(&goal.what), escaped(&goal.found));
+        let _ = writeln!(
+            text,
+            "<tr><td>{}</td><td>{}</td><td class=\"{class}\">{word}</td></tr>",
+            escaped(&goal.what),
+            escaped(&goal.found)
+        );
     }
     text += "</table>\n";
     for chart in &judged.charts {

@@ -75,18 +75,12 @@ impl Machine {
 
     /// Looks the device behind `path` up.
     pub fn device(&self, path: &Path) -> Result<Device> {
-        let real =
-            fs::canonicalize(path).with_context(|| format!("no device {}", path.display()))?;
-        let metadata =
-            fs::metadata(&real).with_context(|| format!("cannot look at {}", real.display()))?;
+        let real = fs::canonicalize(path).with_context(|| format!("no device {}", path.display()))?;
+        let metadata = fs::metadata(&real).with_context(|| format!("cannot look at {}", real.display()))?;
         if !(self.is_block)(&metadata) {
             bail!("{} is not a block device", path.display());
         }
-        let name = real
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default()
-            .to_owned();
+        let name = real.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         let folder = self.blocks.join(&name);
         if folder.join("partition").exists() {
             bail!("{} is a partition; name the whole device", path.display());
@@ -110,15 +104,10 @@ impl Machine {
         // A kernel without swap has no such file.
         let swaps = fs::read_to_string(&self.swaps).unwrap_or_default();
         let mut parts = vec![(name.to_owned(), folder.to_path_buf())];
-        for entry in
-            fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?
-        {
+        for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
             let entry = entry?;
             if entry.path().join("partition").exists() {
-                parts.push((
-                    entry.file_name().to_string_lossy().into_owned(),
-                    entry.path(),
-                ));
+                parts.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
             }
         }
         for (part, folder) in parts {
@@ -126,22 +115,12 @@ impl Machine {
             if let Some(place) = mounted(&mounts, numbers.trim(), &part) {
                 return Ok(Some(format!("{part} is mounted on {place}")));
             }
-            if swaps
-                .lines()
-                .skip(1)
-                .any(|line| node_name(line.split_whitespace().next()) == Some(&part))
-            {
+            if swaps.lines().skip(1).any(|line| node_name(line.split_whitespace().next()) == Some(&part)) {
                 return Ok(Some(format!("{part} is swap space")));
             }
-            let mut holders = fs::read_dir(folder.join("holders"))
-                .into_iter()
-                .flatten()
-                .flatten();
+            let mut holders = fs::read_dir(folder.join("holders")).into_iter().flatten().flatten();
             if let Some(holder) = holders.next() {
-                return Ok(Some(format!(
-                    "{part} is part of {}",
-                    holder.file_name().to_string_lossy()
-                )));
+                return Ok(Some(format!("{part} is part of {}", holder.file_name().to_string_lossy())));
             }
         }
         Ok(None)
@@ -156,11 +135,7 @@ impl Device {
             bail!("{path} is in use: {reason}; unmount it first, if it is the right one");
         }
         if self.size < bytes {
-            bail!(
-                "{path} is too small: {} for an image of {}",
-                HumanBytes(self.size),
-                HumanBytes(bytes)
-            );
+            bail!("{path} is too small: {} for an image of {}", HumanBytes(self.size), HumanBytes(bytes));
         }
         if !self.removable && !named_twice {
             bail!(
@@ -175,12 +150,7 @@ impl Device {
 
 fn settle(file: &File) -> io::Result<()> {
     file.sync_all()?;
-    Ok(rustix::fs::fadvise(
-        file,
-        0,
-        None,
-        rustix::fs::Advice::DontNeed,
-    )?)
+    Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
 
 /// The mount point of the device `numbers` (major:minor) or of the node `part`, by proc(5)'s mountinfo.
@@ -206,13 +176,8 @@ fn number(path: &Path) -> Option<u64> {
 }
 
 fn model(folder: &Path) -> String {
-    let read =
-        |file: &str| fs::read_to_string(folder.join("device").join(file)).unwrap_or_default();
+    let read = |file: &str| fs::read_to_string(folder.join("device").join(file)).unwrap_or_default();
     let words = format!("{} {}", read("vendor"), read("model"));
     let model = words.split_whitespace().collect::<Vec<_>>().join(" ");
-    if model.is_empty() {
-        "unknown model".to_owned()
-    } else {
-        model
-    }
+    if model.is_empty() { "unknown model".to_owned() } else { model }
 }

@@ -32,108 +32,56 @@ pub struct FlashArgs {
 /// A device that is no whole block device, in use, not removable, too small or not confirmed; a write that fails, or
 /// content that does not read back the same.
 pub fn run(args: &FlashArgs) -> Result<()> {
-    flash(
-        args,
-        &Machine::this(),
-        &mut std::io::stdin().lock(),
-        &mut std::io::stderr(),
-    )
+    flash(args, &Machine::this(), &mut std::io::stdin().lock(), &mut std::io::stderr())
 }
 
 /// [`run`] on any machine and any terminal.
-fn flash(
-    args: &FlashArgs,
-    machine: &Machine,
-    input: &mut dyn BufRead,
-    output: &mut dyn Write,
-) -> Result<()> {
-    let size = fs::metadata(&args.image)
-        .with_context(|| format!("cannot read {}", args.image.display()))?
-        .len();
+fn flash(args: &FlashArgs, machine: &Machine, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<()> {
+    let size = fs::metadata(&args.image).with_context(|| format!("cannot read {}", args.image.display()))?.len();
     let device = machine.device(&args.device)?;
     device.may_be_overwritten(size, named_twice(args))?;
     confirm(&device, size, input, output)?;
-    let mut image =
-        File::open(&args.image).with_context(|| format!("cannot read {}", args.image.display()))?;
+    let mut image = File::open(&args.image).with_context(|| format!("cannot read {}", args.image.display()))?;
     let mut target = open(&device, true)?;
     let bar = progress("writing", size);
     let written = write::copy(&mut image, &mut target, &mut |bytes| bar.inc(bytes))
         .with_context(|| format!("writing to {} failed", device.path.display()))?;
     bar.set_message("waiting for the device");
-    (machine.settle)(&target).with_context(|| {
-        format!(
-            "{} did not take all that was written",
-            device.path.display()
-        )
-    })?;
+    (machine.settle)(&target)
+        .with_context(|| format!("{} did not take all that was written", device.path.display()))?;
     bar.finish_and_clear();
     if written.length != size {
-        bail!(
-            "{} changed while it was written: {} of {size} bytes",
-            args.image.display(),
-            written.length
-        );
+        bail!("{} changed while it was written: {} of {size} bytes", args.image.display(), written.length);
     }
     drop(target);
     let bar = progress("reading back", size);
-    let read = write::digest(&mut open(&device, false)?, size, &mut |bytes| {
-        bar.inc(bytes)
-    })
-    .with_context(|| format!("reading back from {} failed", device.path.display()))?;
+    let read = write::digest(&mut open(&device, false)?, size, &mut |bytes| bar.inc(bytes))
+        .with_context(|| format!("reading back from {} failed", device.path.display()))?;
     bar.finish_and_clear();
     if read != written {
-        bail!(
-            "{} does not give back what was written to it; do not trust it",
-            device.path.display()
-        );
+        bail!("{} does not give back what was written to it; do not trust it", device.path.display());
     }
-    writeln!(
-        output,
-        "{} written to {} and read back the same",
-        HumanBytes(size),
-        device.path.display()
-    )?;
+    writeln!(output, "{} written to {} and read back the same", HumanBytes(size), device.path.display())?;
     Ok(())
 }
 
 /// Whether `--yes-really` names the device that is to be written.
 fn named_twice(args: &FlashArgs) -> bool {
     let same = |path: &Path| fs::canonicalize(path).unwrap_or(path.to_path_buf());
-    args.yes_really
-        .as_deref()
-        .is_some_and(|again| same(again) == same(&args.device))
+    args.yes_really.as_deref().is_some_and(|again| same(again) == same(&args.device))
 }
 
 /// Shows what would be lost and asks for the device's name.
-fn confirm(
-    device: &Device,
-    size: u64,
-    input: &mut dyn BufRead,
-    output: &mut dyn Write,
-) -> Result<()> {
+fn confirm(device: &Device, size: u64, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<()> {
     writeln!(output, "device  {}", device.path.display())?;
     writeln!(output, "model   {}", device.model)?;
     writeln!(output, "size    {}", HumanBytes(device.size))?;
-    writeln!(
-        output,
-        "kind    {}",
-        if device.removable {
-            "removable"
-        } else {
-            "NOT removable"
-        }
-    )?;
+    writeln!(output, "kind    {}", if device.removable { "removable" } else { "NOT removable" })?;
     writeln!(output, "image   {}", HumanBytes(size))?;
-    write!(
-        output,
-        "All data on it will be lost. Type the device's name ({}) to go on: ",
-        device.name
-    )?;
+    write!(output, "All data on it will be lost. Type the device's name ({}) to go on: ", device.name)?;
     output.flush()?;
     let mut answer = String::new();
-    input
-        .read_line(&mut answer)
-        .context("cannot read the answer")?;
+    input.read_line(&mut answer).context("cannot read the answer")?;
     let answer = answer.trim();
     if answer != device.name && Path::new(answer) != device.path {
         bail!("not confirmed, nothing was written");
@@ -159,9 +107,7 @@ fn open(device: &Device, write: bool) -> Result<File> {
 
 fn progress(what: &'static str, size: u64) -> ProgressBar {
     let bar = ProgressBar::new(size).with_message(what);
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}") {
         bar.set_style(style);
     }
     bar

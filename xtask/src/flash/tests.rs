@@ -12,9 +12,7 @@ struct Pretended {
 
 impl Pretended {
     fn new() -> Pretended {
-        let machine = Pretended {
-            folder: tempfile::tempdir().unwrap(),
-        };
+        let machine = Pretended { folder: tempfile::tempdir().unwrap() };
         for (file, text) in [
             ("block/sdz/size", "8\n"),
             ("block/sdz/removable", "1\n"),
@@ -23,10 +21,7 @@ impl Pretended {
             ("block/sdz/device/model", "Stick\n"),
             ("block/sdz/sdz1/partition", "1\n"),
             ("block/sdz/sdz1/dev", "8:401\n"),
-            (
-                "mountinfo",
-                "25 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n",
-            ),
+            ("mountinfo", "25 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"),
             ("swaps", "Filename Type Size Used Priority\n"),
             ("dev/sdz", ""),
             ("image", ""),
@@ -56,25 +51,16 @@ impl Pretended {
             yes_really: again.map(|again| self.path(again)),
         };
         let mut shown = Vec::new();
-        flash(
-            &args,
-            &Machine::fake(self.folder.path()),
-            &mut answer.as_bytes(),
-            &mut shown,
-        )
-        .map(|()| String::from_utf8(shown).unwrap())
-        .map_err(|error| format!("{error:#}"))
+        flash(&args, &Machine::fake(self.folder.path()), &mut answer.as_bytes(), &mut shown)
+            .map(|()| String::from_utf8(shown).unwrap())
+            .map_err(|error| format!("{error:#}"))
     }
 
     #[track_caller]
     fn refuses(&self, device: &str, again: Option<&str>, answer: &str, reason: &str) {
         let error = self.flash(device, again, answer).unwrap_err();
         assert!(error.contains(reason), "{error}");
-        assert_eq!(
-            fs::read(self.path("dev/sdz")).unwrap(),
-            vec![0; 4096],
-            "something was written"
-        );
+        assert_eq!(fs::read(self.path("dev/sdz")).unwrap(), vec![0; 4096], "something was written");
     }
 }
 
@@ -100,16 +86,8 @@ fn asks_and_takes_nothing_for_a_yes() {
 #[test]
 fn refuses_what_is_mounted() {
     let machine = Pretended::new();
-    machine.put(
-        "mountinfo",
-        b"30 25 8:401 / /media/stick rw shared:2 - vfat /dev/sdz1 rw\n",
-    );
-    machine.refuses(
-        "dev/sdz",
-        Some("dev/sdz"),
-        "sdz\n",
-        "sdz1 is mounted on /media/stick",
-    );
+    machine.put("mountinfo", b"30 25 8:401 / /media/stick rw shared:2 - vfat /dev/sdz1 rw\n");
+    machine.refuses("dev/sdz", Some("dev/sdz"), "sdz\n", "sdz1 is mounted on /media/stick");
     machine.put("mountinfo", b"30 25 0:44 / /data rw - btrfs /dev/sdz rw\n");
     machine.refuses("dev/sdz", None, "sdz\n", "sdz is mounted on /data");
 }
@@ -117,10 +95,7 @@ fn refuses_what_is_mounted() {
 #[test]
 fn refuses_swap_and_parts_of_volumes() {
     let machine = Pretended::new();
-    machine.put(
-        "swaps",
-        b"Filename Type Size Used Priority\n/dev/sdz1 partition 8 0 -2\n",
-    );
+    machine.put("swaps", b"Filename Type Size Used Priority\n/dev/sdz1 partition 8 0 -2\n");
     machine.refuses("dev/sdz", None, "sdz\n", "swap space");
     let machine = Pretended::new();
     machine.put("block/sdz/sdz1/holders/dm-0", b"");
@@ -141,12 +116,7 @@ fn refuses_what_is_not_removable_unless_named_twice() {
     machine.refuses("dev/sdz", None, "sdz\n", "not removable");
     machine.refuses("dev/sdz", Some("dev/sdy"), "sdz\n", "--yes-really");
     machine.refuses("dev/sdz", Some("dev/sdz"), "no\n", "not confirmed");
-    assert!(
-        machine
-            .flash("dev/sdz", Some("dev/sdz"), "sdz\n")
-            .unwrap()
-            .contains("NOT removable")
-    );
+    assert!(machine.flash("dev/sdz", Some("dev/sdz"), "sdz\n").unwrap().contains("NOT removable"));
 }
 
 #[test]
@@ -171,17 +141,10 @@ fn refuses_what_is_no_whole_block_device() {
 #[test]
 fn a_device_that_gives_back_something_else_is_an_error() {
     let machine = Pretended::new();
-    let args = FlashArgs {
-        image: machine.path("image"),
-        device: machine.path("dev/sdz"),
-        yes_really: None,
-    };
+    let args = FlashArgs { image: machine.path("image"), device: machine.path("dev/sdz"), yes_really: None };
     let pretended = Machine::fake(machine.folder.path()).forgetful();
     let error = flash(&args, &pretended, &mut "sdz\n".as_bytes(), &mut Vec::new()).unwrap_err();
-    assert!(
-        format!("{error:#}").contains("does not give back"),
-        "{error:#}"
-    );
+    assert!(format!("{error:#}").contains("does not give back"), "{error:#}");
 }
 
 #[test]
@@ -189,9 +152,5 @@ fn links_lead_to_the_device() {
     let machine = Pretended::new();
     fs::create_dir_all(machine.path("dev/by-id")).unwrap();
     std::os::unix::fs::symlink("../sdz", machine.path("dev/by-id/usb-stick")).unwrap();
-    assert!(
-        machine
-            .flash("dev/by-id/usb-stick", Some("dev/sdz"), "sdz\n")
-            .is_ok()
-    );
+    assert!(machine.flash("dev/by-id/usb-stick", Some("dev/sdz"), "sdz\n").is_ok());
 }

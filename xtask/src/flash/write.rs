@@ -15,11 +15,7 @@ pub struct Digest {
 }
 
 /// Copies all of `from`; `moved` is told the bytes of each step.
-pub fn copy(
-    from: &mut dyn Read,
-    to: &mut dyn Write,
-    moved: &mut dyn FnMut(u64),
-) -> io::Result<Digest> {
+pub fn copy(from: &mut dyn Read, to: &mut dyn Write, moved: &mut dyn FnMut(u64)) -> io::Result<Digest> {
     pass(from, u64::MAX, &mut |chunk| {
         to.write_all(chunk)?;
         moved(chunk.len() as u64);
@@ -35,11 +31,7 @@ pub fn digest(from: &mut dyn Read, length: u64, moved: &mut dyn FnMut(u64)) -> i
     })
 }
 
-fn pass(
-    from: &mut dyn Read,
-    limit: u64,
-    each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
-) -> io::Result<Digest> {
+fn pass(from: &mut dyn Read, limit: u64, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<Digest> {
     let mut hash = Sha256::new();
     let mut length = 0_u64;
     let mut buffer = vec![0_u8; CHUNK];
@@ -56,10 +48,7 @@ fn pass(
         each(chunk)?;
         length += count as u64;
     }
-    Ok(Digest {
-        length,
-        hash: hash.finalize().into(),
-    })
+    Ok(Digest { length, hash: hash.finalize().into() })
 }
 
 #[cfg(test)]

@@ -44,30 +44,22 @@ pub fn packages(folder: &Path, say: &dyn Fn(&str)) -> Result<Packages> {
 
 /// Downloads and unpacks both packages; the kernel's release.
 fn fetch(folder: &Path, say: &dyn Fn(&str)) -> Result<String> {
-    for (tool, package) in [
-        ("apt-get", "apt"),
-        ("apt-cache", "apt"),
-        ("dpkg-deb", "dpkg"),
-    ] {
+    for (tool, package) in [("apt-get", "apt"), ("apt-cache", "apt"), ("dpkg-deb", "dpkg")] {
         if Command::new(tool).arg("--version").output().is_err() {
             bail!("`{tool}` is not on this machine (package {package})");
         }
     }
-    let mut apt = Apt {
-        options: Vec::new(),
-    };
+    let mut apt = Apt { options: Vec::new() };
     if apt.candidate(KERNEL)?.is_none() {
         say("reading Debian's package lists (a private copy, this may take a minute)");
         apt = Apt::private(folder)?;
     }
-    let kernel = apt
-        .candidate(KERNEL)?
-        .with_context(|| format!("apt knows no package {KERNEL} or none that it depends on"))?;
+    let kernel =
+        apt.candidate(KERNEL)?.with_context(|| format!("apt knows no package {KERNEL} or none that it depends on"))?;
     let downloads = folder.join("packages");
     // A download that broke off leaves nothing of use.
     let _ = fs::remove_dir_all(&downloads);
-    fs::create_dir_all(&downloads)
-        .with_context(|| format!("cannot make {}", downloads.display()))?;
+    fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
     for package in [kernel.as_str(), BUSYBOX] {
         say(&format!("downloading {package}"));
         apt.download(package, &downloads)?;
@@ -76,10 +68,7 @@ fn fetch(folder: &Path, say: &dyn Fn(&str)) -> Result<String> {
     let _ = fs::remove_dir_all(&unpacked);
     for entry in fs::read_dir(&downloads)? {
         let file = entry?.path();
-        say(&format!(
-            "unpacking {}",
-            file.file_name().unwrap_or_default().to_string_lossy()
-        ));
+        say(&format!("unpacking {}", file.file_name().unwrap_or_default().to_string_lossy()));
         run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&unpacked))?;
     }
     Ok(kernel.trim_start_matches("linux-image-").to_owned())
@@ -89,16 +78,11 @@ fn fetch(folder: &Path, say: &dyn Fn(&str)) -> Result<String> {
 fn find(unpacked: &Path, release: &str) -> Result<Packages> {
     let first = |candidates: &[String]| -> Result<PathBuf> {
         let mut paths = candidates.iter().map(|candidate| unpacked.join(candidate));
-        paths
-            .find(|path| path.exists())
-            .with_context(|| format!("the packages have no {}", candidates.join(" or ")))
+        paths.find(|path| path.exists()).with_context(|| format!("the packages have no {}", candidates.join(" or ")))
     };
     Ok(Packages {
         kernel: first(&[format!("boot/vmlinuz-{release}")])?,
-        modules: first(&[
-            format!("lib/modules/{release}"),
-            format!("usr/lib/modules/{release}"),
-        ])?,
+        modules: first(&[format!("lib/modules/{release}"), format!("usr/lib/modules/{release}")])?,
         busybox: first(&["bin/busybox".to_owned(), "usr/bin/busybox".to_owned()])?,
     })
 }
@@ -113,23 +97,15 @@ impl Apt {
     fn private(folder: &Path) -> Result<Apt> {
         let state = folder.join("apt");
         for sub in ["lists/partial", "archives/partial"] {
-            fs::create_dir_all(state.join(sub))
-                .with_context(|| format!("cannot make {}", state.display()))?;
+            fs::create_dir_all(state.join(sub)).with_context(|| format!("cannot make {}", state.display()))?;
         }
-        let state =
-            fs::canonicalize(&state).with_context(|| format!("cannot find {}", state.display()))?;
+        let state = fs::canonicalize(&state).with_context(|| format!("cannot find {}", state.display()))?;
         let set = |key: &str, value: String| format!("-o{key}={value}");
         let apt = Apt {
             options: vec![
-                set(
-                    "Dir::State::lists",
-                    state.join("lists").display().to_string(),
-                ),
+                set("Dir::State::lists", state.join("lists").display().to_string()),
                 set("Dir::Cache", state.display().to_string()),
-                set(
-                    "Dir::Cache::archives",
-                    state.join("archives").display().to_string(),
-                ),
+                set("Dir::Cache::archives", state.join("archives").display().to_string()),
             ],
         };
         run(apt.command("apt-get").arg("update"))?;
@@ -139,44 +115,27 @@ impl Apt {
     fn command(&self, tool: &str) -> Command {
         let mut command = Command::new(tool);
         // Without the sandbox's other user, which could not write into our folder.
-        command
-            .arg("-qq")
-            .arg("-oAPT::Sandbox::User=root")
-            .args(&self.options)
-            .env("LC_ALL", "C");
+        command.arg("-qq").arg("-oAPT::Sandbox::User=root").args(&self.options).env("LC_ALL", "C");
         command
     }
 
     /// The real kernel package behind the one that only depends on it.
     fn candidate(&self, package: &str) -> Result<Option<String>> {
-        let output = self
-            .command("apt-cache")
-            .arg("show")
-            .arg("--no-all-versions")
-            .arg(package)
-            .output();
+        let output = self.command("apt-cache").arg("show").arg("--no-all-versions").arg(package).output();
         let output = output.context("cannot run apt-cache")?;
         Ok(kernel_dependency(&String::from_utf8_lossy(&output.stdout)))
     }
 
     fn download(&self, package: &str, folder: &Path) -> Result<()> {
-        run(self
-            .command("apt-get")
-            .arg("download")
-            .arg(package)
-            .current_dir(folder))?;
+        run(self.command("apt-get").arg("download").arg(package).current_dir(folder))?;
         Ok(())
     }
 }
 
 /// The first dependency named `linux-image-…` in a package's description.
 fn kernel_dependency(description: &str) -> Option<String> {
-    let line = description
-        .lines()
-        .find_map(|line| line.strip_prefix("Depends:"))?;
-    let names = line
-        .split(',')
-        .filter_map(|dependency| dependency.split_whitespace().next());
+    let line = description.lines().find_map(|line| line.strip_prefix("Depends:"))?;
+    let names = line.split(',').filter_map(|dependency| dependency.split_whitespace().next());
     let mut names = names.filter(|name| name.starts_with("linux-image-"));
     names.next().map(str::to_owned)
 }
@@ -184,19 +143,11 @@ fn kernel_dependency(description: &str) -> Option<String> {
 /// Runs a command; its last words are the error if it fails.
 pub fn run(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {name}"))?;
+    let output = command.output().with_context(|| format!("cannot run {name}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let last: Vec<&str> = said
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        bail!(
-            "{name} failed: {}",
-            last.last().unwrap_or(&"without a word")
-        );
+        let last: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+        bail!("{name} failed: {}", last.last().unwrap_or(&"without a word"));
     }
     Ok(output)
 }
@@ -207,20 +158,16 @@ mod tests {
 
     #[test]
     fn finds_the_real_package() {
-        let text = "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-1-cloud-amd64 (= 6.1.1-1), x\nSize: 1\n";
-        assert_eq!(
-            kernel_dependency(text).as_deref(),
-            Some("linux-image-6.1.0-1-cloud-amd64")
-        );
+        let text =
+            "Package: linux-image-cloud-amd64\nDepends: linux-image-6.1.0-1-cloud-amd64 (= 6.1.1-1), x\nSize: 1\n";
+        assert_eq!(kernel_dependency(text).as_deref(), Some("linux-image-6.1.0-1-cloud-amd64"));
         assert_eq!(kernel_dependency("Depends: busybox\n"), None);
         assert_eq!(kernel_dependency(""), None);
     }
 
     #[test]
     fn a_failing_command_says_why() {
-        let error =
-            run(Command::new("sh").args(["-c", "echo first >&2; echo 'E: broken' >&2; exit 3"]))
-                .unwrap_err();
+        let error = run(Command::new("sh").args(["-c", "echo first >&2; echo 'E: broken' >&2; exit 3"])).unwrap_err();
         assert_eq!(error.to_string(), "sh failed: E: broken");
         let error = run(&mut Command::new("no-such-tool-anywhere")).unwrap_err();
         assert_eq!(error.to_string(), "cannot run no-such-tool-anywhere");

@@ -22,30 +22,15 @@ pub const SCRIPTS: &[(&str, &str)] = &[
 ];
 
 /// Empty folders.
-const FOLDERS: &[&str] = &[
-    "bin",
-    "dev",
-    "etc",
-    "lib",
-    "lib/modules",
-    "mnt",
-    "proc",
-    "root",
-    "run",
-    "sys",
-    "tests",
-    "tmp",
-];
+const FOLDERS: &[&str] =
+    &["bin", "dev", "etc", "lib", "lib/modules", "mnt", "proc", "root", "run", "sys", "tests", "tmp"];
 
 /// Links that make BusyBox answer to other names; used if it cannot be asked.
-const APPLETS: &[&str] = &[
-    "sh", "mount", "insmod", "cat", "setsid", "cttyhack", "poweroff", "reboot",
-];
+const APPLETS: &[&str] = &["sh", "mount", "insmod", "cat", "setsid", "cttyhack", "poweroff", "reboot"];
 
 /// The archive's bytes.
 pub fn build(packages: &Packages, wanted: &[&str]) -> Result<Vec<u8>> {
-    let busybox = fs::read(&packages.busybox)
-        .with_context(|| format!("cannot read {}", packages.busybox.display()))?;
+    let busybox = fs::read(&packages.busybox).with_context(|| format!("cannot read {}", packages.busybox.display()))?;
     let modules = modules::load_order(&packages.modules, wanted)?;
     let applets = run(Command::new(&packages.busybox).arg("--list"))
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -53,11 +38,7 @@ pub fn build(packages: &Packages, wanted: &[&str]) -> Result<Vec<u8>> {
     Ok(assemble(&busybox, &applets, &modules)?)
 }
 
-fn assemble(
-    busybox: &[u8],
-    applets: &str,
-    modules: &[Module],
-) -> Result<Vec<u8>, crate::cpio::TooLarge> {
+fn assemble(busybox: &[u8], applets: &str, modules: &[Module]) -> Result<Vec<u8>, crate::cpio::TooLarge> {
     let mut archive = Archive::new();
     for folder in FOLDERS {
         archive.folder(folder);
@@ -66,10 +47,7 @@ fn assemble(
     archive.character_device("dev/console", 5, 1);
     archive.program("init", INIT.as_bytes())?;
     archive.program("bin/busybox", busybox)?;
-    for applet in applets
-        .lines()
-        .filter(|applet| !applet.is_empty() && *applet != "busybox")
-    {
+    for applet in applets.lines().filter(|applet| !applet.is_empty() && *applet != "busybox") {
         archive.link(&format!("bin/{applet}"), "busybox");
     }
     let mut order = String::new();
@@ -90,29 +68,15 @@ mod tests {
 
     #[test]
     fn holds_what_init_needs() {
-        let module = Module {
-            name: "virtio".to_owned(),
-            data: b"ko".to_vec(),
-        };
+        let module = Module { name: "virtio".to_owned(), data: b"ko".to_vec() };
         let archive = assemble(b"ELF", "sh\nmount\nbusybox\n", &[module]).unwrap();
-        let names: Vec<&str> = cpio_reader::iter_files(&archive)
-            .map(|entry| entry.name())
-            .collect();
-        for name in [
-            "init",
-            "dev/console",
-            "bin/sh",
-            "bin/mount",
-            "lib/modules/virtio.ko",
-            "lib/modules/order",
-            "tests/all",
-        ] {
+        let names: Vec<&str> = cpio_reader::iter_files(&archive).map(|entry| entry.name()).collect();
+        for name in
+            ["init", "dev/console", "bin/sh", "bin/mount", "lib/modules/virtio.ko", "lib/modules/order", "tests/all"]
+        {
             assert!(names.contains(&name), "{name} is missing: {names:?}");
         }
-        assert_eq!(
-            names.iter().filter(|name| **name == "bin/busybox").count(),
-            1
-        );
+        assert_eq!(names.iter().filter(|name| **name == "bin/busybox").count(), 1);
     }
 
     #[test]
@@ -120,11 +84,7 @@ mod tests {
         for (name, script) in SCRIPTS.iter().chain(&[("init", INIT)]) {
             let file = tempfile::NamedTempFile::new().unwrap();
             fs::write(file.path(), script).unwrap();
-            let status = Command::new("sh")
-                .arg("-n")
-                .arg(file.path())
-                .status()
-                .unwrap();
+            let status = Command::new("sh").arg("-n").arg(file.path()).status().unwrap();
             assert!(status.success(), "{name}");
         }
     }

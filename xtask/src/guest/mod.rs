@@ -13,14 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Kernel modules that the initramfs loads, with whatever they depend on.
-const MODULES: &[&str] = &[
-    "virtio_pci",
-    "virtio_console",
-    "virtio_blk",
-    "virtio_rng",
-    "virtio_net",
-    "virtio_balloon",
-];
+const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "virtio_net", "virtio_balloon"];
 
 /// The two files of a Linux guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,14 +44,12 @@ pub fn linux(cache: &Path) -> Result<Guest> {
         return Ok(guest);
     }
     let spinner = spinner();
-    let packages =
-        debian::packages(&folder, &|text| announce(&spinner, text)).context(ELSEWHERE)?;
+    let packages = debian::packages(&folder, &|text| announce(&spinner, text)).context(ELSEWHERE)?;
     announce(&spinner, "building the guest's initramfs");
     let archive = initramfs::build(&packages, MODULES)?;
     write_whole(&guest.initrd, &archive)?;
     // The kernel comes last: both files are there once it is.
-    let image = fs::read(&packages.kernel)
-        .with_context(|| format!("cannot read {}", packages.kernel.display()))?;
+    let image = fs::read(&packages.kernel).with_context(|| format!("cannot read {}", packages.kernel.display()))?;
     write_whole(&guest.kernel, &image)?;
     spinner.finish_and_clear();
     Ok(guest)
@@ -80,11 +71,7 @@ fn recipe() -> String {
         hash.update(module);
     }
     hash.update(include_bytes!("initramfs.rs"));
-    hash.finalize()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Writes beside the target and renames, so that an interrupted run leaves no half of a file.

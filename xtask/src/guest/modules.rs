@@ -32,16 +32,12 @@ pub fn load_order(folder: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
 
 /// The kernel's name of a module file, if it is one.
 fn module_name(file: &str) -> Option<String> {
-    let stem = ["", ".xz", ".zst", ".gz"]
-        .iter()
-        .find_map(|end| file.strip_suffix(&format!(".ko{end}")))?;
+    let stem = ["", ".xz", ".zst", ".gz"].iter().find_map(|end| file.strip_suffix(&format!(".ko{end}")))?;
     Some(stem.replace('-', "_"))
 }
 
 fn index(folder: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?
-    {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             index(&entry.path(), files)?;
@@ -62,24 +58,16 @@ fn visit(
         return Ok(());
     }
     if above.iter().any(|other| other == name) {
-        bail!(
-            "kernel modules depend on each other: {} → {name}",
-            above.join(" → ")
-        );
+        bail!("kernel modules depend on each other: {} → {name}", above.join(" → "));
     }
-    let path = files
-        .get(name)
-        .with_context(|| format!("the kernel package has no module `{name}`"))?;
+    let path = files.get(name).with_context(|| format!("the kernel package has no module `{name}`"))?;
     let data = read(path)?;
     above.push(name.to_owned());
     for dependency in depends(&data) {
         visit(&dependency, files, order, above)?;
     }
     above.pop();
-    order.push(Module {
-        name: name.to_owned(),
-        data,
-    });
+    order.push(Module { name: name.to_owned(), data });
     Ok(())
 }
 
@@ -103,11 +91,7 @@ fn depends(module: &[u8]) -> Vec<String> {
     let value = module.get(at + key.len()..).unwrap_or(&[]);
     let value = value.split(|byte| *byte == 0).next().unwrap_or(&[]);
     let names = String::from_utf8_lossy(value).replace('-', "_");
-    names
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect()
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -142,13 +126,7 @@ mod tests {
     #[test]
     fn compressed_modules_are_unpacked() {
         let tree = tree(&[("a.ko", "b"), ("b.ko", "")]);
-        assert!(
-            Command::new("gzip")
-                .arg(tree.path().join("kernel/b.ko"))
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Command::new("gzip").arg(tree.path().join("kernel/b.ko")).status().unwrap().success());
         let order = load_order(tree.path(), &["a"]).unwrap();
         assert_eq!(names(&order), ["b", "a"]);
         assert!(order[0].data.starts_with(b"\x7fELF"));
@@ -157,17 +135,7 @@ mod tests {
     #[test]
     fn missing_and_circular_modules_are_named() {
         let tree = tree(&[("a.ko", "b"), ("b.ko", "a"), ("c.ko", "d")]);
-        assert!(
-            load_order(tree.path(), &["a"])
-                .unwrap_err()
-                .to_string()
-                .contains("a → b → a")
-        );
-        assert!(
-            load_order(tree.path(), &["c"])
-                .unwrap_err()
-                .to_string()
-                .contains("no module `d`")
-        );
+        assert!(load_order(tree.path(), &["a"]).unwrap_err().to_string().contains("a → b → a"));
+        assert!(load_order(tree.path(), &["c"]).unwrap_err().to_string().contains("no module `d`"));
     }
 }

@@ -21,33 +21,18 @@ const BASE: u64 = 16 << 20;
 /// Compiles `manifest`, which passed the check, as the system `name`. Files with an empty path are left out, and with
 /// them the capabilities that name them.
 pub fn compile(name: &str, manifest: &Manifest) -> System {
-    let mut tasks: Vec<_> = manifest
-        .tasks
-        .iter()
-        .map(|(name, task)| (name, task.get_ref()))
-        .collect();
+    let mut tasks: Vec<_> = manifest.tasks.iter().map(|(name, task)| (name, task.get_ref())).collect();
     // Servers first, so that whoever calls finds them; then as the file has them.
     tasks.sort_by_key(|(name, task)| (std::cmp::Reverse(*task.level.get_ref()), name.span().start));
     let bits = Bits::assign(manifest);
-    let tasks: Vec<Task> = tasks
-        .iter()
-        .map(|(name, task)| compile_task(manifest, &bits, name, task))
-        .collect();
-    let regions: Vec<(String, u64)> = manifest
-        .regions
-        .iter()
-        .map(|(name, region)| (name.get_ref().clone(), region.size.get_ref().0))
-        .collect();
-    let taken: u64 = tasks.iter().map(memory_of).sum::<u64>()
-        + regions.iter().map(|(_, size)| size).sum::<u64>();
+    let tasks: Vec<Task> = tasks.iter().map(|(name, task)| compile_task(manifest, &bits, name, task)).collect();
+    let regions: Vec<(String, u64)> =
+        manifest.regions.iter().map(|(name, region)| (name.get_ref().clone(), region.size.get_ref().0)).collect();
+    let taken: u64 = tasks.iter().map(memory_of).sum::<u64>() + regions.iter().map(|(_, size)| size).sum::<u64>();
     System {
         name: name.to_owned(),
         cpus: *manifest.system.cpus.get_ref(),
-        memory: manifest
-            .system
-            .memory
-            .as_ref()
-            .map_or(BASE + taken, |memory| memory.get_ref().0),
+        memory: manifest.system.memory.as_ref().map_or(BASE + taken, |memory| memory.get_ref().0),
         tasks,
         regions,
     }
@@ -74,16 +59,8 @@ impl Bits {
     fn assign(manifest: &Manifest) -> Bits {
         let mut next_bit: BTreeMap<String, u32> = BTreeMap::new();
         let mut next_badge: BTreeMap<String, u64> = BTreeMap::new();
-        let mut bits = Bits {
-            interrupts: BTreeMap::new(),
-            signals: BTreeMap::new(),
-            badges: BTreeMap::new(),
-        };
-        let mut tasks: Vec<_> = manifest
-            .tasks
-            .iter()
-            .map(|(name, task)| (name, task.get_ref()))
-            .collect();
+        let mut bits = Bits { interrupts: BTreeMap::new(), signals: BTreeMap::new(), badges: BTreeMap::new() };
+        let mut tasks: Vec<_> = manifest.tasks.iter().map(|(name, task)| (name, task.get_ref())).collect();
         tasks.sort_by_key(|(name, _)| name.span().start);
         let mut take = |task: &str| {
             let bit = next_bit.entry(task.to_owned()).or_default();
@@ -93,24 +70,17 @@ impl Bits {
         };
         for (name, task) in &tasks {
             for line in in_file_order(&task.interrupts) {
-                bits.interrupts.insert(
-                    (name.get_ref().clone(), line.0.clone()),
-                    take(name.get_ref()),
-                );
+                bits.interrupts.insert((name.get_ref().clone(), line.0.clone()), take(name.get_ref()));
             }
         }
         for (name, task) in &tasks {
             for other in &task.signals {
-                bits.signals.insert(
-                    (name.get_ref().clone(), other.get_ref().clone()),
-                    take(other.get_ref()),
-                );
+                bits.signals.insert((name.get_ref().clone(), other.get_ref().clone()), take(other.get_ref()));
             }
             for server in &task.calls {
                 let badge = next_badge.entry(server.get_ref().clone()).or_default();
                 *badge += 1;
-                bits.badges
-                    .insert((name.get_ref().clone(), server.get_ref().clone()), *badge);
+                bits.badges.insert((name.get_ref().clone(), server.get_ref().clone()), *badge);
             }
         }
         bits
@@ -120,10 +90,7 @@ impl Bits {
 fn in_file_order<T>(map: &BTreeMap<Name, T>) -> Vec<(&String, &T)> {
     let mut entries: Vec<_> = map.iter().collect();
     entries.sort_by_key(|(name, _)| name.span().start);
-    entries
-        .into_iter()
-        .map(|(name, value)| (name.get_ref(), value))
-        .collect()
+    entries.into_iter().map(|(name, value)| (name.get_ref(), value)).collect()
 }
 
 fn size(given: &Option<Spanned<Size>>, otherwise: u64) -> u64 {
@@ -155,9 +122,7 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
         },
         stack: size(&task.memory.stack, STACK),
         heap: size(&task.memory.heap, HEAP),
-        table_bits: (7..=21)
-            .find(|bits| cap_table_slots(*bits) >= slots)
-            .unwrap_or(21),
+        table_bits: (7..=21).find(|bits| cap_table_slots(*bits) >= slots).unwrap_or(21),
         arguments: task.args.clone(),
         grants,
         serves: task.serves,
@@ -170,9 +135,7 @@ fn time(task: &manifest::Task) -> Time {
         context: contract.is_some() || task.slack,
         slice_ns: contract.map_or(0, |contract| contract.slice.get_ref().0),
         period_ns: contract.map_or(0, |contract| contract.period.get_ref().0),
-        latency_ns: contract
-            .and_then(|contract| contract.latency.as_ref())
-            .map_or(0, |latency| latency.get_ref().0),
+        latency_ns: contract.and_then(|contract| contract.latency.as_ref()).map_or(0, |latency| latency.get_ref().0),
         extra: task.slack,
     }
 }
@@ -183,100 +146,50 @@ fn calls_and_signals(bits: &Bits, name: &Name, task: &manifest::Task) -> Grants 
     let key = |other: &Name| (name.get_ref().clone(), other.get_ref().clone());
     let calls = task.calls.iter().map(|server| {
         let badge = bits.badges.get(&key(server)).copied().unwrap_or(0);
-        (
-            server.get_ref().clone(),
-            Grant::Call {
-                task: server.get_ref().clone(),
-                badge,
-            },
-        )
+        (server.get_ref().clone(), Grant::Call { task: server.get_ref().clone(), badge })
     });
     let signals = task.signals.iter().map(|other| {
         let bits = bits.signals.get(&key(other)).copied().unwrap_or(0);
-        (
-            format!("{}-signal", other.get_ref()),
-            Grant::Signal {
-                task: other.get_ref().clone(),
-                bits,
-            },
-        )
+        (format!("{}-signal", other.get_ref()), Grant::Signal { task: other.get_ref().clone(), bits })
     });
     calls.chain(signals).collect()
 }
 
 fn mapped(manifest: &Manifest, task: &manifest::Task) -> Grants {
-    let present = |file: &&Name| {
-        manifest
-            .files
-            .get(file.get_ref().as_str())
-            .is_some_and(|path| !path.get_ref().is_empty())
-    };
-    let files = task.files.iter().filter(present).map(|file| {
-        (
-            file.get_ref().clone(),
-            Grant::File {
-                file: file.get_ref().clone(),
-            },
-        )
+    let present =
+        |file: &&Name| manifest.files.get(file.get_ref().as_str()).is_some_and(|path| !path.get_ref().is_empty());
+    let files = task
+        .files
+        .iter()
+        .filter(present)
+        .map(|file| (file.get_ref().clone(), Grant::File { file: file.get_ref().clone() }));
+    let regions = in_file_order(&task.maps).into_iter().map(|(region, access)| {
+        let writable = *access == Access::ReadWrite;
+        (region.clone(), Grant::Region { region: region.clone(), writable })
     });
-    let regions = in_file_order(&task.maps)
-        .into_iter()
-        .map(|(region, access)| {
-            let writable = *access == Access::ReadWrite;
-            (
-                region.clone(),
-                Grant::Region {
-                    region: region.clone(),
-                    writable,
-                },
-            )
-        });
-    let untyped = in_file_order(&task.untyped)
-        .into_iter()
-        .map(|(name, size)| {
-            // A power of two, as the check has made sure.
-            let size_bits = u8::try_from(size.get_ref().0.trailing_zeros()).unwrap_or(0);
-            (name.clone(), Grant::Untyped { size_bits })
-        });
+    let untyped = in_file_order(&task.untyped).into_iter().map(|(name, size)| {
+        // A power of two, as the check has made sure.
+        let size_bits = u8::try_from(size.get_ref().0.trailing_zeros()).unwrap_or(0);
+        (name.clone(), Grant::Untyped { size_bits })
+    });
     files.chain(regions).chain(untyped).collect()
 }
 
 fn devices(bits: &Bits, name: &Name, task: &manifest::Task) -> Grants {
-    let ports = in_file_order(&task.ports)
-        .into_iter()
-        .filter_map(|(label, range)| {
-            let (first, last) = parse_ports(range.get_ref())?;
-            Some((label.clone(), Grant::Ports { first, last }))
-        });
-    let lines = in_file_order(&task.interrupts)
-        .into_iter()
-        .map(|(label, line)| {
-            let line = *line.get_ref();
-            let bits = bits
-                .interrupts
-                .get(&(name.get_ref().clone(), label.clone()))
-                .copied()
-                .unwrap_or(0);
-            let grant = Grant::Interrupt {
-                gsi: line.gsi,
-                level: line.level,
-                active_low: line.active_low,
-                bits,
-            };
-            (label.clone(), grant)
-        });
-    let memory = in_file_order(&task.device_memory)
-        .into_iter()
-        .map(|(label, device)| {
-            let device = *device.get_ref();
-            (
-                label.clone(),
-                Grant::Device {
-                    physical: device.address,
-                    length: device.size.0,
-                },
-            )
-        });
+    let ports = in_file_order(&task.ports).into_iter().filter_map(|(label, range)| {
+        let (first, last) = parse_ports(range.get_ref())?;
+        Some((label.clone(), Grant::Ports { first, last }))
+    });
+    let lines = in_file_order(&task.interrupts).into_iter().map(|(label, line)| {
+        let line = *line.get_ref();
+        let bits = bits.interrupts.get(&(name.get_ref().clone(), label.clone())).copied().unwrap_or(0);
+        let grant = Grant::Interrupt { gsi: line.gsi, level: line.level, active_low: line.active_low, bits };
+        (label.clone(), grant)
+    });
+    let memory = in_file_order(&task.device_memory).into_iter().map(|(label, device)| {
+        let device = *device.get_ref();
+        (label.clone(), Grant::Device { physical: device.address, length: device.size.0 })
+    });
     ports.chain(lines).chain(memory).collect()
 }
 
@@ -287,22 +200,13 @@ fn rights(manifest: &Manifest, name: &Name, task: &manifest::Task) -> Grants {
             CpuRight::Plan => bits | Rights::PLAN.0,
             CpuRight::Dispatch => bits | Rights::DISPATCH.0,
         });
-        grants.push((
-            "cpu".to_owned(),
-            Grant::Cpu {
-                cpu: *task.cpu.get_ref(),
-                rights: bits,
-            },
-        ));
+        grants.push(("cpu".to_owned(), Grant::Cpu { cpu: *task.cpu.get_ref(), rights: bits }));
     }
     for other in &task.contexts {
         let task = other.get_ref().clone();
         grants.push((format!("{task}-context"), Grant::Context { task }));
     }
-    let supervisor = task
-        .role
-        .as_ref()
-        .is_some_and(|role| *role.get_ref() == manifest::Role::Supervisor);
+    let supervisor = task.role.as_ref().is_some_and(|role| *role.get_ref() == manifest::Role::Supervisor);
     let controlled = task.controls.iter().map(Spanned::get_ref).cloned();
     let supervised = manifest.tasks.iter().filter(|(other, task)| {
         let restart = task.get_ref().restart.as_ref().map(Spanned::get_ref);

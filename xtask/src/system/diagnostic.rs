@@ -18,11 +18,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// A finding at `span`.
     pub fn new(span: Range<usize>, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Diagnostic {
-            span,
-            message: message.into(),
-            hint: hint.into(),
-        }
+        Diagnostic { span, message: message.into(), hint: hint.into() }
     }
 }
 
@@ -38,11 +34,7 @@ impl Report {
     /// Findings in the text `source` of the file `path`, ordered by where they stand.
     pub fn new(path: &Path, source: &str, mut findings: Vec<Diagnostic>) -> Self {
         findings.sort_by_key(|finding| (finding.span.start, finding.span.end));
-        Report {
-            path: path.to_path_buf(),
-            source: source.to_owned(),
-            findings,
-        }
+        Report { path: path.to_path_buf(), source: source.to_owned(), findings }
     }
 
     /// The findings themselves.
@@ -77,27 +69,13 @@ impl fmt::Display for Report {
             }
             let (number, column, text) = self.locate(finding);
             let gutter = " ".repeat(number.to_string().len());
-            let length = finding
-                .span
-                .len()
-                .clamp(1, text.len().saturating_sub(column).max(1));
+            let length = finding.span.len().clamp(1, text.len().saturating_sub(column).max(1));
             // Tabs would put the marks in the wrong place on a terminal.
             let text = text.replace('\t', " ");
-            writeln!(
-                out,
-                "{}:{}: {}",
-                self.path.display(),
-                number,
-                finding.message
-            )?;
+            writeln!(out, "{}:{}: {}", self.path.display(), number, finding.message)?;
             writeln!(out, "{gutter} |")?;
             writeln!(out, "{number} | {text}")?;
-            writeln!(
-                out,
-                "{gutter} | {}{}",
-                " ".repeat(column),
-                "^".repeat(length)
-            )?;
+            writeln!(out, "{gutter} | {}{}", " ".repeat(column), "^".repeat(length))?;
             write!(out, "{gutter} = {}", finding.hint)?;
             writeln!(out)?;
         }
@@ -141,11 +119,7 @@ mod tests {
     fn shows_file_line_text_and_mark() {
         let source = "[system]\nname = \"x\"\nlevle = 3\n";
         let start = source.find("levle").unwrap();
-        let finding = Diagnostic::new(
-            start..start + 5,
-            "unknown key `levle`",
-            "did you mean `level`?",
-        );
+        let finding = Diagnostic::new(start..start + 5, "unknown key `levle`", "did you mean `level`?");
         let report = Report::new(Path::new("a.toml"), source, vec![finding]);
         assert_eq!(
             report.to_string(),

@@ -6,12 +6,7 @@ const PROGRAM_HEADER: usize = 56;
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
     let field = bytes.get(at..at.checked_add(N)?)?;
-    Some(
-        field
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte)),
-    )
+    Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
 /// The program up to the end of its last segment, without section headers; none if `image` is no little-endian ELF64
@@ -62,12 +57,7 @@ mod tests {
     fn keeps_segments_and_forgets_sections() {
         let small = loadable(&program()).unwrap();
         assert_eq!(small.len(), 144);
-        assert!(
-            small[40..48]
-                .iter()
-                .chain(&small[58..64])
-                .all(|byte| *byte == 0)
-        );
+        assert!(small[40..48].iter().chain(&small[58..64]).all(|byte| *byte == 0));
     }
 
     #[test]

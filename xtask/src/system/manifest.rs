@@ -19,10 +19,7 @@ pub struct Manifest {
     pub system: System,
     /// Values that the command line may change, by name: `${name}` anywhere below stands for one.
     #[serde(default)]
-    #[expect(
-        dead_code,
-        reason = "options are in their places before the rest is read"
-    )]
+    #[expect(dead_code, reason = "options are in their places before the rest is read")]
     pub options: BTreeMap<String, String>,
     /// The tasks by name.
     #[serde(default)]

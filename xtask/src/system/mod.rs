@@ -44,13 +44,9 @@ pub struct PackOptions {
 pub fn names(root: &Path) -> Result<Vec<String>> {
     let folder = root.join(MANIFESTS);
     let mut names = Vec::new();
-    for entry in
-        fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?
-    {
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
         let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "toml")
+        if path.extension().is_some_and(|extension| extension == "toml")
             && let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
         {
             names.push(stem.to_owned());
@@ -62,60 +58,38 @@ pub fn names(root: &Path) -> Result<Vec<String>> {
 
 /// Checks every manifest. The error shows all findings of all of them.
 pub fn check_all(root: &Path) -> Result<()> {
-    let known = Known {
-        images: workspace_images(root)?,
-    };
+    let known = Known { images: workspace_images(root)? };
     let mut reports = String::new();
     for name in names(root)? {
         if let Err(error) = load(root, &name, &known, &Options::new()) {
             reports.push_str(&format!("{error:#}\n"));
         }
     }
-    if reports.is_empty() {
-        Ok(())
-    } else {
-        bail!("{}", reports.trim_end())
-    }
+    if reports.is_empty() { Ok(()) } else { bail!("{}", reports.trim_end()) }
 }
 
 /// Reads and checks the system `name` and compiles it.
 pub fn describe(root: &Path, name: &str, options: &Options) -> Result<System> {
-    let known = Known {
-        images: workspace_images(root)?,
-    };
+    let known = Known { images: workspace_images(root)? };
     Ok(compile::compile(name, &load(root, name, &known, options)?))
 }
 
 /// The binaries that a system's tasks run, without repetition; the root task's first.
 pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>> {
-    let known = Known {
-        images: workspace_images(root)?,
-    };
+    let known = Known { images: workspace_images(root)? };
     let names = images_of(&load(root, name, &known, options)?);
-    Ok(names
-        .iter()
-        .filter_map(|image| known.binary(image))
-        .collect())
+    Ok(names.iter().filter_map(|image| known.binary(image)).collect())
 }
 
 /// Packs the archive of the system `name`; its path. `images` gives each binary's file.
 ///
 /// The archive holds the root task as `root`, the compiled manifest as `system`, each image once and the manifest's
 /// files, all page-aligned. It is only written if its bytes changed.
-pub fn pack(
-    name: &str,
-    images: &HashMap<String, PathBuf>,
-    options: &PackOptions,
-) -> Result<PathBuf> {
-    let known = Known {
-        images: workspace_images(&options.root)?,
-    };
+pub fn pack(name: &str, images: &HashMap<String, PathBuf>, options: &PackOptions) -> Result<PathBuf> {
+    let known = Known { images: workspace_images(&options.root)? };
     let manifest = load(&options.root, name, &known, &options.options)?;
     let bytes = archive(name, &manifest, &known, images, options)?;
-    let folder = options
-        .output
-        .clone()
-        .unwrap_or_else(|| options.root.join("target/systems"));
+    let folder = options.output.clone().unwrap_or_else(|| options.root.join("target/systems"));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join(file_name(name, &options.options));
     if fs::read(&path).ok().as_deref() != Some(&bytes) {
@@ -135,24 +109,15 @@ fn file_name(name: &str, options: &Options) -> String {
         return format!("{name}.cpio");
     }
     let hash = Sha256::digest(format!("{options:?}"));
-    let short: String = hash
-        .iter()
-        .take(4)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let short: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("{name}-{short}.cpio")
 }
 
 /// Draws the system `name` as SVG.
 pub fn graph(root: &Path, name: &str, options: &Options) -> Result<String> {
-    let known = Known {
-        images: workspace_images(root)?,
-    };
+    let known = Known { images: workspace_images(root)? };
     let manifest = load(root, name, &known, options)?;
-    Ok(graph::draw(
-        &compile::compile(name, &manifest),
-        &manifest.system.description,
-    ))
+    Ok(graph::draw(&compile::compile(name, &manifest), &manifest.system.description))
 }
 
 fn load(root: &Path, name: &str, known: &Known, options: &Options) -> Result<Manifest> {
@@ -166,8 +131,7 @@ fn load(root: &Path, name: &str, known: &Known, options: &Options) -> Result<Man
             return Err(error).with_context(|| format!("cannot read {}", shown.display()));
         }
     };
-    let text = options::substitute(&source, options)
-        .map_err(|finding| Report::new(&shown, &source, vec![finding]))?;
+    let text = options::substitute(&source, options).map_err(|finding| Report::new(&shown, &source, vec![finding]))?;
     Ok(check::check(&shown, &text, known)?)
 }
 
@@ -182,10 +146,7 @@ fn no_such_system(root: &Path, name: &str) -> String {
 
 fn images_of(manifest: &Manifest) -> Vec<String> {
     let root = manifest.system.root.get_ref().clone();
-    let tasks = manifest
-        .tasks
-        .iter()
-        .map(|(name, task)| check::image_of(name, task.get_ref()).to_owned());
+    let tasks = manifest.tasks.iter().map(|(name, task)| check::image_of(name, task.get_ref()).to_owned());
     // The root task's file is called `root`, whatever its binary's name.
     let others: BTreeSet<String> = tasks.filter(|image| image != "root").collect();
     std::iter::once(root).chain(others).collect()
@@ -203,17 +164,12 @@ fn archive(
         let path = images
             .get(&known.binary(image).unwrap_or_default())
             .with_context(|| format!("the image `{image}` was not built"))?;
-        let bytes =
-            fs::read(path).with_context(|| format!("cannot read the image {}", path.display()))?;
-        let bytes = elf::loadable(&bytes)
-            .with_context(|| format!("{} is no ELF program", path.display()))?;
+        let bytes = fs::read(path).with_context(|| format!("cannot read the image {}", path.display()))?;
+        let bytes = elf::loadable(&bytes).with_context(|| format!("{} is no ELF program", path.display()))?;
         archive.file(if index == 0 { "root" } else { image }, &bytes)?;
         if index == 0 {
             let system = compile::compile(name, manifest);
-            archive.file(
-                "system",
-                &postcard::to_allocvec(&system).context("cannot encode the manifest")?,
-            )?;
+            archive.file("system", &postcard::to_allocvec(&system).context("cannot encode the manifest")?)?;
         }
     }
     for (file, path) in &manifest.files {
@@ -222,26 +178,16 @@ fn archive(
             continue;
         }
         let path = source_file(path, images, options)?;
-        let bytes = fs::read(&path)
-            .with_context(|| format!("cannot read `{file}` from {}", path.display()))?;
-        archive
-            .file(file, &bytes)
-            .with_context(|| format!("cannot pack {}", path.display()))?;
+        let bytes = fs::read(&path).with_context(|| format!("cannot read `{file}` from {}", path.display()))?;
+        archive.file(file, &bytes).with_context(|| format!("cannot pack {}", path.display()))?;
     }
     Ok(archive.finish())
 }
 
 /// The file behind a value of `[files]`: Debian's guest, a binary of the workspace, or a path from the repository's root.
-fn source_file(
-    path: &str,
-    images: &HashMap<String, PathBuf>,
-    options: &PackOptions,
-) -> Result<PathBuf> {
+fn source_file(path: &str, images: &HashMap<String, PathBuf>, options: &PackOptions) -> Result<PathBuf> {
     if let Some(name) = path.strip_prefix("image:") {
-        return images
-            .get(name)
-            .cloned()
-            .with_context(|| format!("the image `{name}` was not built"));
+        return images.get(name).cloned().with_context(|| format!("the image `{name}` was not built"));
     }
     match path.strip_prefix("guest:") {
         Some(part) => {
@@ -259,54 +205,31 @@ fn source_file(
 /// Names of all binaries that run on the kernel: those of members with `[package.metadata.moira] image = true`.
 fn workspace_images(root: &Path) -> Result<BTreeSet<String>> {
     let read = |path: PathBuf| -> Result<toml::Table> {
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
     };
     let strings = |list: Option<&toml::Value>| -> Vec<String> {
         let items = list.and_then(toml::Value::as_array).into_iter().flatten();
-        items
-            .filter_map(toml::Value::as_str)
-            .map(str::to_owned)
-            .collect()
+        items.filter_map(toml::Value::as_str).map(str::to_owned).collect()
     };
     let workspace = read(root.join("Cargo.toml"))?;
-    let members = workspace
-        .get("workspace")
-        .and_then(|table| table.get("members"));
+    let members = workspace.get("workspace").and_then(|table| table.get("members"));
     let mut images = BTreeSet::new();
     for member in strings(members) {
         let folder = root.join(member);
         let manifest = read(folder.join("Cargo.toml"))?;
         let package = manifest.get("package");
-        let marked = package.and_then(|package| {
-            package
-                .get("metadata")?
-                .get("moira")?
-                .get("image")?
-                .as_bool()
-        });
+        let marked = package.and_then(|package| package.get("metadata")?.get("moira")?.get("image")?.as_bool());
         if marked != Some(true) {
             continue;
         }
         let binaries = manifest.get("bin").and_then(toml::Value::as_array);
-        let named = binaries
-            .into_iter()
-            .flatten()
-            .chain(package.filter(|_| binaries.is_none()));
+        let named = binaries.into_iter().flatten().chain(package.filter(|_| binaries.is_none()));
         images.extend(named.filter_map(|table| Some(table.get("name")?.as_str()?.to_owned())));
         // Further programs by cargo's rule: each file of src/bin.
-        for entry in fs::read_dir(folder.join("src/bin"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for entry in fs::read_dir(folder.join("src/bin")).into_iter().flatten().flatten() {
             let path = entry.path();
-            images.extend(
-                path.file_stem()
-                    .and_then(|stem| stem.to_str())
-                    .map(str::to_owned),
-            );
+            images.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
         }
     }
     Ok(images)

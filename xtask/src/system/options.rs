@@ -21,11 +21,7 @@ pub fn substitute(source: &str, given: &Options) -> Result<String, Diagnostic> {
         .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
         .collect();
     if let Some(stranger) = given.keys().find(|name| !own.contains_key(*name)) {
-        return Err(Diagnostic::new(
-            0..0,
-            format!("this system has no option `{stranger}`"),
-            hint(stranger, &own),
-        ));
+        return Err(Diagnostic::new(0..0, format!("this system has no option `{stranger}`"), hint(stranger, &own)));
     }
     let mut text = String::with_capacity(source.len());
     for line in source.split_inclusive('\n') {
@@ -40,13 +36,7 @@ pub fn substitute(source: &str, given: &Options) -> Result<String, Diagnostic> {
 }
 
 /// Appends `line` with its options replaced.
-fn replace(
-    line: &str,
-    start: usize,
-    text: &mut String,
-    own: &Options,
-    given: &Options,
-) -> Result<(), Diagnostic> {
+fn replace(line: &str, start: usize, text: &mut String, own: &Options, given: &Options) -> Result<(), Diagnostic> {
     let mut rest = line;
     while let Some((before, after)) = rest.split_once("${") {
         let Some((name, after)) = after.split_once('}') else {
@@ -54,11 +44,7 @@ fn replace(
         };
         let Some(value) = given.get(name).or_else(|| own.get(name)) else {
             let at = start + before.len();
-            return Err(Diagnostic::new(
-                at..at + name.len() + 3,
-                format!("no option `{name}`"),
-                hint(name, own),
-            ));
+            return Err(Diagnostic::new(at..at + name.len() + 3, format!("no option `{name}`"), hint(name, own)));
         };
         text.push_str(before);
         // Control characters cannot be typed into a TOML string, and no option has a use for them.
@@ -78,10 +64,7 @@ fn hint(name: &str, own: &Options) -> String {
     match nearest(name, own.keys().map(String::as_str)) {
         Some(close) => format!("did you mean `{close}`?"),
         None if own.is_empty() => "it has no [options] at all".to_owned(),
-        None => format!(
-            "it has {}",
-            own.keys().cloned().collect::<Vec<_>>().join(", ")
-        ),
+        None => format!("it has {}", own.keys().cloned().collect::<Vec<_>>().join(", ")),
     }
 }
 
@@ -93,11 +76,7 @@ mod tests {
 
     #[test]
     fn defaults_and_given_values_take_their_places() {
-        assert!(
-            substitute(SOURCE, &Options::new())
-                .unwrap()
-                .ends_with("a = \"1MiB\"\n")
-        );
+        assert!(substitute(SOURCE, &Options::new()).unwrap().ends_with("a = \"1MiB\"\n"));
         let given = Options::from([("memory".to_owned(), "say \"2\"".to_owned())]);
         let text = substitute(SOURCE, &given).unwrap();
         let table: toml::Table = toml::from_str(&text).unwrap();
@@ -107,10 +86,7 @@ mod tests {
     #[test]
     fn unknown_options_are_errors() {
         let given = Options::from([("memroy".to_owned(), String::new())]);
-        assert_eq!(
-            substitute(SOURCE, &given).unwrap_err().hint,
-            "did you mean `memory`?"
-        );
+        assert_eq!(substitute(SOURCE, &given).unwrap_err().hint, "did you mean `memory`?");
         let wrong = substitute("[options]\n[x]\na = \"${b}\"\n", &Options::new()).unwrap_err();
         assert_eq!(wrong.message, "no option `b`");
         assert_eq!(wrong.hint, "it has no [options] at all");

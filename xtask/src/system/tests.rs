@@ -61,19 +61,13 @@ fn repository(manifest: &str) -> (TempDir, HashMap<String, PathBuf>, PackOptions
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
     };
-    put(
-        "Cargo.toml",
-        b"[workspace]\nmembers = [\"a\", \"b\", \"c\"]\n",
-    );
+    put("Cargo.toml", b"[workspace]\nmembers = [\"a\", \"b\", \"c\"]\n");
     let member = |name: &str, rest: &str| {
         let text = format!("[package]\nname = \"{name}\"\n{rest}");
         put(&format!("{name}/Cargo.toml"), text.as_bytes());
     };
     let image = "[package.metadata.moira]\nimage = true\n";
-    member(
-        "a",
-        &format!("{image}[[bin]]\nname = \"root\"\n[[bin]]\nname = \"console\"\n"),
-    );
+    member("a", &format!("{image}[[bin]]\nname = \"root\"\n[[bin]]\nname = \"console\"\n"));
     member("b", &format!("{image}[[bin]]\nname = \"moira-client\"\n"));
     // A host's tool runs on no kernel of ours.
     member("c", "[[bin]]\nname = \"tool\"\n");
@@ -84,33 +78,18 @@ fn repository(manifest: &str) -> (TempDir, HashMap<String, PathBuf>, PackOptions
         // An ELF header, one program header and one segment of a byte.
         let mut image = vec![0_u8; 200];
         image[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        (
-            image[32],
-            image[54],
-            image[56],
-            image[64 + 8],
-            image[64 + 32],
-            image[120],
-        ) = (64, 56, 1, 120, 1, number);
+        (image[32], image[54], image[56], image[64 + 8], image[64 + 32], image[120]) = (64, 56, 1, 120, 1, number);
         put(&format!("out/{name}"), &image);
         images.insert(name.to_owned(), folder.path().join("out").join(name));
     }
-    let options = PackOptions {
-        root: folder.path().to_owned(),
-        ..PackOptions::default()
-    };
+    let options = PackOptions { root: folder.path().to_owned(), ..PackOptions::default() };
     (folder, images, options)
 }
 
 fn files(path: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     cpio_reader::iter_files(&bytes)
-        .map(|entry| {
-            (
-                entry.name().trim_end_matches('\0').to_owned(),
-                entry.file().to_vec(),
-            )
-        })
+        .map(|entry| (entry.name().trim_end_matches('\0').to_owned(), entry.file().to_vec()))
         .collect()
 }
 
@@ -121,17 +100,11 @@ fn packs_root_first_then_the_manifest_and_each_image_once() {
     assert_eq!(path, options.root.join("target/systems/test.cpio"));
     let files = files(&path);
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(
-        names,
-        ["root", "system", "client", "console", "guest-kernel"]
-    );
+    assert_eq!(names, ["root", "system", "client", "console", "guest-kernel"]);
     assert_eq!((files[0].1.len(), files[0].1[120]), (121, 1));
     assert_eq!(files[4].1, b"a kernel");
     let system: System = postcard::from_bytes(&files[1].1).unwrap();
-    assert_eq!(
-        system,
-        describe(&options.root, "test", &Options::new()).unwrap()
-    );
+    assert_eq!(system, describe(&options.root, "test", &Options::new()).unwrap());
 }
 
 #[test]
@@ -151,9 +124,7 @@ fn is_written_only_when_something_changed() {
 fn options_make_an_archive_of_their_own() {
     let (_folder, images, mut options) = repository(MANIFEST);
     let plain = pack("test", &images, &options).unwrap();
-    options
-        .options
-        .insert("greeting".to_owned(), "servus".to_owned());
+    options.options.insert("greeting".to_owned(), "servus".to_owned());
     let other = pack("test", &images, &options).unwrap();
     assert_ne!(plain, other);
     assert_ne!(fs::read(plain).unwrap(), fs::read(other).unwrap());
@@ -167,126 +138,44 @@ fn compiles_what_the_manifest_says() {
     let order: Vec<&str> = system.tasks.iter().map(|task| task.name.as_str()).collect();
     assert_eq!(order, ["watch", "console", "client", "other"]);
     assert_eq!(system.regions, [("ring".to_owned(), 8192)]);
-    let [watch, console, client, other] = &system.tasks[..] else {
-        panic!("four tasks")
-    };
-    assert_eq!(
-        watch.grants,
-        [(
-            "console-control".to_owned(),
-            Grant::Control {
-                task: "console".to_owned()
-            }
-        )]
-    );
-    assert_eq!(
-        (console.restart, console.serves, console.time.context),
-        (Restart::Always, true, false)
-    );
+    let [watch, console, client, other] = &system.tasks[..] else { panic!("four tasks") };
+    assert_eq!(watch.grants, [("console-control".to_owned(), Grant::Control { task: "console".to_owned() })]);
+    assert_eq!((console.restart, console.serves, console.time.context), (Restart::Always, true, false));
     assert_eq!(
         console.grants,
         [
-            (
-                "uart".to_owned(),
-                Grant::Ports {
-                    first: 0x3f8,
-                    last: 0x3ff
-                }
-            ),
-            (
-                "uart-irq".to_owned(),
-                Grant::Interrupt {
-                    gsi: 4,
-                    level: true,
-                    active_low: false,
-                    bits: 1
-                }
-            ),
+            ("uart".to_owned(), Grant::Ports { first: 0x3f8, last: 0x3ff }),
+            ("uart-irq".to_owned(), Grant::Interrupt { gsi: 4, level: true, active_low: false, bits: 1 }),
         ]
     );
-    assert_eq!(
-        (client.time.slice_ns, client.time.period_ns),
-        (1_000_000, 10_000_000)
-    );
-    assert_eq!(
-        (client.time.latency_ns, client.time.extra),
-        (5_000_000, true)
-    );
-    assert_eq!(
-        (client.arguments[0].as_str(), client.table_bits),
-        ("say=servus", 13)
-    );
+    assert_eq!((client.time.slice_ns, client.time.period_ns), (1_000_000, 10_000_000));
+    assert_eq!((client.time.latency_ns, client.time.extra), (5_000_000, true));
+    assert_eq!((client.arguments[0].as_str(), client.table_bits), ("say=servus", 13));
     let console = || "console".to_owned();
     assert_eq!(
         client.grants,
         [
-            (
-                console(),
-                Grant::Call {
-                    task: console(),
-                    badge: 1
-                }
-            ),
+            (console(), Grant::Call { task: console(), badge: 1 }),
             // Bit 0 is the console's interrupt.
-            (
-                "console-signal".to_owned(),
-                Grant::Signal {
-                    task: console(),
-                    bits: 2
-                }
-            ),
+            ("console-signal".to_owned(), Grant::Signal { task: console(), bits: 2 }),
             // `guest-extra` is empty, so it and its capability are left out.
-            (
-                "guest-kernel".to_owned(),
-                Grant::File {
-                    file: "guest-kernel".to_owned()
-                }
-            ),
-            (
-                "ring".to_owned(),
-                Grant::Region {
-                    region: "ring".to_owned(),
-                    writable: false
-                }
-            ),
+            ("guest-kernel".to_owned(), Grant::File { file: "guest-kernel".to_owned() }),
+            ("ring".to_owned(), Grant::Region { region: "ring".to_owned(), writable: false }),
             ("objects".to_owned(), Grant::Untyped { size_bits: 20 }),
         ]
     );
-    assert_eq!(
-        other.grants,
-        [(
-            console(),
-            Grant::Call {
-                task: console(),
-                badge: 2
-            }
-        )]
-    );
+    assert_eq!(other.grants, [(console(), Grant::Call { task: console(), badge: 2 })]);
     assert!(system.memory > (1 << 20) + 4 * (80 << 10));
 }
 
 #[test]
 fn every_wrong_manifest_is_reported_with_file_and_line() {
     let (folder, _, _) = repository(&MANIFEST.replace("level = 5", "level = 9"));
-    fs::write(
-        folder.path().join("initrd/systems/second.toml"),
-        "[system]\n",
-    )
-    .unwrap();
+    fs::write(folder.path().join("initrd/systems/second.toml"), "[system]\n").unwrap();
     let error = check_all(folder.path()).unwrap_err().to_string();
-    let line = MANIFEST
-        .lines()
-        .position(|line| line == "level = 5")
-        .unwrap()
-        + 1;
-    assert!(
-        error.contains(&format!("initrd/systems/test.toml:{line}: level 9")),
-        "{error}"
-    );
-    assert!(
-        error.contains("initrd/systems/second.toml:1: missing field `description`"),
-        "{error}"
-    );
+    let line = MANIFEST.lines().position(|line| line == "level = 5").unwrap() + 1;
+    assert!(error.contains(&format!("initrd/systems/test.toml:{line}: level 9")), "{error}");
+    assert!(error.contains("initrd/systems/second.toml:1: missing field `description`"), "{error}");
     let (folder, _, _) = repository(MANIFEST);
     check_all(folder.path()).unwrap();
 }
@@ -295,63 +184,38 @@ fn every_wrong_manifest_is_reported_with_file_and_line() {
 fn what_cannot_be_packed_is_named() {
     let (folder, mut images, mut options) = repository(MANIFEST);
     let error = pack("tset", &images, &options).unwrap_err().to_string();
-    assert!(
-        error.contains("no system `tset`") && error.contains("did you mean `test`?"),
-        "{error}"
-    );
+    assert!(error.contains("no system `tset`") && error.contains("did you mean `test`?"), "{error}");
     fs::remove_file(folder.path().join("data/kernel")).unwrap();
     let error = pack("test", &images, &options).unwrap_err().to_string();
     assert!(error.contains("cannot read `guest-kernel`"), "{error}");
-    options
-        .options
-        .insert("colour".to_owned(), "red".to_owned());
+    options.options.insert("colour".to_owned(), "red".to_owned());
     let error = pack("test", &images, &options).unwrap_err().to_string();
     assert!(error.contains("no option `colour`"), "{error}");
     options.options.clear();
     images.remove("console");
     let error = pack("test", &images, &options).unwrap_err().to_string();
-    assert!(
-        error.contains("the image `console` was not built"),
-        "{error}"
-    );
+    assert!(error.contains("the image `console` was not built"), "{error}");
 }
 
 #[test]
 fn names_and_images_are_listed() {
     let (folder, _, _) = repository(MANIFEST);
     assert_eq!(names(folder.path()).unwrap(), ["test"]);
-    assert_eq!(
-        images(folder.path(), "test", &Options::new()).unwrap(),
-        ["root", "moira-client", "console"]
-    );
-    assert!(
-        graph(folder.path(), "test", &Options::new())
-            .unwrap()
-            .contains(">watch</text>")
-    );
+    assert_eq!(images(folder.path(), "test", &Options::new()).unwrap(), ["root", "moira-client", "console"]);
+    assert!(graph(folder.path(), "test", &Options::new()).unwrap().contains(">watch</text>"));
 }
 
 #[test]
 fn only_images_for_the_kernel_can_be_tasks() {
-    let (folder, _, _) =
-        repository(&MANIFEST.replacen("image = \"client\"", "image = \"tool\"", 1));
-    assert!(
-        check_all(folder.path())
-            .unwrap_err()
-            .to_string()
-            .contains("no image `tool`")
-    );
+    let (folder, _, _) = repository(&MANIFEST.replacen("image = \"client\"", "image = \"tool\"", 1));
+    assert!(check_all(folder.path()).unwrap_err().to_string().contains("no image `tool`"));
 }
 
 /// What the how-to shows must be right.
 #[test]
 fn the_examples_of_the_how_to_pass_the_check() {
     let page = include_str!("../../../docs/how-to/describe-a-system.md");
-    let known = Known {
-        images: ["root", "console", "hello", "vmm"]
-            .map(str::to_owned)
-            .into(),
-    };
+    let known = Known { images: ["root", "console", "hello", "vmm"].map(str::to_owned).into() };
     let examples: Vec<&str> = page
         .split("```toml\n")
         .skip(1)

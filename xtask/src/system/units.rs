@@ -14,18 +14,11 @@ pub struct Time(pub u64);
 const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 /// As command lines have them: `--guest-memory 512M`.
 const SHORT_SIZES: &[(&str, u64)] = &[("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)];
-const TIMES: &[(&str, u64)] = &[
-    ("ns", 1),
-    ("us", 1_000),
-    ("ms", 1_000_000),
-    ("s", 1_000_000_000),
-];
+const TIMES: &[(&str, u64)] = &[("ns", 1), ("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000)];
 
 /// Splits `text` into a whole number and one of `units`; the product, or none if either is wrong or too big.
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;
     let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim_start())?;
@@ -35,10 +28,7 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 impl Size {
     /// Reads `"64KiB"`, `"64K"` and the like; also a bare number of bytes.
     pub fn parse(text: &str) -> Option<Size> {
-        parse(text, SIZES)
-            .or_else(|| parse(text, SHORT_SIZES))
-            .or_else(|| text.parse().ok())
-            .map(Size)
+        parse(text, SIZES).or_else(|| parse(text, SHORT_SIZES)).or_else(|| text.parse().ok()).map(Size)
     }
 }
 
@@ -51,11 +41,7 @@ impl Time {
 
 /// The largest unit that divides `value`, so that what was written comes back.
 fn show(value: u64, units: &[(&str, u64)], none: &str) -> String {
-    match units
-        .iter()
-        .rev()
-        .find(|(_, factor)| value != 0 && value.is_multiple_of(*factor))
-    {
+    match units.iter().rev().find(|(_, factor)| value != 0 && value.is_multiple_of(*factor)) {
         Some((name, factor)) => format!("{} {name}", value / factor),
         None => format!("{value} {none}"),
     }
@@ -88,9 +74,7 @@ impl Visitor<'_> for SizeVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
-        u64::try_from(bytes)
-            .map(Size)
-            .map_err(|_| E::custom(format!("bad size `{bytes}`")))
+        u64::try_from(bytes).map(Size).map_err(|_| E::custom(format!("bad size `{bytes}`")))
     }
 }
 
@@ -135,15 +119,7 @@ mod tests {
 
     #[test]
     fn refuses_the_rest() {
-        for text in [
-            "",
-            "KiB",
-            "1KB",
-            "-1KiB",
-            "1.5MiB",
-            "99999999999GiB",
-            "1 kib",
-        ] {
+        for text in ["", "KiB", "1KB", "-1KiB", "1.5MiB", "99999999999GiB", "1 kib"] {
             assert_eq!(Size::parse(text), None, "{text}");
         }
         for text in ["", "5", "ms", "5min", "-2ms", "99999999999999s"] {

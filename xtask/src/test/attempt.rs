@@ -44,34 +44,18 @@ pub fn run(case: &Case, system: &System) -> Result<Outcome> {
             let evidence = follow(case, running, &mut watch, &folder)?;
             judge(&watch, &evidence, &case.expect, &case.forbid)
         }
-        Err(error) => Verdict {
-            word: Word::EmulatorDied,
-            why: format!("{error:#}"),
-        },
+        Err(error) => Verdict { word: Word::EmulatorDied, why: format!("{error:#}") },
     };
     let complaint = complaint(case, &verdict, &watch);
-    Ok(Outcome {
-        verdict,
-        complaint,
-        folder,
-        took: start.elapsed(),
-    })
+    Ok(Outcome { verdict, complaint, folder, took: start.elapsed() })
 }
 
 /// What is wrong with `verdict` in the eyes of `case`.
 fn complaint(case: &Case, verdict: &Verdict, watch: &Watch) -> Option<String> {
     let Verdict { word, why } = verdict;
     if *word != case.outcome {
-        let wanted = if case.outcome == Word::Passed {
-            String::new()
-        } else {
-            format!(" (wanted: {})", case.outcome)
-        };
-        return Some(if why.is_empty() {
-            format!("{word}{wanted}")
-        } else {
-            format!("{word}{wanted}: {why}")
-        });
+        let wanted = if case.outcome == Word::Passed { String::new() } else { format!(" (wanted: {})", case.outcome) };
+        return Some(if why.is_empty() { format!("{word}{wanted}") } else { format!("{word}{wanted}: {why}") });
     }
     // A case that asks for a failure may still ask for what was said before it. One that asks for wrong output
     // has said with its lists what must not be fulfilled.
@@ -85,9 +69,7 @@ fn complaint(case: &Case, verdict: &Verdict, watch: &Watch) -> Option<String> {
 /// Follows the system until it ends, or its limit does.
 fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -> Result<Evidence> {
     let mut log = File::create(folder.join("serial.log"))?;
-    running
-        .serial
-        .set_read_timeout(Some(Duration::from_millis(50)))?;
+    running.serial.set_read_timeout(Some(Duration::from_millis(50)))?;
     let limit = Limit::of(case);
     let mut evidence = Evidence::default();
     let mut matcher = Matcher::new(&case.expect);
@@ -102,9 +84,7 @@ fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -
                 watch.feed(&buffer[..count]);
                 true
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                true
-            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => true,
             Err(error) if error.kind() == ErrorKind::Interrupted => true,
             // Bochs does not close its end properly when it exits.
             Err(_) => false,
@@ -143,11 +123,7 @@ fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -
         let status = running.process.wait(Duration::from_secs(5))?;
         let status = status.map_or_else(|| "it closed its serial port".into(), describe);
         let said = running.complaint();
-        evidence.emulator = Some(if said.is_empty() {
-            status
-        } else {
-            format!("{status}; it said: {said}")
-        });
+        evidence.emulator = Some(if said.is_empty() { status } else { format!("{status}; it said: {said}") });
         evidence.triple_fault = running.triple_fault();
     }
     Ok(evidence)
@@ -182,17 +158,8 @@ impl Limit {
         let together = machine.cpus.min(cores);
         let shortage = machine.cpus.div_ceil(cores);
         let one = Duration::from_secs(before) + guest * cost * shortage;
-        let together = if machine.emulator == Emulator::Bochs {
-            1
-        } else {
-            together
-        };
-        Self {
-            guest,
-            cpu: one * together,
-            wall: one * 2,
-            start: Instant::now(),
-        }
+        let together = if machine.emulator == Emulator::Bochs { 1 } else { together };
+        Self { guest, cpu: one * together, wall: one * 2, start: Instant::now() }
     }
 
     /// Why it is over, if it is.
@@ -221,9 +188,7 @@ impl Limit {
 /// How many times as many threads want to run on this host as it has cores, at least one.
 fn busyness() -> f64 {
     let load = fs::read_to_string("/proc/loadavg").ok();
-    let load = load
-        .and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok())
-        .unwrap_or(1.0);
+    let load = load.and_then(|text| text.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(1.0);
     let cores = std::thread::available_parallelism().map_or(1, |count| count.get());
     (load / cores as f64).clamp(1.0, 20.0)
 }
@@ -237,11 +202,7 @@ pub fn last_lines(folder: &Path, system: &System, count: usize) -> Vec<String> {
     let mut shown = Vec::new();
     for line in &lines[lines.len().saturating_sub(count)..] {
         shown.push(line.to_string());
-        shown.extend(
-            symbols
-                .of_line(line)
-                .map(|symbol| format!("       {symbol}")),
-        );
+        shown.extend(symbols.of_line(line).map(|symbol| format!("       {symbol}")));
     }
     shown
 }

@@ -114,15 +114,11 @@ pub fn load() -> Result<Vec<Case>> {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(_) => Vec::new(),
     };
-    files.retain(|path| {
-        path.extension()
-            .is_some_and(|extension| extension == "toml")
-    });
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
     files.sort();
     let mut cases = Vec::new();
     for file in files {
-        let text =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         cases.extend(parse(&text, &file)?);
     }
     let mut names = HashSet::new();
@@ -133,11 +129,7 @@ pub fn load() -> Result<Vec<Case>> {
 }
 
 fn parse(text: &str, file: &Path) -> Result<Vec<Case>> {
-    let file_name = file
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let file_name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let parsed: File = toml::from_str(text).with_context(|| format!("tests/cases/{file_name}"))?;
     let mut cases = Vec::new();
     for entry in parsed.case {
@@ -145,16 +137,8 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Case>> {
         if entry.machines.is_empty() {
             bail!("{}: no machines", context());
         }
-        if entry.name.is_empty()
-            || !entry
-                .name
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-')
-        {
-            bail!(
-                "{}: a name is made of letters, digits and dashes",
-                context()
-            );
+        if entry.name.is_empty() || !entry.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            bail!("{}: a name is made of letters, digits and dashes", context());
         }
         for machine in &entry.machines {
             cases.push(entry.on(machine).with_context(context)?);
@@ -212,10 +196,7 @@ mod tests {
     fn a_case_becomes_one_for_each_machine() {
         let cases = parse(CASE, Path::new("x.toml")).unwrap();
         let names: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
-        assert_eq!(
-            names,
-            ["first/qemu-svm-pvh-4cpu", "first/bochs-svm-ryzen-1cpu"]
-        );
+        assert_eq!(names, ["first/qemu-svm-pvh-4cpu", "first/bochs-svm-ryzen-1cpu"]);
         assert_eq!((cases[0].long, cases[1].long), (false, true));
         assert_eq!(cases[0].outcome, Word::Passed);
     }
@@ -223,16 +204,10 @@ mod tests {
     #[test]
     fn mistakes_are_told_with_their_place() {
         for (mistake, word) in [
-            (
-                CASE.replace("guest_seconds", "gest_seconds"),
-                "gest_seconds",
-            ),
+            (CASE.replace("guest_seconds", "gest_seconds"), "gest_seconds"),
             (CASE.replace("cpus = 4", "cpus = 0"), "case first"),
             (CASE.replace("\"qemu\"", "\"qmeu\""), "qmeu"),
-            (
-                CASE.replace("name = \"first\"", "name = \"../x\""),
-                "letters",
-            ),
+            (CASE.replace("name = \"first\"", "name = \"../x\""), "letters"),
         ] {
             let error = format!("{:#}", parse(&mistake, Path::new("x.toml")).unwrap_err());
             assert!(error.contains("x.toml") && error.contains(word), "{error}");

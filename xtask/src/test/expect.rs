@@ -53,23 +53,13 @@ impl<'de> Deserialize<'de> for Step {
             Table(Table),
         }
         match Form::deserialize(from)? {
-            Form::Text(text) if text.is_empty() => {
-                Err(Error::custom("an empty string is always found"))
-            }
+            Form::Text(text) if text.is_empty() => Err(Error::custom("an empty string is always found")),
             Form::Text(text) => Ok(Step::Contains(text)),
-            Form::Table(Table {
-                regex: Some(pattern),
-                send: None,
-            }) => {
+            Form::Table(Table { regex: Some(pattern), send: None }) => {
                 let regex = RegexBuilder::new(&pattern).multi_line(true).build();
-                regex
-                    .map(Step::Matches)
-                    .map_err(|error| Error::custom(format!("{pattern:?}: {error}")))
+                regex.map(Step::Matches).map_err(|error| Error::custom(format!("{pattern:?}: {error}")))
             }
-            Form::Table(Table {
-                regex: None,
-                send: Some(text),
-            }) => Ok(Step::Send(text)),
+            Form::Table(Table { regex: None, send: Some(text) }) => Ok(Step::Send(text)),
             Form::Table(_) => Err(Error::custom("either `regex` or `send`")),
         }
     }
@@ -96,11 +86,7 @@ impl<'a> Matcher<'a> {
             if let Step::Send(keys) = step {
                 typed.push_str(keys);
             } else {
-                let seen = if matches!(step, Step::Matches(_)) {
-                    whole_lines
-                } else {
-                    text
-                };
+                let seen = if matches!(step, Step::Matches(_)) { whole_lines } else { text };
                 let Some((_, end)) = seen.get(self.from..).and_then(|seen| step.find(seen)) else {
                     break;
                 };
@@ -127,9 +113,7 @@ mod tests {
     }
 
     fn steps(list: &str) -> Vec<Step> {
-        toml::from_str::<List>(&format!("steps = {list}"))
-            .unwrap()
-            .steps
+        toml::from_str::<List>(&format!("steps = {list}")).unwrap().steps
     }
 
     #[test]
@@ -138,11 +122,7 @@ mod tests {
         let mut matcher = Matcher::new(&steps);
         assert_eq!(matcher.advance("one\ntw", "one\n"), "");
         assert!(matches!(matcher.waiting_for(), Some(Step::Matches(_))));
-        assert_eq!(
-            matcher.advance("one\ntwo\n", "one\ntwo\n"),
-            "go\n",
-            "typed once"
-        );
+        assert_eq!(matcher.advance("one\ntwo\n", "one\ntwo\n"), "go\n", "typed once");
         assert_eq!(matcher.advance("one\ntwo\nthree", "one\ntwo\n"), "");
         assert!(matcher.waiting_for().is_none());
     }
@@ -159,17 +139,10 @@ mod tests {
 
     #[test]
     fn wrong_lists_are_refused() {
-        for list in [
-            r#"[""]"#,
-            r#"[{ regex = "(" }]"#,
-            r#"[{}]"#,
-            r#"[{ regex = "a", send = "b" }]"#,
-            r#"[{ x = "a" }]"#,
-        ] {
-            assert!(
-                toml::from_str::<List>(&format!("steps = {list}")).is_err(),
-                "{list}"
-            );
+        for list in
+            [r#"[""]"#, r#"[{ regex = "(" }]"#, r#"[{}]"#, r#"[{ regex = "a", send = "b" }]"#, r#"[{ x = "a" }]"#]
+        {
+            assert!(toml::from_str::<List>(&format!("steps = {list}")).is_err(), "{list}");
         }
     }
 }

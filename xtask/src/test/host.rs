@@ -12,10 +12,7 @@ use crate::{paths, progress, toolchain};
 pub fn run() -> Result<Count> {
     let step = progress::step("host tests");
     let mut command = toolchain::rustup_cargo();
-    command
-        .args(["test", "--no-fail-fast", "--color=never"])
-        .current_dir(paths::root())
-        .stdin(Stdio::null());
+    command.args(["test", "--no-fail-fast", "--color=never"]).current_dir(paths::root()).stdin(Stdio::null());
     let output = command.output().context("cannot start cargo test")?;
     step.finish();
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -32,12 +29,7 @@ pub fn run() -> Result<Count> {
     }
     // A crate that does not build, or a test that ends its process, is in no summary line.
     count.failed = count.failed.max(1);
-    println!(
-        "FAIL  {:<44} {} of {} tests",
-        "host",
-        count.failed,
-        count.passed + count.failed
-    );
+    println!("FAIL  {:<44} {} of {} tests", "host", count.failed, count.passed + count.failed);
     println!("      log: {}", log.display());
     for line in failures(&text) {
         println!("      | {line}");
@@ -48,17 +40,10 @@ pub fn run() -> Result<Count> {
 /// Adds up the summary lines of all test programs.
 fn count(text: &str) -> Count {
     let mut count = Count::default();
-    for line in text
-        .lines()
-        .filter(|line| line.starts_with("test result: "))
-    {
+    for line in text.lines().filter(|line| line.starts_with("test result: ")) {
         let number = |word: &str| {
             let before = line.split_once(word)?.0;
-            before
-                .rsplit([' ', '.'])
-                .find(|part| !part.is_empty())?
-                .parse::<usize>()
-                .ok()
+            before.rsplit([' ', '.']).find(|part| !part.is_empty())?.parse::<usize>().ok()
         };
         count.passed += number(" passed").unwrap_or(0);
         count.failed += number(" failed").unwrap_or(0);

@@ -71,10 +71,7 @@ pub struct Verdict {
 
 /// Judges a finished run. `expect` must appear in this order, nothing of `forbid` may appear.
 pub fn judge(watch: &Watch, evidence: &Evidence, expect: &[Step], forbid: &[Step]) -> Verdict {
-    let verdict = |word, why: &str| Verdict {
-        word,
-        why: why.to_string(),
-    };
+    let verdict = |word, why: &str| Verdict { word, why: why.to_string() };
     // What ended the machine comes first; a hang or an early exit is often only its consequence.
     if evidence.triple_fault {
         return verdict(Word::TripleFault, "the machine reset itself");
@@ -91,16 +88,10 @@ pub fn judge(watch: &Watch, evidence: &Evidence, expect: &[Step], forbid: &[Step
     if !evidence.all_said {
         match &watch.end {
             None => {
-                return verdict(
-                    Word::EmulatorDied,
-                    evidence.emulator.as_deref().unwrap_or("it ended"),
-                );
+                return verdict(Word::EmulatorDied, evidence.emulator.as_deref().unwrap_or("it ended"));
             }
             Some(End::Failed(why)) => {
-                return verdict(
-                    Word::WrongOutput,
-                    &format!("the system ended: failed: {why}"),
-                );
+                return verdict(Word::WrongOutput, &format!("the system ended: failed: {why}"));
             }
             Some(End::Ok) => {}
         }
@@ -132,13 +123,7 @@ mod tests {
         watch.feed(log.as_bytes());
         watch.finish();
         let step = |text: &str| Step::Contains(text.into());
-        judge(
-            &watch,
-            &evidence,
-            &[step("first"), step("second")],
-            &[step("forbidden")],
-        )
-        .word
+        judge(&watch, &evidence, &[step("first"), step("second")], &[step("forbidden")]).word
     }
 
     const GOOD: &str = "[    0.1] first\n[    0.2] second\nmoira: system ended: ok\n";
@@ -151,79 +136,45 @@ mod tests {
     #[test]
     fn what_lacks_or_reorders_or_adds_lines_is_wrong_output() {
         let none = Evidence::default;
-        assert_eq!(
-            word("first\nmoira: system ended: ok\n", none()),
-            Word::WrongOutput
-        );
-        assert_eq!(
-            word("second\nfirst\nmoira: system ended: ok\n", none()),
-            Word::WrongOutput
-        );
-        assert_eq!(
-            word(&format!("forbidden\n{GOOD}"), none()),
-            Word::WrongOutput
-        );
+        assert_eq!(word("first\nmoira: system ended: ok\n", none()), Word::WrongOutput);
+        assert_eq!(word("second\nfirst\nmoira: system ended: ok\n", none()), Word::WrongOutput);
+        assert_eq!(word(&format!("forbidden\n{GOOD}"), none()), Word::WrongOutput);
         let failed = "first\nsecond\nmoira: system ended: failed: two were one\n";
         assert_eq!(word(failed, none()), Word::WrongOutput);
     }
 
     #[test]
     fn a_kernel_panic_is_one_even_when_the_run_timed_out() {
-        let evidence = Evidence {
-            too_long: Some("10 s".into()),
-            ..Default::default()
-        };
-        assert_eq!(
-            word("first\nmoira: kernel panic: at x\n", evidence),
-            Word::KernelPanic
-        );
+        let evidence = Evidence { too_long: Some("10 s".into()), ..Default::default() };
+        assert_eq!(word("first\nmoira: kernel panic: at x\n", evidence), Word::KernelPanic);
     }
 
     #[test]
     fn an_unhandled_task_fault_is_one_even_when_the_end_is_ok() {
-        assert_eq!(
-            word(
-                &format!("moira: task fault: t\n{GOOD}"),
-                Evidence::default()
-            ),
-            Word::TaskFault
-        );
+        assert_eq!(word(&format!("moira: task fault: t\n{GOOD}"), Evidence::default()), Word::TaskFault);
     }
 
     #[test]
     fn a_triple_fault_is_one_whatever_was_said() {
-        let evidence = Evidence {
-            triple_fault: true,
-            emulator: Some("exit status 0".into()),
-            ..Default::default()
-        };
+        let evidence = Evidence { triple_fault: true, emulator: Some("exit status 0".into()), ..Default::default() };
         assert_eq!(word("first\n", evidence), Word::TripleFault);
     }
 
     #[test]
     fn a_hang_is_one_even_when_everything_was_said() {
-        let evidence = Evidence {
-            too_long: Some("10 s".into()),
-            ..Default::default()
-        };
+        let evidence = Evidence { too_long: Some("10 s".into()), ..Default::default() };
         assert_eq!(word("first\nsecond\n", evidence), Word::Hang);
     }
 
     #[test]
     fn an_emulator_that_ends_alone_died() {
-        let evidence = Evidence {
-            emulator: Some("signal 9".into()),
-            ..Default::default()
-        };
+        let evidence = Evidence { emulator: Some("signal 9".into()), ..Default::default() };
         assert_eq!(word("first\nsecond\n", evidence), Word::EmulatorDied);
     }
 
     #[test]
     fn a_case_may_end_when_all_was_said() {
-        let evidence = Evidence {
-            all_said: true,
-            ..Default::default()
-        };
+        let evidence = Evidence { all_said: true, ..Default::default() };
         assert_eq!(word("first\nsecond\n", evidence.clone()), Word::Passed);
         assert_eq!(word("first\n", evidence), Word::WrongOutput);
     }

@@ -49,23 +49,12 @@ pub struct Options {
 impl Options {
     /// Everything that a contributor's machine must pass.
     pub fn all() -> Self {
-        Self {
-            pattern: None,
-            emulator: None,
-            long: false,
-            list: false,
-            jobs: None,
-            kernel: None,
-        }
+        Self { pattern: None, emulator: None, long: false, list: false, jobs: None, kernel: None }
     }
 
     fn wants(&self, case: &Case) -> bool {
-        self.pattern
-            .as_ref()
-            .is_none_or(|pattern| case.name.contains(pattern))
-            && self
-                .emulator
-                .is_none_or(|emulator| case.machine.emulator == emulator)
+        self.pattern.as_ref().is_none_or(|pattern| case.name.contains(pattern))
+            && self.emulator.is_none_or(|emulator| case.machine.emulator == emulator)
             && (self.long || !case.long || self.list)
     }
 
@@ -86,10 +75,7 @@ struct Count {
 
 /// Runs the command. The exit status says whether all passed.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let cases: Vec<Case> = case::load()?
-        .into_iter()
-        .filter(|case| options.wants(case))
-        .collect();
+    let cases: Vec<Case> = case::load()?.into_iter().filter(|case| options.wants(case)).collect();
     if options.list {
         list(&cases, options.wants_host());
         return Ok(ExitCode::SUCCESS);
@@ -109,23 +95,13 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         count.failed += emulated.failed;
     }
     println!("{} passed, {} failed", count.passed, count.failed);
-    Ok(if count.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn list(cases: &[Case], host: bool) {
-    println!(
-        "{:<48} {:<9} {:<7} {:<9} {:>4}  OUTCOME",
-        "CASE", "EMULATOR", "VENDOR", "FIRMWARE", "CPUS"
-    );
+    println!("{:<48} {:<9} {:<7} {:<9} {:>4}  OUTCOME", "CASE", "EMULATOR", "VENDOR", "FIRMWARE", "CPUS");
     if host {
-        println!(
-            "{:<48} {:<9} {:<7} {:<9} {:>4}  passed",
-            "host", "-", "-", "-", "-"
-        );
+        println!("{:<48} {:<9} {:<7} {:<9} {:>4}  passed", "host", "-", "-", "-", "-");
     }
     for case in cases {
         let machine = &case.machine;
@@ -196,32 +172,14 @@ struct State {
 
 impl<'a> Runner<'a> {
     fn new(cases: &'a [Case], systems: &'a Systems, slots: u32) -> Self {
-        let bar = if crate::tty::stderr_is_terminal() {
-            ProgressBar::new(cases.len() as u64)
-        } else {
-            ProgressBar::hidden()
-        };
-        if let Ok(style) =
-            ProgressStyle::with_template("{spinner} {pos}/{len} ({elapsed}) {wide_msg}")
-        {
+        let bar =
+            if crate::tty::stderr_is_terminal() { ProgressBar::new(cases.len() as u64) } else { ProgressBar::hidden() };
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {pos}/{len} ({elapsed}) {wide_msg}") {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(120));
-        let state = State {
-            next: 0,
-            free: slots,
-            running: Vec::new(),
-            count: Count::default(),
-            done: 0,
-        };
-        Self {
-            cases,
-            systems,
-            slots,
-            state: Mutex::new(state),
-            freed: Condvar::new(),
-            bar,
-        }
+        let state = State { next: 0, free: slots, running: Vec::new(), count: Count::default(), done: 0 };
+        Self { cases, systems, slots, state: Mutex::new(state), freed: Condvar::new(), bar }
     }
 
     fn run(self) -> Count {
@@ -242,38 +200,25 @@ impl<'a> Runner<'a> {
         const REMIND: Duration = Duration::from_secs(30);
         loop {
             let state = self.lock();
-            let wait = self
-                .freed
-                .wait_timeout_while(state, REMIND, |state| state.done < self.cases.len());
+            let wait = self.freed.wait_timeout_while(state, REMIND, |state| state.done < self.cases.len());
             let (state, timeout) = wait.unwrap_or_else(|poisoned| poisoned.into_inner());
             if state.done >= self.cases.len() || (state.running.is_empty() && attempt::stopping()) {
                 return;
             }
             if timeout.timed_out() {
-                eprintln!(
-                    "{} of {} done, running: {}",
-                    state.done,
-                    self.cases.len(),
-                    state.running.join(", ")
-                );
+                eprintln!("{} of {} done, running: {}", state.done, self.cases.len(), state.running.join(", "));
             }
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // A worker that panicked leaves counts that are right as far as they go.
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// How many slots a case takes: QEMU runs each CPU in a thread of its own.
     fn weight(&self, case: &Case) -> u32 {
-        let threads = if case.machine.emulator == Emulator::Qemu {
-            case.machine.cpus
-        } else {
-            1
-        };
+        let threads = if case.machine.emulator == Emulator::Qemu { case.machine.cpus } else { 1 };
         threads.min(self.slots)
     }
 
@@ -333,19 +278,13 @@ impl<'a> Runner<'a> {
                 let took = outcome.took.as_secs_f64();
                 let Some(complaint) = outcome.complaint else {
                     let word = outcome.verdict.word;
-                    let note = if word == judge::Word::Passed {
-                        String::new()
-                    } else {
-                        format!("  ({word}, as wanted)")
-                    };
+                    let note =
+                        if word == judge::Word::Passed { String::new() } else { format!("  ({word}, as wanted)") };
                     self.say(&format!("ok    {:<44} {took:>6.1} s{note}", case.name));
                     return true;
                 };
                 let mut text = format!("{:<44} {took:>6.1} s  {complaint}", case.name);
-                text += &format!(
-                    "\n      log: {}",
-                    outcome.folder.join("serial.log").display()
-                );
+                text += &format!("\n      log: {}", outcome.folder.join("serial.log").display());
                 for line in attempt::last_lines(&outcome.folder, system, SHOWN) {
                     text += &format!("\n      | {line}");
                 }

@@ -57,11 +57,7 @@ impl<M: Machine> Asker<'_, M> {
             match (&first, &second) {
                 (Ok(None), Ok(None)) => {}
                 (Ok(one), Ok(other)) if one == other => self.findings.agreed += 1,
-                _ => self.findings.disagreements.push(format!(
-                    "{path}: {}, {}",
-                    words(&first),
-                    words(&second)
-                )),
+                _ => self.findings.disagreements.push(format!("{path}: {}, {}", words(&first), words(&second))),
             }
         } else if let Err(error) = &first {
             self.findings.disagreements.push(format!("{path}: {error}"));
@@ -74,10 +70,7 @@ impl<M: Machine> Asker<'_, M> {
     /// Runs a method that answers nothing, in both.
     fn run(&mut self, path: &str, arguments: &[u64]) {
         let first = self.first.evaluate(path, arguments).err();
-        let second = self
-            .second
-            .as_mut()
-            .and_then(|second| second.evaluate(path, arguments).err());
+        let second = self.second.as_mut().and_then(|second| second.evaluate(path, arguments).err());
         for error in first.into_iter().chain(second) {
             self.findings.disagreements.push(format!("{path}: {error}"));
         }
@@ -94,33 +87,18 @@ fn words(answer: &Result<Option<Value>, String>) -> String {
 
 /// Asks for everything. Both interpreters have their tables loaded.
 pub fn gather<M: Machine>(first: &Aml<M>, second: Option<&mut Second>) -> Findings {
-    let mut asker = Asker {
-        first,
-        second,
-        findings: Findings::default(),
-    };
+    let mut asker = Asker { first, second, findings: Findings::default() };
     // Routes depend on the interrupt controllers in use: 1, I/O APICs (ACPI 6.5, 5.8.1).
     asker.run("\\_PIC", &[1]);
-    asker.findings.off = asker
-        .ask("\\_S5", &[])
-        .as_ref()
-        .and_then(power::sleep_types);
+    asker.findings.off = asker.ask("\\_S5", &[]).as_ref().and_then(power::sleep_types);
     for device in first.devices(MOST_DEVICES) {
-        let id = asker
-            .ask(&format!("{device}._HID"), &[])
-            .and_then(|id| id.hardware_id());
+        let id = asker.ask(&format!("{device}._HID"), &[]).and_then(|id| id.hardware_id());
         asker.ask(&format!("{device}._CRS"), &[]);
         let table = asker.ask(&format!("{device}._PRT"), &[]);
         let host_bridge = matches!(id.as_deref(), Some("PNP0A03" | "PNP0A08"));
         if let (Some(table), true) = (table, host_bridge) {
-            let bus = asker
-                .ask(&format!("{device}._BBN"), &[])
-                .and_then(|bus| bus.integer());
-            asker.routes(
-                &device,
-                &table,
-                bus.and_then(|bus| u8::try_from(bus).ok()).unwrap_or(0),
-            );
+            let bus = asker.ask(&format!("{device}._BBN"), &[]).and_then(|bus| bus.integer());
+            asker.routes(&device, &table, bus.and_then(|bus| u8::try_from(bus).ok()).unwrap_or(0));
         }
         if let Some(id) = id {
             asker.findings.devices.push((device, id));
@@ -150,23 +128,14 @@ impl<M: Machine> Asker<'_, M> {
             Value::Integer(0) => (u32::try_from(index.integer()?).ok()?, true, true),
             Value::String(name) => {
                 let link = self.first.resolve(name, bridge)?;
-                let Value::Buffer(resources) =
-                    self.first.evaluate(&format!("{link}._CRS"), &[]).ok()??
-                else {
+                let Value::Buffer(resources) = self.first.evaluate(&format!("{link}._CRS"), &[]).ok()?? else {
                     return None;
                 };
                 interrupt(&resources)?
             }
             _ => return None,
         };
-        Some(Route {
-            bus,
-            device,
-            pin,
-            gsi,
-            level,
-            active_low,
-        })
+        Some(Route { bus, device, pin, gsi, level, active_low })
     }
 }
 
@@ -187,8 +156,7 @@ pub fn interrupt(mut resources: &[u8]) -> Option<(u32, bool, bool)> {
             0x22 | 0x23 => {
                 let mask = u16::from_le_bytes([*body.first()?, *body.get(1)?]);
                 let flags = body.get(2).copied().unwrap_or(1);
-                return (mask != 0)
-                    .then(|| (mask.trailing_zeros(), flags & 1 == 0, flags & 8 != 0));
+                return (mask != 0).then(|| (mask.trailing_zeros(), flags & 1 == 0, flags & 8 != 0));
             }
             // Extended: flags, a count, GSIs.
             0x89 => {

@@ -33,10 +33,7 @@ pub struct Access<M> {
 
 impl<M> Clone for Access<M> {
     fn clone(&self) -> Access<M> {
-        Access {
-            machine: self.machine.clone(),
-            tables: self.tables.clone(),
-        }
+        Access { machine: self.machine.clone(), tables: self.tables.clone() }
     }
 }
 
@@ -60,16 +57,13 @@ fn function(address: PciAddress, offset: u16) -> Option<(proto::PciAddress, u8)>
 
 impl<M: Machine> Access<M> {
     fn pci_read(&self, address: PciAddress, offset: u16, width: Width) -> u64 {
-        function(address, offset).map_or(width.ones(), |(at, offset)| {
-            self.machine
-                .with(|machine| machine.config_read(at, offset, width))
-        })
+        function(address, offset)
+            .map_or(width.ones(), |(at, offset)| self.machine.with(|machine| machine.config_read(at, offset, width)))
     }
 
     fn pci_write(&self, address: PciAddress, offset: u16, width: Width, value: u64) {
         if let Some((at, offset)) = function(address, offset) {
-            self.machine
-                .with(|machine| machine.config_write(at, offset, width, value));
+            self.machine.with(|machine| machine.config_write(at, offset, width, value));
         }
     }
 }
@@ -112,11 +106,7 @@ impl<M: Machine> Handler for Access<M> {
     }
 
     #[allow(unsafe_code)]
-    unsafe fn map_physical_region<T>(
-        &self,
-        address: usize,
-        size: usize,
-    ) -> PhysicalMapping<Self, T> {
+    unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
         let wanted = size.max(size_of::<T>());
         let (words, mapped) = match self.copied(address as u64, wanted) {
             Some(words) => (words, wanted),
@@ -144,13 +134,11 @@ impl<M: Machine> Handler for Access<M> {
     }
 
     fn stall(&self, microseconds: u64) {
-        self.machine
-            .with(|machine| machine.wait(microseconds.saturating_mul(1_000)));
+        self.machine.with(|machine| machine.wait(microseconds.saturating_mul(1_000)));
     }
 
     fn sleep(&self, milliseconds: u64) {
-        self.machine
-            .with(|machine| machine.wait(milliseconds.saturating_mul(1_000_000)));
+        self.machine.with(|machine| machine.wait(milliseconds.saturating_mul(1_000_000)));
     }
 
     // One thread interprets, so that no mutex is ever held by another.
@@ -209,11 +197,7 @@ pub fn agrees<M: Machine>(access: &Access<M>, info: &PlatformInfo) -> Result<(),
         .chain(&processors.application_processors)
         .map(|cpu| (cpu.local_apic_id, cpu.state != ProcessorState::Disabled))
         .collect();
-    let mut ours: Vec<_> = info
-        .cpus
-        .iter()
-        .map(|cpu| (cpu.apic_id, cpu.enabled))
-        .collect();
+    let mut ours: Vec<_> = info.cpus.iter().map(|cpu| (cpu.apic_id, cpu.enabled)).collect();
     theirs.sort_unstable();
     ours.sort_unstable();
     if theirs != ours {
@@ -222,19 +206,9 @@ pub fn agrees<M: Machine>(access: &Access<M>, info: &PlatformInfo) -> Result<(),
     let theirs: Vec<_> = apic
         .io_apics
         .iter()
-        .map(|entry| {
-            (
-                entry.id,
-                u64::from(entry.address),
-                entry.global_system_interrupt_base,
-            )
-        })
+        .map(|entry| (entry.id, u64::from(entry.address), entry.global_system_interrupt_base))
         .collect();
-    let ours: Vec<_> = info
-        .io_apics
-        .iter()
-        .map(|entry| (entry.id, entry.address, entry.first_gsi))
-        .collect();
+    let ours: Vec<_> = info.io_apics.iter().map(|entry| (entry.id, entry.address, entry.first_gsi)).collect();
     if theirs != ours {
         return Err(format!("I/O APICs: {ours:?} here, {theirs:?} there"));
     }
@@ -249,10 +223,7 @@ pub fn agrees<M: Machine>(access: &Access<M>, info: &PlatformInfo) -> Result<(),
         })
         .collect();
     if theirs != info.overrides {
-        return Err(format!(
-            "overrides: {:?} here, {theirs:?} there",
-            info.overrides
-        ));
+        return Err(format!("overrides: {:?} here, {theirs:?} there", info.overrides));
     }
     Ok(())
 }
@@ -272,10 +243,9 @@ impl<M: Machine> Aml<M> {
         let dsdt = access.tables.find(b"DSDT").ok_or("no DSDT")?;
         let tables = access.acpi_tables().ok_or("no tables")?;
         let fadt = tables.find_table::<Fadt>().ok_or("no FADT")?;
-        let registers = FixedRegisters::new(&fadt, access.clone())
-            .map_err(|error| format!("fixed registers: {error:?}"))?;
-        let interpreter =
-            Interpreter::new(access.clone(), dsdt.revision(), Arc::new(registers), None);
+        let registers =
+            FixedRegisters::new(&fadt, access.clone()).map_err(|error| format!("fixed registers: {error:?}"))?;
+        let interpreter = Interpreter::new(access.clone(), dsdt.revision(), Arc::new(registers), None);
         for table in access.tables.with_aml() {
             interpreter
                 .load_table(table.body())
@@ -296,10 +266,7 @@ impl<M: Machine> Aml<M> {
     /// The interpreter's, in words.
     pub fn evaluate(&self, path: &str, arguments: &[u64]) -> Result<Option<Value>, String> {
         let name = AmlName::from_str(path).map_err(|error| format!("{error:?}"))?;
-        let arguments = arguments
-            .iter()
-            .map(|value| Object::Integer(*value).wrap())
-            .collect();
+        let arguments = arguments.iter().map(|value| Object::Integer(*value).wrap()).collect();
         match self.interpreter.evaluate_if_present(name, arguments) {
             Ok(found) => Ok(found.map(|object| value(&object, 0))),
             Err(AmlError::LevelDoesNotExist(_)) => Ok(None),
@@ -325,15 +292,8 @@ impl<M: Machine> Aml<M> {
     /// The absolute name of the device that `name` means at `place`.
     #[must_use]
     pub fn resolve(&self, name: &str, place: &str) -> Option<String> {
-        let (name, place) = (
-            AmlName::from_str(name).ok()?,
-            AmlName::from_str(place).ok()?,
-        );
-        let found = self
-            .interpreter
-            .namespace
-            .lock()
-            .search_for_level(&name, &place);
+        let (name, place) = (AmlName::from_str(name).ok()?, AmlName::from_str(place).ok()?);
+        let found = self.interpreter.namespace.lock().search_for_level(&name, &place);
         found.ok().map(|name| name.as_string())
     }
 }
@@ -353,17 +313,10 @@ fn correct_fields<M: Machine>(interpreter: &Interpreter<Access<M>>) {
             let FieldUnitKind::Normal { region } = &field.kind else {
                 continue;
             };
-            let Object::OpRegion(OpRegion {
-                space: RegionSpace::PciConfig,
-                base,
-                ..
-            }) = **region
-            else {
+            let Object::OpRegion(OpRegion { space: RegionSpace::PciConfig, base, .. }) = **region else {
                 continue;
             };
-            let moved = usize::try_from(base)
-                .ok()
-                .and_then(|base| base.checked_mul(8)?.checked_add(field.bit_index));
+            let moved = usize::try_from(base).ok().and_then(|base| base.checked_mul(8)?.checked_add(field.bit_index));
             let Some(moved) = moved else { continue };
             // SAFETY: the token is held, nothing is being evaluated, and `field`, the one other reference, is not used again.
             #[allow(unsafe_code)]
@@ -384,12 +337,7 @@ fn value(object: &Object, depth: usize) -> Value {
         Object::Integer(number) => Value::Integer(*number),
         Object::String(text) => Value::String(text.clone()),
         Object::Buffer(bytes) => Value::Buffer(bytes.clone()),
-        Object::Package(objects) => Value::Package(
-            objects
-                .iter()
-                .map(|object| value(object, depth + 1))
-                .collect(),
-        ),
+        Object::Package(objects) => Value::Package(objects.iter().map(|object| value(object, depth + 1)).collect()),
         Object::Reference { inner, .. } => value(inner, depth + 1),
         _ => Value::Other,
     }

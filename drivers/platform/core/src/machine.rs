@@ -80,9 +80,7 @@ pub trait Machine: Send {
             Register::Port(port) => self.input(port, width),
             Register::Memory(address) => self.load(address, width),
             Register::Config(device, function, offset) => u8::try_from(offset)
-                .map_or(width.ones(), |offset| {
-                    self.config_read(PciAddress::new(0, device, function), offset, width)
-                }),
+                .map_or(width.ones(), |offset| self.config_read(PciAddress::new(0, device, function), offset, width)),
         }
     }
 

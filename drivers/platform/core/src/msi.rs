@@ -67,22 +67,14 @@ pub fn set_up(
     let command = machine.config_read(at, register::COMMAND, Width::Word);
     match (kind, device.msix, device.msi) {
         (Kind::MsiX, Some(msix), _) => {
-            let bar = device
-                .bars
-                .iter()
-                .find(|bar| bar.index == msix.bar && !bar.ports && bar.address != 0);
+            let bar = device.bars.iter().find(|bar| bar.index == msix.bar && !bar.ports && bar.address != 0);
             let offset = u64::from(msix.offset) + u64::from(number) * 16;
             let entry = bar
                 .filter(|bar| offset + 16 <= bar.size)
                 .and_then(|bar| bar.address.checked_add(offset))
                 .ok_or(Unfit::NoTable)?;
             let control = machine.config_read(at, msix.capability + 2, Width::Word);
-            machine.config_write(
-                at,
-                register::COMMAND,
-                Width::Word,
-                command | MEMORY | MASTER_NO_PIN,
-            );
+            machine.config_write(at, register::COMMAND, Width::Word, command | MEMORY | MASTER_NO_PIN);
             let masked = control | MSIX_ON | MSIX_MASKED;
             machine.config_write(at, msix.capability + 2, Width::Word, masked);
             machine.store(entry, Width::Long, address & 0xffff_ffff);

@@ -92,11 +92,7 @@ fn read_function(machine: &mut impl Machine, at: PciAddress) -> Option<PciDevice
         1 => (2, true),
         _ => (0, false),
     };
-    let subsystem = if bridge {
-        0
-    } else {
-        machine.config_read(at, register::SUBSYSTEM, Width::Long)
-    };
+    let subsystem = if bridge { 0 } else { machine.config_read(at, register::SUBSYSTEM, Width::Long) };
     let mut entry = PciDevice {
         address: at,
         vendor: id as u16,
@@ -108,8 +104,7 @@ fn read_function(machine: &mut impl Machine, at: PciAddress) -> Option<PciDevice
         pin: machine.config_read(at, register::PIN, Width::Byte) as u8,
         msi: None,
         msix: None,
-        secondary_bus: bridge
-            .then(|| machine.config_read(at, register::SECONDARY, Width::Byte) as u8),
+        secondary_bus: bridge.then(|| machine.config_read(at, register::SECONDARY, Width::Byte) as u8),
     };
     read_capabilities(machine, &mut entry);
     Some(entry)
@@ -128,11 +123,7 @@ fn read_bars(machine: &mut impl Machine, at: PciAddress, count: u8) -> Vec<Bar> 
         let (low, low_size) = probe(machine, at, index);
         let ports = low & 1 != 0;
         let wide = !ports && low >> 1 & 3 == 2 && index + 1 < count;
-        let (high, high_size) = if wide {
-            probe(machine, at, index + 1)
-        } else {
-            (0, 0)
-        };
+        let (high, high_size) = if wide { probe(machine, at, index + 1) } else { (0, 0) };
         let flags = if ports { 3 } else { 15 };
         let writable = low_size & !flags | high_size << 32;
         if writable != 0 {
@@ -200,15 +191,11 @@ pub fn route(devices: &[PciDevice], routes: &[Route], at: PciAddress) -> Option<
     let (mut bus, mut device) = (at.bus(), at.device());
     // No more levels than buses.
     for _ in 0..256 {
-        let found = routes
-            .iter()
-            .find(|route| (route.bus, route.device, route.pin) == (bus, device, pin));
+        let found = routes.iter().find(|route| (route.bus, route.device, route.pin) == (bus, device, pin));
         if found.is_some() {
             return found.copied();
         }
-        let bridge = devices
-            .iter()
-            .find(|entry| entry.secondary_bus == Some(bus) && bus != 0)?;
+        let bridge = devices.iter().find(|entry| entry.secondary_bus == Some(bus) && bus != 0)?;
         pin = (pin + device) % 4;
         (bus, device) = (bridge.address.bus(), bridge.address.device());
     }

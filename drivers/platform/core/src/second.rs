@@ -16,9 +16,7 @@ struct Reader<M>(Shared<M>);
 impl<M: Machine> Reader<M> {
     fn config(&self, segment: u16, at: PciAddress, offset: u16, width: Width) -> u64 {
         match u8::try_from(offset) {
-            Ok(offset) if segment == 0 => self
-                .0
-                .with(|machine| machine.config_read(at, offset, width)),
+            Ok(offset) if segment == 0 => self.0.with(|machine| machine.config_read(at, offset, width)),
             _ => width.ones(),
         }
     }
@@ -65,10 +63,7 @@ impl Second {
     ///
     /// # Errors
     /// In words.
-    pub fn load<M: Machine + 'static>(
-        machine: &Shared<M>,
-        tables: &Tables,
-    ) -> Result<Second, String> {
+    pub fn load<M: Machine + 'static>(machine: &Shared<M>, tables: &Tables) -> Result<Second, String> {
         let mut context = AmlContext::new(Box::new(Reader(machine.clone())), DebugVerbosity::None);
         for table in tables.with_aml() {
             context
@@ -85,10 +80,7 @@ impl Second {
     /// The interpreter's, in words.
     pub fn evaluate(&mut self, path: &str, arguments: &[u64]) -> Result<Option<Value>, String> {
         let name = AmlName::from_str(path).map_err(|error| format!("{error:?}"))?;
-        let arguments = arguments
-            .iter()
-            .map(|value| AmlValue::Integer(*value))
-            .collect();
+        let arguments = arguments.iter().map(|value| AmlValue::Integer(*value)).collect();
         let arguments = Args::from_list(arguments).map_err(|error| format!("{error:?}"))?;
         match self.0.invoke_method(&name, arguments) {
             Ok(found) => Ok(Some(value(&found, 0))),
@@ -133,9 +125,7 @@ fn value(found: &AmlValue, depth: usize) -> Value {
         AmlValue::Integer(number) => Value::Integer(*number),
         AmlValue::String(text) => Value::String(text.clone()),
         AmlValue::Buffer(bytes) => Value::Buffer(bytes.lock().clone()),
-        AmlValue::Package(values) => {
-            Value::Package(values.iter().map(|found| value(found, depth + 1)).collect())
-        }
+        AmlValue::Package(values) => Value::Package(values.iter().map(|found| value(found, depth + 1)).collect()),
         _ => Value::Other,
     }
 }

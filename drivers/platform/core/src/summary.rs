@@ -4,9 +4,7 @@
 //! processors; [`interpreter::agrees`](crate::interpreter::agrees) compares its reading with this one.
 
 use crate::tables::{Table, Tables};
-use moira_proto::platform::{
-    Ecam, Fixed, IoApic, NmiLine, Override, PlatformInfo, Processor, Register,
-};
+use moira_proto::platform::{Ecam, Fixed, IoApic, NmiLine, Override, PlatformInfo, Processor, Register};
 
 /// Bytes before the MADT's entries.
 const MADT_ENTRIES: usize = 44;
@@ -76,20 +74,10 @@ fn read_madt_entry(entry: &[u8], info: &mut PlatformInfo) -> Option<()> {
             first_gsi: long(entry, 8)?,
         }),
         2 => {
-            let (bus, irq, gsi, flags) = (
-                byte(entry, 2)?,
-                byte(entry, 3)?,
-                long(entry, 4)?,
-                half(entry, 8)?,
-            );
+            let (bus, irq, gsi, flags) = (byte(entry, 2)?, byte(entry, 3)?, long(entry, 4)?, half(entry, 8)?);
             // Bus 0 is ISA, and no other is defined. "As the bus": ISA is active high, edge.
             if bus == 0 && irq < 16 {
-                info.overrides.push(Override {
-                    irq,
-                    gsi,
-                    level: flags >> 2 & 3 == 3,
-                    active_low: flags & 3 == 3,
-                });
+                info.overrides.push(Override { irq, gsi, level: flags >> 2 & 3 == 3, active_low: flags & 3 == 3 });
             }
         }
         3 => info.nmi_sources.push(long(entry, 4)?),
@@ -122,11 +110,7 @@ fn add_cpu(info: &mut PlatformInfo, apic_id: u32, uid: u32, flags: u32) {
     match info.cpus.iter_mut().find(|cpu| cpu.apic_id == apic_id) {
         Some(known) if enabled && !known.enabled => (known.uid, known.enabled) = (uid, true),
         Some(_) => {}
-        None => info.cpus.push(Processor {
-            apic_id,
-            uid,
-            enabled,
-        }),
+        None => info.cpus.push(Processor { apic_id, uid, enabled }),
     }
 }
 
@@ -158,27 +142,18 @@ fn read_fadt(fadt: &Table) -> Fixed {
     let register = |wide: usize, narrow: usize| {
         generic_address(bytes, wide).or_else(|| {
             let port = long(bytes, narrow)?;
-            u16::try_from(port)
-                .ok()
-                .filter(|port| *port != 0)
-                .map(Register::Port)
+            u16::try_from(port).ok().filter(|port| *port != 0).map(Register::Port)
         })
     };
     let flags = long(bytes, 112).unwrap_or(0);
-    let reset = (flags & RESET != 0)
-        .then(|| generic_address(bytes, 116).zip(byte(bytes, 128)))
-        .flatten();
+    let reset = (flags & RESET != 0).then(|| generic_address(bytes, 116).zip(byte(bytes, 128))).flatten();
     Fixed {
         sci: half(bytes, 46).unwrap_or(0),
-        pm_timer: (byte(bytes, 91) == Some(4))
-            .then(|| register(208, 76))
-            .flatten(),
+        pm_timer: (byte(bytes, 91) == Some(4)).then(|| register(208, 76)).flatten(),
         pm_timer_32: flags & TIMER_32 != 0,
         pm1a_control: register(172, 64),
         pm1b_control: register(184, 68),
-        smi_command: long(bytes, 48)
-            .and_then(|port| u16::try_from(port).ok())
-            .unwrap_or(0),
+        smi_command: long(bytes, 48).and_then(|port| u16::try_from(port).ok()).unwrap_or(0),
         acpi_enable: byte(bytes, 52).unwrap_or(0),
         reset,
     }

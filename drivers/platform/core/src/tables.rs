@@ -49,15 +49,8 @@ impl Table {
         }
         let mut padded = bytes.clone();
         padded.resize((bytes.len() + PADDING).next_multiple_of(8), 0);
-        let words = padded
-            .chunks_exact(8)
-            .filter_map(|chunk| chunk.try_into().ok().map(u64::from_le_bytes))
-            .collect();
-        Some(Table {
-            address,
-            words,
-            bytes,
-        })
+        let words = padded.chunks_exact(8).filter_map(|chunk| chunk.try_into().ok().map(u64::from_le_bytes)).collect();
+        Some(Table { address, words, bytes })
     }
 
     /// Its four letters.
@@ -102,9 +95,7 @@ fn field<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
 }
 
 fn sum(bytes: &[u8]) -> u8 {
-    bytes
-        .iter()
-        .fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
+    bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
 }
 
 /// Reads a root pointer (ACPI 6.5, 5.2.5.3), at least 20 bytes, 36 from version 2 on. The XSDT is preferred.
@@ -134,9 +125,7 @@ pub fn find_root(machine: &mut impl Machine, address: Option<u64>) -> Option<Roo
         machine.copy(address, &mut bytes);
         read_root_pointer(&bytes)
     };
-    address
-        .and_then(&mut read)
-        .or_else(|| BIOS.step_by(16).find_map(read))
+    address.and_then(&mut read).or_else(|| BIOS.step_by(16).find_map(read))
 }
 
 /// The checked copies of all tables.
@@ -168,18 +157,9 @@ impl Tables {
             .body()
             .chunks_exact(size)
             .take(MOST_TABLES)
-            .map(|entry| {
-                entry
-                    .iter()
-                    .rev()
-                    .fold(0, |value, byte| value << 8 | u64::from(*byte))
-            })
+            .map(|entry| entry.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
             .collect();
-        let mut tables = Tables {
-            root,
-            all: vec![first],
-            rejected: Vec::new(),
-        };
+        let mut tables = Tables { root, all: vec![first], rejected: Vec::new() };
         for entry in entries {
             tables.add(machine, entry);
         }
@@ -235,6 +215,5 @@ fn dsdt_address(fadt: &Table) -> Option<u64> {
     if wide != 0 {
         return Some(wide);
     }
-    fadt.field(40)
-        .map(|bytes| u64::from(u32::from_le_bytes(bytes)))
+    fadt.field(40).map(|bytes| u64::from(u32::from_le_bytes(bytes)))
 }

@@ -33,11 +33,7 @@ pub fn deviation_ppm(measured: u64, claimed: u64) -> u64 {
 #[must_use]
 pub const fn elapsed(start: u32, end: u32, bits_32: bool) -> u32 {
     let difference = end.wrapping_sub(start);
-    if bits_32 {
-        difference
-    } else {
-        difference & 0xff_ffff
-    }
+    if bits_32 { difference } else { difference & 0xff_ffff }
 }
 
 /// One look at both clocks: the TSC in the middle of the quickest of several reads of the PM timer.

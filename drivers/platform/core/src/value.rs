@@ -63,10 +63,7 @@ impl fmt::Display for Value {
             Value::Integer(value) => write!(f, "{value:#x}"),
             Value::String(text) => write!(f, "{text:?}"),
             Value::Buffer(bytes) => write!(f, "{bytes:02x?}"),
-            Value::Package(values) => f
-                .debug_list()
-                .entries(values.iter().map(|value| format!("{value}")))
-                .finish(),
+            Value::Package(values) => f.debug_list().entries(values.iter().map(|value| format!("{value}"))).finish(),
             Value::Other => f.write_str("something else"),
         }
     }

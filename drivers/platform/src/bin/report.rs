@@ -23,8 +23,8 @@ use moira_rt::{
     mapped::Shared,
     memory::Memory,
     sys::{
-        Capability, Deadline, Endpoint, Event, FrameSize, MapFlags, Message, MessageBuffer,
-        Platform, Rights, Untyped, receive,
+        Capability, Deadline, Endpoint, Event, FrameSize, MapFlags, Message, MessageBuffer, Platform, Rights, Untyped,
+        receive,
     },
 };
 
@@ -102,11 +102,7 @@ fn report(env: &mut Env, service: Endpoint) -> Result<(), Why> {
     }
     let info: PlatformInfo = postcard::from_bytes(&bytes).map_err(|_| Why::Format)?;
     for cpu in &info.cpus {
-        let state = if cpu.enabled {
-            "can be started"
-        } else {
-            "is switched off"
-        };
+        let state = if cpu.enabled { "can be started" } else { "is switched off" };
         info!("processor {}, APIC id {}, {state}", cpu.uid, cpu.apic_id);
     }
     for irq in [0, 4, 9] {
@@ -124,10 +120,7 @@ fn report(env: &mut Env, service: Endpoint) -> Result<(), Why> {
         }
     }
     if let Some(at) = env.argument("edu").and_then(PciAddress::parse) {
-        let device = functions
-            .into_iter()
-            .find(|device| device.address == at)
-            .ok_or(Why::Missing("edu"))?;
+        let device = functions.into_iter().find(|device| device.address == at).ok_or(Why::Missing("edu"))?;
         interrupt(env, service, &device)?;
     }
     Ok(())
@@ -136,8 +129,7 @@ fn report(env: &mut Env, service: Endpoint) -> Result<(), Why> {
 fn list(env: &mut Env, service: Endpoint) -> Result<Vec<PciDevice>, Why> {
     let mut functions: Vec<PciDevice> = Vec::new();
     loop {
-        let ([count, _], bytes) = match ask(service, proto::PCI_DEVICE, [functions.len() as u64, 0])
-        {
+        let ([count, _], bytes) = match ask(service, proto::PCI_DEVICE, [functions.len() as u64, 0]) {
             Err(Why::Answer(Some(Error::NotFound), _)) => return Ok(functions),
             other => other?,
         };
@@ -172,46 +164,28 @@ const BIT: u64 = 1 << 5;
 
 /// Has the device raise its interrupt three times, and waits for each.
 fn interrupt(env: &Env, service: Endpoint, device: &PciDevice) -> Result<(), Why> {
-    let machine = env
-        .capability::<Platform>("platform")
-        .ok_or(Why::Missing("platform"))?;
-    let objects = env
-        .capability::<Untyped>("objects")
-        .ok_or(Why::Missing("objects"))?;
+    let machine = env.capability::<Platform>("platform").ok_or(Why::Missing("platform"))?;
+    let objects = env.capability::<Untyped>("objects").ok_or(Why::Missing("objects"))?;
     let mut memory = Memory::new(env, objects);
     let mut slot = || memory.slots.take(1).ok_or(Why::Missing("slots"));
-    let interrupt = objects
-        .retype_interrupts(1, slot()?)?
-        .get(0)
-        .ok_or(Why::Missing("interrupt"))?;
-    let signal = env
-        .table()
-        .mint(env.notification(), slot()?, Rights::SIGNAL, BIT)?;
+    let interrupt = objects.retype_interrupts(1, slot()?)?.get(0).ok_or(Why::Missing("interrupt"))?;
+    let signal = env.table().mint(env.notification(), slot()?, Rights::SIGNAL, BIT)?;
     let message = Message::new(proto::SET_UP_MSI)
         .words([device.address.0.into(), 0])
         .capability(interrupt.slot())
         .capability(signal.slot());
     let ([kind, _], _) = send(service, &message)?;
-    info!(
-        "{}: {} is set up",
-        device.address,
-        if kind == 1 { "MSI-X" } else { "MSI" }
-    );
+    info!("{}: {} is set up", device.address, if kind == 1 { "MSI-X" } else { "MSI" });
     let bar = device.bars.first().ok_or(Why::Missing("registers"))?;
     let frame = machine.make_frame(bar.address, FrameSize::Small, slot()?)?;
-    let address = memory
-        .addresses
-        .take(4096, 4096)
-        .ok_or(Why::Missing("addresses"))?;
+    let address = memory.addresses.take(4096, 4096).ok_or(Why::Missing("addresses"))?;
     let mapped = memory.map(frame, address, MapFlags::READ_WRITE.uncached());
     mapped.map_err(|_| Why::Missing("page tables"))?;
     // SAFETY: mapped just now, for as long as the task lives, and reached through this value only.
     #[allow(unsafe_code)]
     let registers = unsafe { Shared::new(address, 4096, true) };
-    let (Some(raise), Some(acknowledge)) = (
-        registers.words32().get(RAISE),
-        registers.words32().get(ACKNOWLEDGE),
-    ) else {
+    let (Some(raise), Some(acknowledge)) = (registers.words32().get(RAISE), registers.words32().get(ACKNOWLEDGE))
+    else {
         return Err(Why::Missing("registers"));
     };
     use core::sync::atomic::Ordering::SeqCst;

@@ -24,7 +24,8 @@ fn simulate(policy: &mut dyn Policy, loads: &[Load], length: u64) -> Outcome {
     let count = loads.len();
     let mut outcome = Outcome { ran: vec![0; count], latency: vec![0; count], rounds: 0 };
     // Ticks left of the burst (awake) and when it wakes (asleep); when it woke, until it runs.
-    let mut left: Vec<u64> = loads.iter().map(|load| if let Load::Bursts(run, _) = load { *run } else { u64::MAX }).collect();
+    let mut left: Vec<u64> =
+        loads.iter().map(|load| if let Load::Bursts(run, _) = load { *run } else { u64::MAX }).collect();
     let mut asleep: Vec<Option<u64>> = vec![None; count];
     let mut woke: Vec<Option<u64>> = vec![Some(0); count];
     (0..count).for_each(|context| policy.wake(context, 0));

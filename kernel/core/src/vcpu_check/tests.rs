@@ -2,63 +2,21 @@
 use super::*;
 use proptest::prelude::*;
 
-const LIMITS: Limits = Limits {
-    cr4: cr4::BASE | cr4::PCIDE | cr4::OSXSAVE,
-    efer: 0xd01,
-    xcr0: 0xe7,
-    spec_ctrl: 0,
-    physical_bits: 40,
-};
+const LIMITS: Limits =
+    Limits { cr4: cr4::BASE | cr4::PCIDE | cr4::OSXSAVE, efer: 0xd01, xcr0: 0xe7, spec_ctrl: 0, physical_bits: 40 };
 
 #[test]
 fn long_mode_needs_its_parts_and_lma_is_computed() {
-    let long = Control {
-        cr0: cr0::PG | cr0::PE,
-        cr4: cr4::PAE,
-        efer: efer::LME,
-        ..Control::default()
-    };
+    let long = Control { cr0: cr0::PG | cr0::PE, cr4: cr4::PAE, efer: efer::LME, ..Control::default() };
     let checked = long.checked(&LIMITS).unwrap();
     assert_eq!(checked.efer, efer::LME | efer::LMA);
     assert_eq!(checked.cr0 & cr0::ET, cr0::ET);
     assert!(Control { cr4: 0, ..long }.checked(&LIMITS).is_err());
-    assert!(
-        Control {
-            cr0: cr0::PG,
-            ..long
-        }
-        .checked(&LIMITS)
-        .is_err()
-    );
-    assert!(
-        Control {
-            cr3: 1 << 40,
-            ..long
-        }
-        .checked(&LIMITS)
-        .is_err()
-    );
-    assert!(
-        Control {
-            cr4: cr4::PAE | cr4::VMXE,
-            ..long
-        }
-        .checked(&LIMITS)
-        .is_err()
-    );
-    assert!(
-        Control {
-            efer: efer::LME | efer::SVME,
-            ..long
-        }
-        .checked(&LIMITS)
-        .is_err()
-    );
-    let claimed = Control {
-        cr0: cr0::PE,
-        efer: efer::LME | efer::LMA,
-        ..Control::default()
-    };
+    assert!(Control { cr0: cr0::PG, ..long }.checked(&LIMITS).is_err());
+    assert!(Control { cr3: 1 << 40, ..long }.checked(&LIMITS).is_err());
+    assert!(Control { cr4: cr4::PAE | cr4::VMXE, ..long }.checked(&LIMITS).is_err());
+    assert!(Control { efer: efer::LME | efer::SVME, ..long }.checked(&LIMITS).is_err());
+    let claimed = Control { cr0: cr0::PE, efer: efer::LME | efer::LMA, ..Control::default() };
     assert_eq!(claimed.checked(&LIMITS).unwrap().efer, efer::LME);
 }
 
@@ -74,18 +32,8 @@ fn xcr0_needs_its_parts() {
 
 #[test]
 fn task_register_is_a_busy_tss_and_loses_its_busy_bit_on_svm() {
-    let mut segments = [Segment {
-        rights: 0xc093,
-        ..Segment::default()
-    }; 8];
-    for (rights, good) in [
-        (0x8b, true),
-        (0x83, true),
-        (0x89, false),
-        (0x0b, false),
-        (0x1008b, false),
-        (0x9b, false),
-    ] {
+    let mut segments = [Segment { rights: 0xc093, ..Segment::default() }; 8];
+    for (rights, good) in [(0x8b, true), (0x83, true), (0x89, false), (0x0b, false), (0x1008b, false), (0x9b, false)] {
         segments[seg::TR].rights = rights;
         assert_eq!(check_segments(&segments).is_ok(), good, "{rights:x}");
     }
@@ -103,38 +51,17 @@ fn ports_mean_the_same_on_both_vendors() {
     let svm = port_from_svm(0x01f0_0000 | 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 8 | 3 << 10);
     assert_eq!(vmx, PortIo::new(0x1f0, 2, true, true, true));
     assert_eq!(svm, vmx);
-    assert_eq!(
-        port_from_vmx(0xcf8_0000 | 3),
-        PortIo::new(0xcf8, 4, false, false, false)
-    );
+    assert_eq!(port_from_vmx(0xcf8_0000 | 3), PortIo::new(0xcf8, 4, false, false, false));
 }
 
 #[test]
 fn maps_hold_what_they_should() {
     assert_eq!(msr_bit_svm(0xc000_0100), Some((0x800 + 0x40) * 8));
     assert_eq!(msr_bit_svm(0x4000_0000), None);
-    assert_eq!(
-        msr_bits_vmx(0xc000_0102),
-        Some((0x420 * 8 + 2, 0xc20 * 8 + 2))
-    );
+    assert_eq!(msr_bits_vmx(0xc000_0102), Some((0x420 * 8 + 2, 0xc20 * 8 + 2)));
     assert_eq!(msr_bits_vmx(0xc001_0015), None);
-    for msr in [
-        0x10,
-        0x1b,
-        0x48,
-        0x277,
-        0x3a,
-        0xc000_0080,
-        0xc001_0114,
-        0xc001_0117,
-        0x1d9,
-        0x38f,
-    ] {
-        assert_eq!(
-            msr_openable(msr, true).or(msr_openable(msr, false)),
-            None,
-            "{msr:x}"
-        );
+    for msr in [0x10, 0x1b, 0x48, 0x277, 0x3a, 0xc000_0080, 0xc001_0114, 0xc001_0117, 0x1d9, 0x38f] {
+        assert_eq!(msr_openable(msr, true).or(msr_openable(msr, false)), None, "{msr:x}");
     }
 }
 

@@ -55,7 +55,8 @@ pub fn add(physical: u64, first: u32) -> Option<u32> {
 fn pin_of(gsi: u64) -> Option<(u64, u32)> {
     ALL.iter().find_map(|apic| {
         let (address, first) = (apic.address.load(Acquire), apic.first.load(Relaxed) as u64);
-        (address != 0 && gsi >= first && gsi < first + apic.pins.load(Relaxed) as u64).then(|| (address, (gsi - first) as u32))
+        (address != 0 && gsi >= first && gsi < first + apic.pins.load(Relaxed) as u64)
+            .then(|| (address, (gsi - first) as u32))
     })
 }
 

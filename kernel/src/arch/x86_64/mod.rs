@@ -20,7 +20,6 @@ use core::arch::{asm, global_asm};
 global_asm!(include_str!("boot.s"), options(att_syntax));
 global_asm!(include_str!("entry.s"));
 
-
 /// TSC.
 #[inline(always)]
 pub fn now() -> u64 {

@@ -1,7 +1,12 @@
 //! Starting processors.
 
 use super::{apic, paging, tables, tsc, virt, vm};
-use crate::{boot, memory::{DIRECT_MAP, Obj, Page}, percpu::{self, Cpu}, sched};
+use crate::{
+    boot,
+    memory::{DIRECT_MAP, Obj, Page},
+    percpu::{self, Cpu},
+    sched,
+};
 use core::sync::atomic::Ordering::*;
 
 /// Physical address of the trampoline; the page is kept out of what tasks get.

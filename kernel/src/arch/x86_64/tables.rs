@@ -4,7 +4,10 @@ use crate::percpu::Cpu;
 use core::{arch::asm, cell::UnsafeCell};
 use x86::{
     dtables::{DescriptorTablePointer, lgdt, lidt},
-    msr::{IA32_EFER, IA32_FMASK, IA32_GS_BASE, IA32_KERNEL_GSBASE, IA32_LSTAR, IA32_CSTAR, IA32_PAT, IA32_STAR, IA32_SYSENTER_CS, rdmsr, wrmsr},
+    msr::{
+        IA32_CSTAR, IA32_EFER, IA32_FMASK, IA32_GS_BASE, IA32_KERNEL_GSBASE, IA32_LSTAR, IA32_PAT, IA32_STAR,
+        IA32_SYSENTER_CS, rdmsr, wrmsr,
+    },
 };
 
 /// Kernel code selector.
@@ -60,7 +63,13 @@ unsafe extern "C" {
 }
 
 fn gate(handler: u64, ist: u64, dpl: u64) -> Gate {
-    let low = handler & 0xffff | (KERNEL_CODE as u64) << 16 | ist << 32 | 0xe << 40 | dpl << 45 | 1 << 47 | (handler >> 16 & 0xffff) << 48;
+    let low = handler & 0xffff
+        | (KERNEL_CODE as u64) << 16
+        | ist << 32
+        | 0xe << 40
+        | dpl << 45
+        | 1 << 47
+        | (handler >> 16 & 0xffff) << 48;
     Gate { low, high: handler >> 32 }
 }
 
@@ -133,7 +142,9 @@ fn init_control() {
     let extended = features.get_extended_feature_info();
     let mut cr4: u64 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10;
     if let Some(features) = &extended {
-        cr4 |= (features.has_smep() as u64) << 20 | (features.has_smap() as u64) << 21 | (features.has_umip() as u64) << 11;
+        cr4 |= (features.has_smep() as u64) << 20
+            | (features.has_smap() as u64) << 21
+            | (features.has_umip() as u64) << 11;
     }
     cr4 |= 1 << 6;
     // SAFETY: only bits that CPUID offers; PE, PG stay; TS makes every task's vector instruction fault.

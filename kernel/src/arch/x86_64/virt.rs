@@ -31,13 +31,11 @@ use block::Block;
 pub use block::VcpuHw;
 pub(super) use block::{Nmi, Shadow, slow};
 pub use cpu::CpuVirt;
-pub(super) use cpu::{
-    TableRegister, Tags, cpuid, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl,
-};
+pub(super) use cpu::{TableRegister, Tags, cpuid, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl};
 pub use page::StatePage;
 pub(super) use page::{
-    get, put, put_segment, read_control, read_debug, read_inject, read_msrs, read_rip,
-    read_segments, read_tables, read_tsc_xcr, report, set_slow, store_shadow,
+    get, put, put_segment, read_control, read_debug, read_inject, read_msrs, read_rip, read_segments, read_tables,
+    read_tsc_xcr, report, set_slow, store_shadow,
 };
 pub use vector::{guest_xcr0, vector_restore, vector_save};
 use vector::{read_xcr0, with_xsave, write_xcr0};
@@ -115,8 +113,7 @@ pub unsafe fn enable_cpu(vendor: Vendor, pages_phys: u64) -> Result<*mut CpuVirt
     let ones = pages + 3 * PAGE as u64;
     // SAFETY: the pages are the caller's gift.
     unsafe { core::ptr::write_bytes(ones as *mut u8, 0xff, 3 * PAGE) };
-    let _ =
-        CLOSED_MAPS.compare_exchange(0, ones - DIRECT_MAP, Ordering::Relaxed, Ordering::Relaxed);
+    let _ = CLOSED_MAPS.compare_exchange(0, ones - DIRECT_MAP, Ordering::Relaxed, Ordering::Relaxed);
     let state = CpuVirt {
         vendor,
         resident: 0,
@@ -162,10 +159,7 @@ const MXCSR_RESET: u32 = 0x1f80;
 /// The state page's content after [`init`], for group [`group::ALL`].
 #[must_use]
 pub fn reset_control() -> Control {
-    Control {
-        cr0: 0x6000_0010,
-        ..Control::default()
-    }
+    Control { cr0: 0x6000_0010, ..Control::default() }
 }
 
 /// Loads the groups of `mask` from the state page: each is read once, checked, and copied.
@@ -268,11 +262,7 @@ pub(super) fn become_resident(cpu: &mut CpuVirt, hw: VcpuHw) {
         unsafe { msr::wrmsr(msr::IA32_TSC_AUX, shadow.tsc_aux) };
     }
     if cpu.features.xsave {
-        let value = if check::xcr0_valid(shadow.xcr0, &cpu.limits) {
-            shadow.xcr0
-        } else {
-            1
-        };
+        let value = if check::xcr0_valid(shadow.xcr0, &cpu.limits) { shadow.xcr0 } else { 1 };
         with_xsave(true, || write_xcr0(value));
     }
 }
@@ -305,13 +295,7 @@ pub fn detach(cpu: &mut CpuVirt, hw: VcpuHw) {
 ///
 /// # Errors
 /// The MSR is none of those that can be opened.
-pub fn allow_msr(
-    cpu: &mut CpuVirt,
-    hw: VcpuHw,
-    msr: u32,
-    read: bool,
-    write: bool,
-) -> Result<(), ()> {
+pub fn allow_msr(cpu: &mut CpuVirt, hw: VcpuHw, msr: u32, read: bool, write: bool) -> Result<(), ()> {
     let most = check::msr_openable(msr, cpu.vendor == Vendor::Svm).ok_or(())?;
     let shadow = hw.shadow();
     if !shadow.msr_open {

@@ -144,10 +144,9 @@ impl Board {
                     return Action::Reset;
                 }
             }
-            port::APM
-                if number & 1 != 0 => {
-                    self.apm_status = v;
-                }
+            port::APM if number & 1 != 0 => {
+                self.apm_status = v;
+            }
             port::RESET => return pm_action(self.pm.write_reset(v)),
             _ => {}
         }

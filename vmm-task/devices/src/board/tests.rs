@@ -95,7 +95,19 @@ impl Machine {
         self.inl(0xCFC)
     }
     fn init_pic(&mut self) {
-        self.out(&[(0x21, 0xFF), (0x20, 0x11), (0x21, 0x30), (0x21, 4), (0x21, 1), (0xA0, 0x11), (0xA1, 0x38), (0xA1, 2), (0xA1, 1), (0x21, 0xFB), (0xA1, 0xFF)]);
+        self.out(&[
+            (0x21, 0xFF),
+            (0x20, 0x11),
+            (0x21, 0x30),
+            (0x21, 4),
+            (0x21, 1),
+            (0xA0, 0x11),
+            (0xA1, 0x38),
+            (0xA1, 2),
+            (0xA1, 1),
+            (0x21, 0xFB),
+            (0xA1, 0xFF),
+        ]);
     }
 }
 
@@ -203,7 +215,9 @@ fn secondary_processors_start() {
     m.write(0, LAPIC + 0xF0, 0x1FF);
     for cpu in 1..4u32 {
         m.write(0, LAPIC + 0x310, cpu << 24);
-        for (icr, event) in [(0xC500, Some(CpuEvent::Init)), (0x8500, None), (0x608, Some(CpuEvent::Startup(8))), (0x608, None)] {
+        for (icr, event) in
+            [(0xC500, Some(CpuEvent::Init)), (0x8500, None), (0x608, Some(CpuEvent::Startup(8))), (0x608, None)]
+        {
             m.write(0, LAPIC + 0x300, icr);
             assert_eq!(m.board.take_event(cpu as usize), event);
         }

@@ -57,7 +57,8 @@ impl ConfigSpace {
     /// line can be written.
     #[must_use]
     pub fn new(id: Identity) -> Self {
-        let mut c = Self { bytes: [0; 256], writable: [0; 256], bars: [None; BARS], last_capability: 0, next_free: 0x40 };
+        let mut c =
+            Self { bytes: [0; 256], writable: [0; 256], bars: [None; BARS], last_capability: 0, next_free: 0x40 };
         c.set_u16(0x00, id.vendor);
         c.set_u16(0x02, id.device);
         c.set_u32(0x08, id.class << 8 | u32::from(id.revision));
@@ -156,7 +157,12 @@ impl ConfigSpace {
             BarKind::Memory => (COMMAND_MEMORY, raw & !0xF),
             BarKind::Io => (COMMAND_IO, raw & 0xFFFC),
         };
-        (self.command() & gate != 0 && base != 0).then_some(Decoded { bar, kind, base: u64::from(base), size: u64::from(size) })
+        (self.command() & gate != 0 && base != 0).then_some(Decoded {
+            bar,
+            kind,
+            base: u64::from(base),
+            size: u64::from(size),
+        })
     }
 
     /// Appends a capability (its id, then `body` after the link byte) and gives its offset; 0 if there is no room.
@@ -202,7 +208,14 @@ mod tests {
     use super::*;
 
     fn space() -> ConfigSpace {
-        ConfigSpace::new(Identity { vendor: 0x1AF4, device: 0x1042, class: 0x01_0000, revision: 1, subsystem_vendor: 1, subsystem: 2 })
+        ConfigSpace::new(Identity {
+            vendor: 0x1AF4,
+            device: 0x1042,
+            class: 0x01_0000,
+            revision: 1,
+            subsystem_vendor: 1,
+            subsystem: 2,
+        })
     }
 
     #[test]

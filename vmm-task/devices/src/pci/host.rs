@@ -19,7 +19,14 @@ impl HostBridge {
     /// `preset`: as firmware leaves it, with the ECAM on at its platform address; else as after power-on.
     #[must_use]
     pub fn new(preset: bool) -> Self {
-        let id = Identity { vendor: 0x8086, device: 0x29C0, class: 0x06_0000, revision: 0, subsystem_vendor: 0x1AF4, subsystem: 0x1100 };
+        let id = Identity {
+            vendor: 0x8086,
+            device: 0x29C0,
+            class: 0x06_0000,
+            revision: 0,
+            subsystem_vendor: 0x1AF4,
+            subsystem: 0x1100,
+        };
         let mut config = ConfigSpace::new(id);
         // Enable, length, and bits 28 to 35 of the base.
         config.allow(PCIEXBAR, &[0x07, 0, 0, 0xFC, 0x0F]);
@@ -78,7 +85,14 @@ impl LpcBridge {
     /// `preset`: as firmware leaves it, with the ACPI ports on; else as after power-on.
     #[must_use]
     pub fn new(preset: bool) -> Self {
-        let id = Identity { vendor: 0x8086, device: 0x2918, class: 0x06_0100, revision: 2, subsystem_vendor: 0x1AF4, subsystem: 0x1100 };
+        let id = Identity {
+            vendor: 0x8086,
+            device: 0x2918,
+            class: 0x06_0100,
+            revision: 2,
+            subsystem_vendor: 0x1AF4,
+            subsystem: 0x1100,
+        };
         let mut config = ConfigSpace::new(id);
         // PMBASE, ACPI_CNTL
         config.allow(0x40, &[0x80, 0xFF]);

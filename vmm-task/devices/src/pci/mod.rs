@@ -171,7 +171,8 @@ impl PciBus {
     /// Slot and register that CFCh + `lane` names now.
     fn selected(&self, lane: u8) -> Option<(u8, u8)> {
         // Enabled, bus 0, function 0.
-        (self.address & 0x80FF_0700 == 0x8000_0000).then_some(((self.address >> 11 & 31) as u8, self.address as u8 | lane & 3))
+        (self.address & 0x80FF_0700 == 0x8000_0000)
+            .then_some(((self.address >> 11 & 31) as u8, self.address as u8 | lane & 3))
     }
 
     /// Reads at CFCh + `lane`.
@@ -213,7 +214,14 @@ impl PciBus {
         }
     }
 
-    fn config_write(&mut self, slot: u8, register: u16, size: u8, value: u32, context: &mut Context<'_>) -> ConfigEffect {
+    fn config_write(
+        &mut self,
+        slot: u8,
+        register: u16,
+        size: u8,
+        value: u32,
+        context: &mut Context<'_>,
+    ) -> ConfigEffect {
         match (self.get_mut(slot), u8::try_from(register)) {
             (Some(f), Ok(register)) if aligned(register, size) => f.config_write(register, size, value, context),
             _ => ConfigEffect::None,

@@ -86,7 +86,8 @@ impl Block {
 
     /// The byte range of a request, if it lies on the disk.
     fn range(&self, sector: u64, bytes: u64) -> Option<u64> {
-        let inside = bytes.is_multiple_of(SECTOR) && sector.checked_add(bytes / SECTOR).is_some_and(|end| end <= self.capacity);
+        let inside =
+            bytes.is_multiple_of(SECTOR) && sector.checked_add(bytes / SECTOR).is_some_and(|end| end <= self.capacity);
         inside.then(|| sector * SECTOR)
     }
 
@@ -149,8 +150,14 @@ impl Block {
                 if flags & !u8::from(kind == T_WRITE_ZEROES) != 0 {
                     return refuse(S_UNSUPPORTED);
                 }
-                let Some(offset) = self.range(sector, len).filter(|_| count <= MAX_RANGE) else { return refuse(S_IO_ERROR) };
-                let op = if kind == T_DISCARD { BlockOp::Discard { offset, len } } else { BlockOp::WriteZeroes { offset, len } };
+                let Some(offset) = self.range(sector, len).filter(|_| count <= MAX_RANGE) else {
+                    return refuse(S_IO_ERROR);
+                };
+                let op = if kind == T_DISCARD {
+                    BlockOp::Discard { offset, len }
+                } else {
+                    BlockOp::WriteZeroes { offset, len }
+                };
                 self.backend.submit(tag, op, work.memory)
             }
             _ => return refuse(S_UNSUPPORTED),

@@ -67,7 +67,12 @@ pub fn slice(segments: &[Segment], mut offset: u64, mut len: u64, out: &mut Vec<
 ///
 /// # Errors
 /// [`OutOfRange`] if guest memory has shrunk meanwhile.
-pub fn read(segments: &[Segment], mut offset: u64, out: &mut [u8], memory: &dyn GuestMemory) -> Result<usize, OutOfRange> {
+pub fn read(
+    segments: &[Segment],
+    mut offset: u64,
+    out: &mut [u8],
+    memory: &dyn GuestMemory,
+) -> Result<usize, OutOfRange> {
     let mut done = 0;
     for s in segments {
         let size = u64::from(s.len);
@@ -91,7 +96,12 @@ pub fn read(segments: &[Segment], mut offset: u64, out: &mut [u8], memory: &dyn 
 ///
 /// # Errors
 /// [`OutOfRange`] if guest memory has shrunk meanwhile.
-pub fn write(segments: &[Segment], mut offset: u64, data: &[u8], memory: &dyn GuestMemory) -> Result<usize, OutOfRange> {
+pub fn write(
+    segments: &[Segment],
+    mut offset: u64,
+    data: &[u8],
+    memory: &dyn GuestMemory,
+) -> Result<usize, OutOfRange> {
     let mut done = 0;
     for s in segments {
         let size = u64::from(s.len);

@@ -37,7 +37,17 @@ impl Net {
     #[must_use]
     pub fn new(backend: Box<dyn NetBackend>, mac: [u8; 6]) -> Self {
         let link = backend.link();
-        Self { backend, mac, link, rx: Chain::new(), rx_held: false, tx: Chain::new(), tx_held: false, frame: Vec::new(), dropped: 0 }
+        Self {
+            backend,
+            mac,
+            link,
+            rx: Chain::new(),
+            rx_held: false,
+            tx: Chain::new(),
+            tx_held: false,
+            frame: Vec::new(),
+            dropped: 0,
+        }
     }
 
     /// Frames of the guest that were too long or too short to be sent.

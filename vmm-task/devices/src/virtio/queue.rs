@@ -108,7 +108,8 @@ impl Queue {
     /// Enables the queue if its rings are aligned and in memory.
     pub(super) fn enable(&mut self, memory: &dyn GuestMemory) -> Result<(), QueueError> {
         let n = u64::from(self.size);
-        let aligned = self.descriptors.is_multiple_of(16) && self.available.is_multiple_of(2) && self.used.is_multiple_of(4);
+        let aligned =
+            self.descriptors.is_multiple_of(16) && self.available.is_multiple_of(2) && self.used.is_multiple_of(4);
         let event = 2;
         let inside = memory.contains(self.descriptors, 16 * n)
             && memory.contains(self.available, 4 + 2 * n + event)
@@ -169,7 +170,13 @@ impl Queue {
             let (gpa, len, flags, next) = decode(&raw);
             if flags & DESC_INDIRECT != 0 {
                 let n = len / 16;
-                if in_table || !self.indirect || flags & DESC_NEXT != 0 || len % 16 != 0 || n == 0 || n as usize > MAX_SEGMENTS {
+                if in_table
+                    || !self.indirect
+                    || flags & DESC_NEXT != 0
+                    || len % 16 != 0
+                    || n == 0
+                    || n as usize > MAX_SEGMENTS
+                {
                     return Err(QueueError::Indirect);
                 }
                 if !memory.contains(gpa, u64::from(len)) {

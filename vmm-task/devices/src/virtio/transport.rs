@@ -120,7 +120,8 @@ impl VirtioPci {
 
     /// Whether the device may touch queues now.
     fn live(&self) -> bool {
-        self.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK && self.config.command() & COMMAND_MASTER != 0
+        self.status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK
+            && self.config.command() & COMMAND_MASTER != 0
     }
 
     fn interrupt(&mut self, vector: u16, cause: u8, context: &mut Context<'_>) {
@@ -142,7 +143,11 @@ impl VirtioPci {
     }
 
     /// Lets the device work, and then tells the driver what it wants to be told.
-    fn run(&mut self, context: &mut Context<'_>, work: impl FnOnce(&mut dyn VirtioDevice, &mut Work<'_>) -> Result<Progress, QueueError>) {
+    fn run(
+        &mut self,
+        context: &mut Context<'_>,
+        work: impl FnOnce(&mut dyn VirtioDevice, &mut Work<'_>) -> Result<Progress, QueueError>,
+    ) {
         if !self.live() {
             return;
         }
@@ -242,7 +247,9 @@ impl VirtioPci {
     fn queue_write(&mut self, offset: u32, size: u8, v: u32, context: &mut Context<'_>) {
         let vectors = self.msix.vectors();
         let Some(q) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
-        let put = |old: u64, high: bool| if high { old & 0xFFFF_FFFF | u64::from(v) << 32 } else { old & !0xFFFF_FFFF | u64::from(v) };
+        let put = |old: u64, high: bool| {
+            if high { old & 0xFFFF_FFFF | u64::from(v) << 32 } else { old & !0xFFFF_FFFF | u64::from(v) }
+        };
         match (offset, size) {
             (0x1A, 2) => q.vector = if v < u32::from(vectors) { v as u16 } else { NO_VECTOR },
             // Once enabled, a queue changes only by a reset.
@@ -274,7 +281,8 @@ impl VirtioPci {
 
     /// A read of up to 4 bytes.
     fn read32(&mut self, offset: u32, size: u8, _context: &mut Context<'_>) -> u32 {
-        let bytes = |f: &dyn Fn(u32) -> u8| (0..u32::from(size)).fold(0, |v, i| v | u32::from(f(offset + i)) << (8 * i));
+        let bytes =
+            |f: &dyn Fn(u32) -> u8| (0..u32::from(size)).fold(0, |v, i| v | u32::from(f(offset + i)) << (8 * i));
         match offset {
             0..COMMON_SIZE => bytes(&|o| self.common_byte(o)),
             ISR => {
@@ -309,7 +317,8 @@ impl VirtioPci {
     /// The BAR offset and size that the configuration window names, if they make sense.
     fn window(&self) -> Option<(u32, u8)> {
         let at = self.window_at;
-        let (bar, offset, len) = (self.config.read(at + 4, 1), self.config.read(at + 8, 4), self.config.read(at + 12, 4));
+        let (bar, offset, len) =
+            (self.config.read(at + 4, 1), self.config.read(at + 8, 4), self.config.read(at + 12, 4));
         let ok = bar == u32::from(BAR) && matches!(len, 1 | 2 | 4) && offset % len == 0 && offset < BAR_SIZE;
         ok.then_some((offset, len as u8))
     }

@@ -15,7 +15,8 @@ impl<'a> Checker<'a> {
                     // Every call of the cycle would be reported; the alphabetically first caller speaks for it.
                     if path.iter().all(|other| *other >= name.get_ref().as_str()) {
                         let cycle = format!("{} → {}", name.get_ref(), path.join(" → "));
-                        let hint = "calls go strictly uphill, so no task may reach itself; answer by a signal or a ring";
+                        let hint =
+                            "calls go strictly uphill, so no task may reach itself; answer by a signal or a ring";
                         self.report(server.span(), format!("calls form a cycle: {cycle}"), hint);
                     }
                 }
@@ -38,27 +39,17 @@ impl<'a> Checker<'a> {
         let (low, high) = (*task.level.get_ref(), *target.level.get_ref());
         if low >= high {
             let message = format!("`{from}` on level {low} calls `{to}` on level {high}");
-            let hint = format!(
-                "calls go strictly uphill: put `{to}` above level {low} or `{from}` below level {high}"
-            );
+            let hint = format!("calls go strictly uphill: put `{to}` above level {low} or `{from}` below level {high}");
             self.report(server.span(), message, hint);
         }
         if !target.serves {
             let hint = format!("add `serves = true` to [tasks.{to}], or remove the call");
-            self.report(
-                server.span(),
-                format!("`{from}` calls `{to}`, which serves nothing"),
-                hint,
-            );
+            self.report(server.span(), format!("`{from}` calls `{to}`, which serves nothing"), hint);
         }
         let (here, there) = (*task.cpu.get_ref(), *target.cpu.get_ref());
         if here != there {
             let hint = "a call stays on its CPU: give the server an instance there, or use a ring and a signal";
-            self.report(
-                server.span(),
-                format!("`{from}` on CPU {here} calls `{to}` on CPU {there}"),
-                hint,
-            );
+            self.report(server.span(), format!("`{from}` on CPU {here} calls `{to}` on CPU {there}"), hint);
         }
     }
 

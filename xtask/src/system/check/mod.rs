@@ -51,13 +51,9 @@ struct Checker<'a> {
 
 /// Reads and checks the manifest `source`; `path` is only shown.
 pub fn check(path: &Path, source: &str, known: &Known) -> Result<Manifest, Report> {
-    let manifest: Manifest = toml::from_str(source)
-        .map_err(|error| Report::new(path, source, vec![syntax(&error, source)]))?;
-    let mut checker = Checker {
-        manifest: &manifest,
-        known,
-        found: Vec::new(),
-    };
+    let manifest: Manifest =
+        toml::from_str(source).map_err(|error| Report::new(path, source, vec![syntax(&error, source)]))?;
+    let mut checker = Checker { manifest: &manifest, known, found: Vec::new() };
     checker.names();
     checker.system();
     for (name, task) in &manifest.tasks {
@@ -68,11 +64,7 @@ pub fn check(path: &Path, source: &str, known: &Known) -> Result<Manifest, Repor
     checker.time();
     checker.resources();
     let found = checker.found;
-    if found.is_empty() {
-        Ok(manifest)
-    } else {
-        Err(Report::new(path, source, found))
-    }
+    if found.is_empty() { Ok(manifest) } else { Err(Report::new(path, source, found)) }
 }
 
 /// Turns an error of the TOML reader into a finding with a hint.
@@ -87,24 +79,18 @@ fn syntax(error: &toml::de::Error, source: &str) -> Diagnostic {
         };
         // The reader points at the key or at the whole table; the key is what one looks for.
         let at = source.get(span.clone()).and_then(|text| text.find(key));
-        let span = at.map_or(span.clone(), |at| {
-            span.start + at..span.start + at + key.len()
-        });
+        let span = at.map_or(span.clone(), |at| span.start + at..span.start + at + key.len());
         return Diagnostic::new(span, format!("unknown key `{key}`"), hint);
     }
     let hint = match message {
         text if text.starts_with("missing field") => "add it to this table",
-        text if text.starts_with("bad size") => {
-            "write \"64KiB\", \"1MiB\", \"2GiB\" or a number of bytes"
-        }
+        text if text.starts_with("bad size") => "write \"64KiB\", \"1MiB\", \"2GiB\" or a number of bytes",
         text if text.starts_with("bad time") => "write \"250ns\", \"100us\", \"2ms\" or \"1s\"",
         text if text.starts_with("duplicate key") => {
             "each name stands once in its table; give one of them another name"
         }
         text if text.starts_with("unknown variant") => "one of the listed words is expected",
-        text if text.starts_with("invalid type") => {
-            "the value has another type than this key takes"
-        }
+        text if text.starts_with("invalid type") => "the value has another type than this key takes",
         _ => "the file is not valid TOML here",
     };
     Diagnostic::new(span, message.replace('\n', "; "), hint)
@@ -122,18 +108,11 @@ impl<'a> Checker<'a> {
     /// A reference to a task that is not there.
     fn no_such_task(&mut self, reference: &Name, verb: &str) {
         let name = reference.get_ref();
-        let hint = match nearest(
-            name,
-            self.manifest.tasks.keys().map(|key| key.get_ref().as_str()),
-        ) {
+        let hint = match nearest(name, self.manifest.tasks.keys().map(|key| key.get_ref().as_str())) {
             Some(close) => format!("did you mean `{close}`?"),
             None => format!("add a table [tasks.{name}], or remove the name here"),
         };
-        self.report(
-            reference.span(),
-            format!("{verb} `{name}`, and there is no such task"),
-            hint,
-        );
+        self.report(reference.span(), format!("{verb} `{name}`, and there is no such task"), hint);
     }
 
     fn names(&mut self) {
@@ -142,11 +121,7 @@ impl<'a> Checker<'a> {
         if manifest.tasks.is_empty() && manifest.system.root.get_ref() == "root" {
             self.report(0..0, "a system without tasks", "add a table [tasks.NAME]");
         }
-        let names = manifest
-            .tasks
-            .keys()
-            .chain(manifest.regions.keys())
-            .chain(manifest.files.keys());
+        let names = manifest.tasks.keys().chain(manifest.regions.keys()).chain(manifest.files.keys());
         for name in names {
             let text = name.get_ref();
             let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -158,24 +133,16 @@ impl<'a> Checker<'a> {
         for reserved in ["root", "system"] {
             for name in manifest.tasks.keys().chain(manifest.files.keys()) {
                 if name.get_ref() == reserved {
-                    let hint =
-                        "the archive keeps `root` and `system` for the root task and the manifest";
+                    let hint = "the archive keeps `root` and `system` for the root task and the manifest";
                     self.report(name.span(), format!("the name `{reserved}` is taken"), hint);
                 }
             }
         }
         for file in manifest.files.keys() {
-            let images = manifest
-                .tasks
-                .iter()
-                .map(|(name, task)| image_of(name, task.get_ref()));
+            let images = manifest.tasks.iter().map(|(name, task)| image_of(name, task.get_ref()));
             if images.into_iter().any(|image| image == file.get_ref()) {
                 let hint = "files and images share the archive's names; rename the file";
-                self.report(
-                    file.span(),
-                    format!("the file `{}` has the name of an image", file.get_ref()),
-                    hint,
-                );
+                self.report(file.span(), format!("the file `{}` has the name of an image", file.get_ref()), hint);
             }
         }
     }
@@ -184,11 +151,7 @@ impl<'a> Checker<'a> {
         let system = &self.manifest.system;
         let cpus = *system.cpus.get_ref();
         if cpus == 0 || cpus > CPU_LIMIT {
-            self.report(
-                system.cpus.span(),
-                format!("{cpus} CPUs"),
-                format!("1 to {CPU_LIMIT} are possible"),
-            );
+            self.report(system.cpus.span(), format!("{cpus} CPUs"), format!("1 to {CPU_LIMIT} are possible"));
         }
         self.image(system.root.get_ref(), system.root.span());
     }
@@ -213,39 +176,21 @@ impl<'a> Checker<'a> {
             None => self.image(name.get_ref(), name.span()),
         }
         if image_of(name, task) == "root" && self.manifest.system.root.get_ref() != "root" {
-            let hint =
-                "the archive's `root` is the root task of this system, which is another binary";
-            self.report(
-                name.span(),
-                format!("`{}` runs `root`", name.get_ref()),
-                hint,
-            );
+            let hint = "the archive's `root` is the root task of this system, which is another binary";
+            self.report(name.span(), format!("`{}` runs `root`", name.get_ref()), hint);
         }
         let level = *task.level.get_ref();
         if level >= LEVELS {
-            self.report(
-                task.level.span(),
-                format!("level {level}"),
-                "levels are 0 to 7; 7 calls nobody",
-            );
+            self.report(task.level.span(), format!("level {level}"), "levels are 0 to 7; 7 calls nobody");
         }
         let (cpu, cpus) = (*task.cpu.get_ref(), *self.manifest.system.cpus.get_ref());
         if cpu >= cpus {
-            let hint = format!(
-                "CPUs count from 0 and the system has {cpus}: raise `cpus` in [system] or choose another"
-            );
-            self.report(
-                task.cpu.span(),
-                format!("task `{name}` on CPU {cpu}", name = name.get_ref()),
-                hint,
-            );
+            let hint =
+                format!("CPUs count from 0 and the system has {cpus}: raise `cpus` in [system] or choose another");
+            self.report(task.cpu.span(), format!("task `{name}` on CPU {cpu}", name = name.get_ref()), hint);
         }
-        let lists = [
-            ("calls", &task.calls),
-            ("signals", &task.signals),
-            ("holds", &task.contexts),
-            ("holds", &task.controls),
-        ];
+        let lists =
+            [("calls", &task.calls), ("signals", &task.signals), ("holds", &task.contexts), ("holds", &task.controls)];
         for (verb, names) in lists {
             for other in names {
                 if self.lookup(other.get_ref()).is_none() {
@@ -262,10 +207,7 @@ impl<'a> Checker<'a> {
         let mut seen = BTreeSet::new();
         for (name, span) in &named {
             if !seen.insert(name.as_str()) {
-                let message = format!(
-                    "`{}` has two capabilities named `{name}`",
-                    task_name.get_ref()
-                );
+                let message = format!("`{}` has two capabilities named `{name}`", task_name.get_ref());
                 let hint = "tasks find their capabilities by name: remove one, or rename it where the name is yours";
                 self.report(span.clone(), message, hint);
             }
@@ -288,21 +230,10 @@ impl<'a> Checker<'a> {
             let (name, task) = (name.get_ref(), task.get_ref());
             let Some(role) = &task.role else { continue };
             // A planner and a supervisor serve all CPUs, so they collide wherever they live.
-            let place = if *role.get_ref() == Role::Scheduler {
-                *task.cpu.get_ref()
-            } else {
-                0
-            };
-            if let Some((_, _, other)) = taken
-                .iter()
-                .find(|(r, p, _)| r == role.get_ref() && *p == place)
-            {
+            let place = if *role.get_ref() == Role::Scheduler { *task.cpu.get_ref() } else { 0 };
+            if let Some((_, _, other)) = taken.iter().find(|(r, p, _)| r == role.get_ref() && *p == place) {
                 let message = format!("`{name}` has the same role as `{other}`");
-                self.report(
-                    role.span(),
-                    message,
-                    "one planner and one supervisor a system, one scheduler a CPU",
-                );
+                self.report(role.span(), message, "one planner and one supervisor a system, one scheduler a CPU");
             }
             taken.push((*role.get_ref(), place, name));
             if *role.get_ref() == Role::Supervisor {
@@ -335,23 +266,13 @@ impl<'a> Checker<'a> {
 /// Every capability that a task's table asks for, by the name the task finds it under, with where it stands.
 fn capability_names(task: &Task) -> Vec<(String, Range<usize>)> {
     let mut names = Vec::new();
-    let mut add = |name: &Name, suffix: &str| {
-        names.push((format!("{}{suffix}", name.get_ref()), name.span()))
-    };
+    let mut add = |name: &Name, suffix: &str| names.push((format!("{}{suffix}", name.get_ref()), name.span()));
     let plain = task.calls.iter().chain(&task.files).chain(task.maps.keys());
-    let devices = task
-        .ports
-        .keys()
-        .chain(task.interrupts.keys())
-        .chain(task.device_memory.keys());
+    let devices = task.ports.keys().chain(task.interrupts.keys()).chain(task.device_memory.keys());
     for name in plain.chain(devices).chain(task.untyped.keys()) {
         add(name, "");
     }
-    for (list, suffix) in [
-        (&task.signals, "-signal"),
-        (&task.contexts, "-context"),
-        (&task.controls, "-control"),
-    ] {
+    for (list, suffix) in [(&task.signals, "-signal"), (&task.contexts, "-context"), (&task.controls, "-control")] {
         for name in list {
             add(name, suffix);
         }
@@ -361,9 +282,7 @@ fn capability_names(task: &Task) -> Vec<(String, Range<usize>)> {
 
 /// The binary that a task runs.
 pub fn image_of<'a>(name: &'a Name, task: &'a Task) -> &'a str {
-    task.image
-        .as_ref()
-        .map_or(name.get_ref(), |image| image.get_ref())
+    task.image.as_ref().map_or(name.get_ref(), |image| image.get_ref())
 }
 
 #[cfg(test)]

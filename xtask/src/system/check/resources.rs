@@ -54,16 +54,9 @@ impl<'a> Checker<'a> {
                 needed = needed.saturating_add(bytes);
                 if !bytes.is_power_of_two() || bytes < PAGE {
                     let up = bytes.max(PAGE).checked_next_power_of_two().map(Size);
-                    let up = up.map_or("make it smaller".to_owned(), |up| {
-                        format!("the next one is {up}")
-                    });
-                    let message =
-                        format!("untyped memory `{}` of {}", label.get_ref(), size.get_ref());
-                    self.report(
-                        size.span(),
-                        message,
-                        format!("sizes are powers of two, a page or more; {up}"),
-                    );
+                    let up = up.map_or("make it smaller".to_owned(), |up| format!("the next one is {up}"));
+                    let message = format!("untyped memory `{}` of {}", label.get_ref(), size.get_ref());
+                    self.report(size.span(), message, format!("sizes are powers of two, a page or more; {up}"));
                 }
             }
             self.references(task);
@@ -71,15 +64,8 @@ impl<'a> Checker<'a> {
         if let Some(memory) = &manifest.system.memory
             && memory.get_ref().0 < needed
         {
-            let hint = format!(
-                "the tasks' heaps, stacks and untyped memory add up to {}",
-                Size(needed)
-            );
-            self.report(
-                memory.span(),
-                format!("{} of memory is too little", memory.get_ref()),
-                hint,
-            );
+            let hint = format!("the tasks' heaps, stacks and untyped memory add up to {}", Size(needed));
+            self.report(memory.span(), format!("{} of memory is too little", memory.get_ref()), hint);
         }
         self.devices();
     }
@@ -96,17 +82,9 @@ impl<'a> Checker<'a> {
     /// Regions and files that are not declared.
     fn references(&mut self, task: &'a Task) {
         for region in task.maps.keys() {
-            if !self
-                .manifest
-                .regions
-                .contains_key(region.get_ref().as_str())
-            {
+            if !self.manifest.regions.contains_key(region.get_ref().as_str()) {
                 let hint = format!("add [regions.{}] with its size", region.get_ref());
-                self.report(
-                    region.span(),
-                    format!("no region `{}`", region.get_ref()),
-                    hint,
-                );
+                self.report(region.span(), format!("no region `{}`", region.get_ref()), hint);
             }
         }
         for file in &task.files {
@@ -132,41 +110,23 @@ impl<'a> Checker<'a> {
                     }),
                     None => {
                         let hint = "write \"0x3f8-0x3ff\" or \"0x70\", at most 0xffff";
-                        self.report(
-                            range.span(),
-                            format!("bad port range `{}`", range.get_ref()),
-                            hint,
-                        );
+                        self.report(range.span(), format!("bad port range `{}`", range.get_ref()), hint);
                     }
                 }
             }
             for line in task.interrupts.values() {
                 let gsi = line.get_ref().gsi;
                 if gsi >= GSI_LIMIT {
-                    self.report(
-                        line.span(),
-                        format!("interrupt {gsi}"),
-                        format!("numbers are 0 to {}", GSI_LIMIT - 1),
-                    );
+                    self.report(line.span(), format!("interrupt {gsi}"), format!("numbers are 0 to {}", GSI_LIMIT - 1));
                 }
                 let (start, end) = (gsi.into(), u64::from(gsi) + 1);
-                lines.push(Owned {
-                    start,
-                    end,
-                    task: task_name,
-                    span: line.span(),
-                });
+                lines.push(Owned { start, end, task: task_name, span: line.span() });
             }
             for device in task.device_memory.values() {
                 let (start, size) = (device.get_ref().address, device.get_ref().size.0);
                 let whole = start.is_multiple_of(PAGE) && size.is_multiple_of(PAGE) && size != 0;
                 match start.checked_add(size).filter(|_| whole) {
-                    Some(end) => memory.push(Owned {
-                        start,
-                        end,
-                        task: task_name,
-                        span: device.span(),
-                    }),
+                    Some(end) => memory.push(Owned { start, end, task: task_name, span: device.span() }),
                     None => {
                         let hint = "address and size are multiples of 4 KiB, below 2^64";
                         self.report(device.span(), "bad range of device memory", hint);
@@ -182,23 +142,12 @@ impl<'a> Checker<'a> {
 
     /// A task's notification has a bit for each interrupt and each task that signals it.
     fn notification(&mut self, name: &Name, task: &Task) {
-        let signallers = self
-            .manifest
-            .tasks
-            .values()
-            .flat_map(|other| &other.get_ref().signals)
-            .filter(|to| *to == name)
-            .count();
+        let signallers =
+            self.manifest.tasks.values().flat_map(|other| &other.get_ref().signals).filter(|to| *to == name).count();
         let bits = task.interrupts.len() + signallers;
         if bits > BITS {
-            let hint = format!(
-                "a notification has {BITS} bits, one for each interrupt and each task that signals"
-            );
-            self.report(
-                name.span(),
-                format!("`{}` needs {bits} bits", name.get_ref()),
-                hint,
-            );
+            let hint = format!("a notification has {BITS} bits, one for each interrupt and each task that signals");
+            self.report(name.span(), format!("`{}` needs {bits} bits", name.get_ref()), hint);
         }
     }
 
@@ -213,11 +162,7 @@ impl<'a> Checker<'a> {
                 } else {
                     format!("`{mine}` and `{other}` both claim {what}")
                 };
-                self.report(
-                    second.span.clone(),
-                    message,
-                    "each belongs to one task; the others call it",
-                );
+                self.report(second.span.clone(), message, "each belongs to one task; the others call it");
             }
         }
     }

@@ -23,26 +23,15 @@ impl Checker<'_> {
 
     fn source_of_time(&mut self, name: &Name, task: &Task) {
         let text = name.get_ref();
-        let passive = task
-            .passive
-            .as_ref()
-            .is_some_and(|passive| *passive.get_ref());
+        let passive = task.passive.as_ref().is_some_and(|passive| *passive.get_ref());
         if let (true, Some(passive)) = (passive, &task.passive) {
             if task.time.is_some() || task.slack {
                 let hint = "a passive server runs on its callers' time only: remove `passive`, or `time` and `slack`";
-                self.report(
-                    passive.span(),
-                    format!("`{text}` is passive and has time of its own"),
-                    hint,
-                );
+                self.report(passive.span(), format!("`{text}` is passive and has time of its own"), hint);
             }
             if !task.serves {
                 let hint = "nobody can lend it time: add `serves = true`, or give it `time` or `slack = true`";
-                self.report(
-                    passive.span(),
-                    format!("`{text}` is passive and serves nothing"),
-                    hint,
-                );
+                self.report(passive.span(), format!("`{text}` is passive and serves nothing"), hint);
             }
         } else if task.time.is_none() && !task.slack {
             let hint = "add `time = { slice = \"1ms\", period = \"10ms\" }`, `slack = true` or `passive = true`";
@@ -56,13 +45,8 @@ impl Checker<'_> {
                 Role::Scheduler => "scheduler",
                 Role::Supervisor => "supervisor",
             };
-            let hint =
-                "the system's guarantees stand on it: add `time = { slice = …, period = … }`";
-            self.report(
-                role.span(),
-                format!("the {what} `{text}` has no window of its own"),
-                hint,
-            );
+            let hint = "the system's guarantees stand on it: add `time = { slice = …, period = … }`";
+            self.report(role.span(), format!("the {what} `{text}` has no window of its own"), hint);
         }
     }
 
@@ -70,11 +54,7 @@ impl Checker<'_> {
         let (slice, period) = (*contract.slice.get_ref(), *contract.period.get_ref());
         if !PERIODS.contains(&period) {
             let hint = format!("periods go from {} to {}", PERIODS.start(), PERIODS.end());
-            self.report(
-                contract.period.span(),
-                format!("a period of {period}"),
-                hint,
-            );
+            self.report(contract.period.span(), format!("a period of {period}"), hint);
         }
         if slice.0 == 0 || slice > period {
             let hint = format!("a slice is more than nothing and at most its period, {period}");
@@ -83,14 +63,8 @@ impl Checker<'_> {
         if let Some(latency) = &contract.latency
             && (latency.get_ref().0 == 0 || *latency.get_ref() > period)
         {
-            let hint = format!(
-                "the wait between two windows is more than nothing and at most the period, {period}"
-            );
-            self.report(
-                latency.span(),
-                format!("a latency bound of {}", latency.get_ref()),
-                hint,
-            );
+            let hint = format!("the wait between two windows is more than nothing and at most the period, {period}");
+            self.report(latency.span(), format!("a latency bound of {}", latency.get_ref()), hint);
         }
     }
 
@@ -103,10 +77,7 @@ impl Checker<'_> {
             let Some(contract) = task.time.as_ref().filter(|_| *task.cpu.get_ref() == cpu) else {
                 continue;
             };
-            let (slice, period) = (
-                contract.get_ref().slice.get_ref().0,
-                contract.get_ref().period.get_ref().0,
-            );
+            let (slice, period) = (contract.get_ref().slice.get_ref().0, contract.get_ref().period.get_ref().0);
             if period == 0 || slice > period {
                 continue; // Reported where it stands.
             }
@@ -119,17 +90,11 @@ impl Checker<'_> {
             return;
         }
         shares.sort_by(|left, right| right.0.total_cmp(&left.0));
-        let list: Vec<String> = shares
-            .iter()
-            .map(|(share, name, _)| format!("{} {:.1} %", name.get_ref(), share * 100.0))
-            .collect();
+        let list: Vec<String> =
+            shares.iter().map(|(share, name, _)| format!("{} {:.1} %", name.get_ref(), share * 100.0)).collect();
         if let Some((_, _, span)) = shares.first().cloned() {
             let message = format!("CPU {cpu} is promised {:.1} %", total * 100.0);
-            self.report(
-                span,
-                message,
-                format!("lower slices or move tasks: {}", list.join(", ")),
-            );
+            self.report(span, message, format!("lower slices or move tasks: {}", list.join(", ")));
         }
     }
 }

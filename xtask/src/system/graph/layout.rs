@@ -79,18 +79,10 @@ impl Layout {
     pub fn new(system: &System, lines: &[Vec<String>], margin: f64, top: f64) -> Layout {
         let edges = edges(system);
         let mut bands = bands(system);
-        let widest = bands
-            .iter()
-            .map(|band| band.tasks.len())
-            .max()
-            .unwrap_or(1)
-            .max(1);
+        let widest = bands.iter().map(|band| band.tasks.len()).max().unwrap_or(1).max(1);
         let inner = widest as f64 * (WIDTH + GAP) + GAP;
         let width = inner + 2.0 * margin;
-        let heights: Vec<f64> = lines
-            .iter()
-            .map(|lines| FIXED + LINE * lines.len() as f64 - 2.0)
-            .collect();
+        let heights: Vec<f64> = lines.iter().map(|lines| FIXED + LINE * lines.len() as f64 - 2.0).collect();
         let mut placed = vec![Placed::default(); system.tasks.len()];
         place(&mut bands, &mut placed, &heights, margin, inner, top);
         // Boxes move towards those they talk to, and their new places move others: a few rounds settle it.
@@ -101,20 +93,9 @@ impl Layout {
             place(&mut bands, &mut placed, &heights, margin, inner, top);
         }
         let bottom = bands.last().map_or(top, |band| band.top + band.height);
-        let routes = Router {
-            bands: &bands,
-            placed: &placed,
-            ports: ports(&placed, &edges),
-            used: BTreeMap::new(),
-        }
-        .routes(&edges);
-        Layout {
-            width,
-            bottom,
-            bands,
-            placed,
-            routes,
-        }
+        let routes = Router { bands: &bands, placed: &placed, ports: ports(&placed, &edges), used: BTreeMap::new() }
+            .routes(&edges);
+        Layout { width, bottom, bands, placed, routes }
     }
 }
 
@@ -139,30 +120,14 @@ fn edges(system: &System) -> Vec<Edge> {
 fn bands(system: &System) -> Vec<Band> {
     let levels: BTreeSet<u8> = system.tasks.iter().map(|task| task.level).collect();
     let band = |level: u8| {
-        let tasks = system
-            .tasks
-            .iter()
-            .enumerate()
-            .filter(|(_, task)| task.level == level);
-        Band {
-            level,
-            top: 0.0,
-            height: 0.0,
-            tasks: tasks.map(|(index, _)| index).collect(),
-        }
+        let tasks = system.tasks.iter().enumerate().filter(|(_, task)| task.level == level);
+        Band { level, top: 0.0, height: 0.0, tasks: tasks.map(|(index, _)| index).collect() }
     };
     levels.into_iter().rev().map(band).collect()
 }
 
 /// Gives every box its place: bands below each other, boxes of a band side by side and centred.
-fn place(
-    bands: &mut [Band],
-    placed: &mut [Placed],
-    heights: &[f64],
-    margin: f64,
-    inner: f64,
-    top: f64,
-) {
+fn place(bands: &mut [Band], placed: &mut [Placed], heights: &[f64], margin: f64, inner: f64, top: f64) {
     let mut y = top;
     for (number, band) in bands.iter_mut().enumerate() {
         let height_of = |task: &usize| heights.get(*task).copied().unwrap_or(FIXED);
@@ -173,12 +138,7 @@ fn place(
         band.height = tallest + 2.0 * PAD;
         for task in &band.tasks {
             if let Some(place) = placed.get_mut(*task) {
-                *place = Placed {
-                    x,
-                    y: y + PAD,
-                    height: height_of(task),
-                    band: number,
-                };
+                *place = Placed { x, y: y + PAD, height: height_of(task), band: number };
             }
             x += WIDTH + GAP;
         }
@@ -196,11 +156,7 @@ fn sort_by_neighbours(band: &mut Band, placed: &[Placed], edges: &[Edge]) {
             _ => None,
         });
         let places: Vec<f64> = neighbours.collect();
-        if places.is_empty() {
-            x_of(task)
-        } else {
-            places.iter().sum::<f64>() / places.len() as f64
-        }
+        if places.is_empty() { x_of(task) } else { places.iter().sum::<f64>() / places.len() as f64 }
     };
     band.tasks.sort_by(|a, b| wish(*a).total_cmp(&wish(*b)));
 }
@@ -217,14 +173,8 @@ fn ports(placed: &[Placed], edges: &[Edge]) -> BTreeMap<(usize, bool), f64> {
         };
         // Bands count from the top: an arrow up leaves at the top edge and comes in at the bottom edge.
         let (out_top, in_top) = (to.band < from.band, to.band > from.band);
-        sides
-            .entry((edge.from, out_top))
-            .or_default()
-            .push((to.x, number, true));
-        sides
-            .entry((edge.to, in_top))
-            .or_default()
-            .push((from.x, number, false));
+        sides.entry((edge.from, out_top)).or_default().push((to.x, number, true));
+        sides.entry((edge.to, in_top)).or_default().push((from.x, number, false));
     }
     let mut ports = BTreeMap::new();
     for ((task, _), mut ends) in sides {
@@ -251,8 +201,7 @@ impl Router<'_> {
     fn routes(mut self, edges: &[Edge]) -> Vec<Route> {
         let mut routes = Vec::new();
         for (number, edge) in edges.iter().enumerate() {
-            let (Some(from), Some(to)) = (self.placed.get(edge.from), self.placed.get(edge.to))
-            else {
+            let (Some(from), Some(to)) = (self.placed.get(edge.from), self.placed.get(edge.to)) else {
                 continue;
             };
             let x = |start: bool| self.ports.get(&(number, start)).copied().unwrap_or(from.x);
@@ -262,10 +211,7 @@ impl Router<'_> {
                 std::cmp::Ordering::Greater => self.between(from, to, xs, false),
                 std::cmp::Ordering::Equal => self.sideways(from, to, xs),
             };
-            routes.push(Route {
-                points,
-                signal: edge.signal,
-            });
+            routes.push(Route { points, signal: edge.signal });
         }
         routes
     }
@@ -278,20 +224,13 @@ impl Router<'_> {
         let mut points = vec![start];
         // A short box in a tall band: leave the band straight before turning.
         let band_edge = |band: &Band, top: bool| {
-            if top {
-                band.top
-            } else {
-                band.top + band.height
-            }
+            if top { band.top } else { band.top + band.height }
         };
         if let Some(band) = self.bands.get(from.band).filter(|_| !up) {
             points.push((start.0, band_edge(band, false)));
         }
-        let passed: Vec<usize> = if up {
-            (to.band + 1..from.band).rev().collect()
-        } else {
-            (from.band + 1..to.band).collect()
-        };
+        let passed: Vec<usize> =
+            if up { (to.band + 1..from.band).rev().collect() } else { (from.band + 1..to.band).collect() };
         let steps = passed.len() as f64 + 1.0;
         for (step, number) in passed.into_iter().enumerate() {
             let wish = start.0 + (end.0 - start.0) * (step as f64 + 1.0) / steps;
@@ -312,11 +251,7 @@ impl Router<'_> {
     /// Within a band: below the boxes, from one bottom edge to the other.
     fn sideways(&self, from: Placed, to: Placed, xs: (f64, f64)) -> Vec<(f64, f64)> {
         let (start, end) = ((xs.0, from.y + from.height), (xs.1, to.y + to.height));
-        let floor = self
-            .bands
-            .get(from.band)
-            .map_or(start.1, |band| band.top + band.height)
-            - PAD / 2.0;
+        let floor = self.bands.get(from.band).map_or(start.1, |band| band.top + band.height) - PAD / 2.0;
         vec![start, (start.0, floor), (end.0, floor), end]
     }
 
@@ -333,7 +268,6 @@ impl Router<'_> {
     fn nearest_gap(&self, band: &Band, wish: f64) -> f64 {
         let boxes = band.tasks.iter().filter_map(|task| self.placed.get(*task));
         let gaps = boxes.flat_map(|place| [place.x - GAP / 2.0, place.x + WIDTH + GAP / 2.0]);
-        gaps.min_by(|a, b| (a - wish).abs().total_cmp(&(b - wish).abs()))
-            .unwrap_or(wish)
+        gaps.min_by(|a, b| (a - wish).abs().total_cmp(&(b - wish).abs())).unwrap_or(wish)
     }
 }

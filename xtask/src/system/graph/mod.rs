@@ -9,9 +9,7 @@ use moira_proto::system::{Grant, Restart, Role, System, Task};
 use svg::{Anchor, Style, Svg};
 
 /// Colours of CPUs 0, 1, …, told apart by people who do not see all colours alike.
-const CPU_COLOURS: &[&str] = &[
-    "#3b6ea5", "#c2701c", "#3f8f5f", "#9a4f96", "#8a7a1f", "#5b5b5b",
-];
+const CPU_COLOURS: &[&str] = &["#3b6ea5", "#c2701c", "#3f8f5f", "#9a4f96", "#8a7a1f", "#5b5b5b"];
 const INK: &str = "#1d2733";
 const FAINT: &str = "#66727f";
 const CALL: &str = "#2f4b6e";
@@ -28,37 +26,15 @@ pub fn draw(system: &System, description: &str) -> String {
     let head = 92.0 + BAR * f64::from(system.cpus);
     let layout = Layout::new(system, &lines, MARGIN, head);
     let regions = region_lines(system);
-    let foot = layout.bottom
-        + if regions.is_empty() {
-            0.0
-        } else {
-            28.0 + 18.0 * regions.len() as f64
-        };
+    let foot = layout.bottom + if regions.is_empty() { 0.0 } else { 28.0 + 18.0 * regions.len() as f64 };
     let mut svg = Svg::new(layout.width.max(760.0), foot + 56.0);
     header(&mut svg, system, description);
     for band in &layout.bands {
-        svg.rect(
-            MARGIN,
-            band.top,
-            svg.width - 2.0 * MARGIN,
-            band.height,
-            6.0,
-            "#f3f5f8",
-            None,
-        );
-        svg.text(
-            MARGIN + 12.0,
-            band.top + 20.0,
-            &format!("level {}", band.level),
-            Style::new(12.0, FAINT),
-        );
+        svg.rect(MARGIN, band.top, svg.width - 2.0 * MARGIN, band.height, 6.0, "#f3f5f8", None);
+        svg.text(MARGIN + 12.0, band.top + 20.0, &format!("level {}", band.level), Style::new(12.0, FAINT));
     }
     for route in &layout.routes {
-        let (colour, dashed) = if route.signal {
-            (SIGNAL, true)
-        } else {
-            (CALL, false)
-        };
+        let (colour, dashed) = if route.signal { (SIGNAL, true) } else { (CALL, false) };
         svg.arrow(&route.points, colour, dashed);
     }
     for (index, placed) in layout.placed.iter().enumerate() {
@@ -67,55 +43,29 @@ pub fn draw(system: &System, description: &str) -> String {
         }
     }
     for (index, line) in regions.iter().enumerate() {
-        svg.text(
-            MARGIN,
-            layout.bottom + 28.0 + 18.0 * index as f64,
-            line,
-            Style::new(12.0, INK),
-        );
+        svg.text(MARGIN, layout.bottom + 28.0 + 18.0 * index as f64, line, Style::new(12.0, INK));
     }
     legend(&mut svg, foot + 30.0);
     svg.finish(&format!("System {}", system.name))
 }
 
 fn colour(cpu: u32) -> &'static str {
-    CPU_COLOURS
-        .get(cpu as usize % CPU_COLOURS.len())
-        .unwrap_or(&INK)
+    CPU_COLOURS.get(cpu as usize % CPU_COLOURS.len()).unwrap_or(&INK)
 }
 
 /// Title, what it needs, and a bar for each CPU that shows who was promised which part of it.
 fn header(svg: &mut Svg, system: &System, description: &str) {
     svg.text(MARGIN, 42.0, &system.name, Style::new(24.0, INK).bold());
     svg.text(MARGIN, 64.0, description, Style::new(13.0, FAINT));
-    let needs = format!(
-        "{} CPU{}, {}",
-        system.cpus,
-        if system.cpus == 1 { "" } else { "s" },
-        memory(system.memory)
-    );
-    svg.text(
-        svg.width - MARGIN,
-        42.0,
-        &needs,
-        Style::new(13.0, FAINT).anchored(Anchor::End),
-    );
+    let needs = format!("{} CPU{}, {}", system.cpus, if system.cpus == 1 { "" } else { "s" }, memory(system.memory));
+    svg.text(svg.width - MARGIN, 42.0, &needs, Style::new(13.0, FAINT).anchored(Anchor::End));
     let (left, width) = (MARGIN + 56.0, svg.width - 2.0 * MARGIN - 56.0);
     for cpu in 0..system.cpus {
         let top = 80.0 + BAR * f64::from(cpu);
-        svg.text(
-            MARGIN,
-            top + 15.0,
-            &format!("CPU {cpu}"),
-            Style::new(12.0, colour(cpu)).bold(),
-        );
+        svg.text(MARGIN, top + 15.0, &format!("CPU {cpu}"), Style::new(12.0, colour(cpu)).bold());
         svg.rect(left, top, width, 22.0, 3.0, "#ffffff", Some("#c5cdd6"));
         let mut x = left;
-        for task in system
-            .tasks
-            .iter()
-            .filter(|task| task.cpu == cpu && task.time.slice_ns > 0)
-        {
+        for task in system.tasks.iter().filter(|task| task.cpu == cpu && task.time.slice_ns > 0) {
             let part = width * share(task);
             svg.rect(x, top, part, 22.0, 3.0, colour(cpu), Some("#ffffff"));
             if part > 7.0 * task.name.chars().count() as f64 + 8.0 {
@@ -130,45 +80,23 @@ fn header(svg: &mut Svg, system: &System, description: &str) {
 }
 
 fn share(task: &Task) -> f64 {
-    if task.time.period_ns == 0 {
-        0.0
-    } else {
-        (task.time.slice_ns as f64 / task.time.period_ns as f64).min(1.0)
-    }
+    if task.time.period_ns == 0 { 0.0 } else { (task.time.slice_ns as f64 / task.time.period_ns as f64).min(1.0) }
 }
 
 fn draw_task(svg: &mut Svg, task: &Task, lines: &[String], at: &Placed) {
-    svg.rect(
-        at.x,
-        at.y,
-        layout::WIDTH,
-        at.height,
-        5.0,
-        "#ffffff",
-        Some("#9aa6b2"),
-    );
+    svg.rect(at.x, at.y, layout::WIDTH, at.height, 5.0, "#ffffff", Some("#9aa6b2"));
     svg.rect(at.x, at.y, 5.0, at.height, 2.0, colour(task.cpu), None);
     let (left, right) = (at.x + 16.0, at.x + layout::WIDTH - 12.0);
     svg.text(left, at.y + 22.0, &task.name, Style::new(15.0, INK).bold());
     if let Some(tag) = tag(task) {
-        svg.text(
-            right,
-            at.y + 22.0,
-            tag,
-            Style::new(11.0, FAINT).anchored(Anchor::End),
-        );
+        svg.text(right, at.y + 22.0, tag, Style::new(11.0, FAINT).anchored(Anchor::End));
     }
     let bar = right - left;
     svg.rect(left, at.y + 32.0, bar, 8.0, 2.0, "#e6eae4", None);
     svg.rect(left, at.y + 32.0, bar * share(task), 8.0, 2.0, SHARE, None);
     svg.text(left, at.y + 54.0, &time(task), Style::new(11.0, INK));
     for (index, line) in lines.iter().enumerate() {
-        svg.text(
-            left,
-            at.y + layout::FIXED + layout::LINE * index as f64,
-            line,
-            Style::new(11.0, FAINT),
-        );
+        svg.text(left, at.y + layout::FIXED + layout::LINE * index as f64, line, Style::new(11.0, FAINT));
     }
 }
 
@@ -193,20 +121,12 @@ fn time(task: &Task) -> String {
     let percent = share(task) * 100.0;
     let slack = if time.extra { " + slack" } else { "" };
     let digits = usize::from(percent < 10.0);
-    format!(
-        "{} of {} ({percent:.digits$} %){slack}",
-        Time(time.slice_ns),
-        Time(time.period_ns)
-    )
+    format!("{} of {} ({percent:.digits$} %){slack}", Time(time.slice_ns), Time(time.period_ns))
 }
 
 /// What stands in the box below the time: memory, restart, capabilities.
 fn details(task: &Task) -> Vec<String> {
-    let mut lines = vec![format!(
-        "heap {}, stack {}",
-        Size(task.heap),
-        Size(task.stack)
-    )];
+    let mut lines = vec![format!("heap {}, stack {}", Size(task.heap), Size(task.stack))];
     if task.image != task.name {
         lines.insert(0, format!("image {}", task.image));
     }
@@ -215,11 +135,7 @@ fn details(task: &Task) -> Vec<String> {
         Restart::EndSystem => lines.push("the system ends with it".to_owned()),
         Restart::Never => {}
     }
-    lines.extend(
-        task.grants
-            .iter()
-            .filter_map(|(name, grant)| grant_line(name, grant)),
-    );
+    lines.extend(task.grants.iter().filter_map(|(name, grant)| grant_line(name, grant)));
     lines.into_iter().map(|line| clip(&line, 40)).collect()
 }
 
@@ -235,14 +151,8 @@ fn grant_line(name: &str, grant: &Grant) -> Option<String> {
         }
         Grant::Untyped { size_bits } => format!("untyped {} ({name})", Size(1 << size_bits)),
         Grant::File { file } => format!("file {file}"),
-        Grant::Region {
-            region,
-            writable: true,
-        } => format!("region {region}, read and write"),
-        Grant::Region {
-            region,
-            writable: false,
-        } => format!("region {region}, read"),
+        Grant::Region { region, writable: true } => format!("region {region}, read and write"),
+        Grant::Region { region, writable: false } => format!("region {region}, read"),
         Grant::Cpu { cpu, rights } => format!("CPU {cpu}, {}", cpu_rights(*rights)),
         Grant::Platform => "the platform".to_owned(),
         Grant::Context { task } => format!("time of {task}"),
@@ -251,15 +161,8 @@ fn grant_line(name: &str, grant: &Grant) -> Option<String> {
 }
 
 fn cpu_rights(rights: u8) -> String {
-    let named = [
-        (moira_abi::Rights::PLAN, "PLAN"),
-        (moira_abi::Rights::DISPATCH, "DISPATCH"),
-    ];
-    let held: Vec<&str> = named
-        .iter()
-        .filter(|(bit, _)| rights & bit.0 != 0)
-        .map(|(_, name)| *name)
-        .collect();
+    let named = [(moira_abi::Rights::PLAN, "PLAN"), (moira_abi::Rights::DISPATCH, "DISPATCH")];
+    let held: Vec<&str> = named.iter().filter(|(bit, _)| rights & bit.0 != 0).map(|(_, name)| *name).collect();
     held.join(" and ")
 }
 
@@ -274,24 +177,13 @@ fn clip(line: &str, limit: usize) -> String {
 fn region_lines(system: &System) -> Vec<String> {
     let line = |(name, size): &(String, u64)| {
         let maps = |task: &&Task| {
-            task.grants
-                .iter()
-                .any(|(_, grant)| matches!(grant, Grant::Region { region, .. } if region == name))
+            task.grants.iter().any(|(_, grant)| matches!(grant, Grant::Region { region, .. } if region == name))
         };
-        let users: Vec<&str> = system
-            .tasks
-            .iter()
-            .filter(maps)
-            .map(|task| task.name.as_str())
-            .collect();
+        let users: Vec<&str> = system.tasks.iter().filter(maps).map(|task| task.name.as_str()).collect();
         format!(
             "region {name}, {}: shared by {}",
             Size(*size),
-            if users.is_empty() {
-                "nobody".into()
-            } else {
-                users.join(", ")
-            }
+            if users.is_empty() { "nobody".into() } else { users.join(", ") }
         )
     };
     system.regions.iter().map(line).collect()
@@ -303,21 +195,11 @@ fn memory(bytes: u64) -> String {
 
 fn legend(svg: &mut Svg, y: f64) {
     svg.arrow(&[(MARGIN, y), (MARGIN + 40.0, y)], CALL, false);
-    svg.text(
-        MARGIN + 50.0,
-        y + 4.0,
-        "calls, uphill only",
-        Style::new(12.0, FAINT),
-    );
+    svg.text(MARGIN + 50.0, y + 4.0, "calls, uphill only", Style::new(12.0, FAINT));
     svg.arrow(&[(MARGIN + 190.0, y), (MARGIN + 230.0, y)], SIGNAL, true);
     svg.text(MARGIN + 240.0, y + 4.0, "signals", Style::new(12.0, FAINT));
     svg.rect(MARGIN + 310.0, y - 4.0, 40.0, 8.0, 2.0, SHARE, None);
-    svg.text(
-        MARGIN + 360.0,
-        y + 4.0,
-        "promised share of the CPU",
-        Style::new(12.0, FAINT),
-    );
+    svg.text(MARGIN + 360.0, y + 4.0, "promised share of the CPU", Style::new(12.0, FAINT));
 }
 
 #[cfg(test)]
@@ -363,13 +245,7 @@ mod tests {
             serves: true,
         };
         let tasks = levels.iter().enumerate().map(task).collect();
-        System {
-            name: "a&b".to_owned(),
-            cpus: 1,
-            memory: 1 << 24,
-            tasks,
-            regions: vec![("r".to_owned(), 4096)],
-        }
+        System { name: "a&b".to_owned(), cpus: 1, memory: 1 << 24, tasks, regions: vec![("r".to_owned(), 4096)] }
     }
 
     #[test]

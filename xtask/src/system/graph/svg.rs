@@ -32,12 +32,7 @@ pub struct Style {
 impl Style {
     /// Plain text.
     pub fn new(size: f64, colour: &'static str) -> Style {
-        Style {
-            size,
-            colour,
-            bold: false,
-            anchor: Anchor::Start,
-        }
+        Style { size, colour, bold: false, anchor: Anchor::Start }
     }
 
     /// The same in bold.
@@ -56,11 +51,7 @@ impl Style {
 impl Svg {
     /// An empty document.
     pub fn new(width: f64, height: f64) -> Svg {
-        Svg {
-            width,
-            height,
-            body: String::new(),
-        }
+        Svg { width, height, body: String::new() }
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
@@ -71,19 +62,8 @@ impl Svg {
 
     /// A rectangle with rounded corners.
     #[allow(clippy::too_many_arguments, reason = "four numbers are one rectangle")]
-    pub fn rect(
-        &mut self,
-        x: f64,
-        y: f64,
-        width: f64,
-        height: f64,
-        round: f64,
-        fill: &str,
-        stroke: Option<&str>,
-    ) {
-        let stroke = stroke
-            .map(|stroke| format!(" stroke=\"{stroke}\""))
-            .unwrap_or_default();
+    pub fn rect(&mut self, x: f64, y: f64, width: f64, height: f64, round: f64, fill: &str, stroke: Option<&str>) {
+        let stroke = stroke.map(|stroke| format!(" stroke=\"{stroke}\"")).unwrap_or_default();
         self.line(format_args!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" rx=\"{round}\" fill=\"{fill}\"{stroke}/>"
         ));
@@ -91,11 +71,7 @@ impl Svg {
 
     /// A line of text on its base line.
     pub fn text(&mut self, x: f64, y: f64, text: &str, style: Style) {
-        let weight = if style.bold {
-            " font-weight=\"bold\""
-        } else {
-            ""
-        };
+        let weight = if style.bold { " font-weight=\"bold\"" } else { "" };
         let anchor = match style.anchor {
             Anchor::Start => "",
             Anchor::End => " text-anchor=\"end\"",
@@ -119,18 +95,11 @@ impl Svg {
                 let _ = write!(path, " L{to_x:.1} {to_y:.1}");
             } else {
                 let middle = (y + to_y) / 2.0;
-                let _ = write!(
-                    path,
-                    " C{x:.1} {middle:.1} {to_x:.1} {middle:.1} {to_x:.1} {to_y:.1}"
-                );
+                let _ = write!(path, " C{x:.1} {middle:.1} {to_x:.1} {middle:.1} {to_x:.1} {to_y:.1}");
             }
             (x, y) = (*to_x, *to_y);
         }
-        let dash = if dashed {
-            " stroke-dasharray=\"5 4\""
-        } else {
-            ""
-        };
+        let dash = if dashed { " stroke-dasharray=\"5 4\"" } else { "" };
         let head = if dashed { "signal" } else { "call" };
         self.line(format_args!(
             "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"{dash} marker-end=\"url(#{head})\"/>"
@@ -160,8 +129,5 @@ impl Svg {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

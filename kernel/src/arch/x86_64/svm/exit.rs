@@ -2,9 +2,7 @@
 use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
 use moira_kernel_core::vcpu_check::{self as check, Event, default_groups};
 
-use super::super::virt::{
-    CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl,
-};
+use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl};
 use super::state::{self, store_state};
 use super::vmcb::{Clean, Vmcb};
 use super::{TF, vmcb};
@@ -52,12 +50,7 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
     }
     if block.exit_code == code::IO {
         // The hot one: RIP behind the instruction is in EXITINFO2 on every SVM.
-        report(
-            page,
-            Exit::Port,
-            check::port_from_svm(block.exit_info1).0,
-            block.exit_info2.wrapping_sub(block.rip),
-        );
+        report(page, Exit::Port, check::port_from_svm(block.exit_info1).0, block.exit_info2.wrapping_sub(block.rip));
         return guest(cpu, hw, page, Exit::Port, out);
     }
     match block.exit_code {
@@ -141,9 +134,8 @@ fn finish_step(hw: VcpuHw) -> bool {
     }
     state::set_nmi(hw, Nmi::Open);
     // Bochs exits before it sets DR6.
-    let only_step = block.exit_code == code::DB
-        && block.dr6 & DR6_CONDITIONS & !DR6_BS == 0
-        && shadow.stepped_flag == 0;
+    let only_step =
+        block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS & !DR6_BS == 0 && shadow.stepped_flag == 0;
     if only_step {
         block.dr6 &= !DR6_BS;
         block.clean.remove(Clean::DEBUG);
@@ -170,21 +162,13 @@ pub(super) fn nmi_window(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
 /// Length of the intercepted instruction where the processor saves the next RIP, else 0.
 #[inline]
 fn length(block: &Vmcb) -> u64 {
-    if block.next_rip == 0 {
-        0
-    } else {
-        block.next_rip.wrapping_sub(block.rip) & 15
-    }
+    if block.next_rip == 0 { 0 } else { block.next_rip.wrapping_sub(block.rip) & 15 }
 }
 
 /// What the VMM needs to find the length, if [`length`] is 0.
 #[inline]
 fn unknown_length(block: &Vmcb) -> u64 {
-    if block.next_rip == 0 {
-        group::CONTROL
-    } else {
-        0
-    }
+    if block.next_rip == 0 { group::CONTROL } else { 0 }
 }
 
 #[inline(never)]
@@ -205,23 +189,14 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
             Exit::Port
         }
         code::NESTED_FAULT => {
-            report(
-                page,
-                Exit::Memory,
-                check::access_from_svm(block.exit_info1),
-                0,
-            );
+            report(page, Exit::Memory, check::access_from_svm(block.exit_info1), 0);
             put!(page, address, block.exit_info2);
             put!(page, linear, 0);
             store_fetched(cpu, block, page);
             Exit::Memory
         }
         code::MSR => {
-            let exit = if block.exit_info1 & 1 != 0 {
-                Exit::MsrWrite
-            } else {
-                Exit::MsrRead
-            };
+            let exit = if block.exit_info1 & 1 != 0 { Exit::MsrWrite } else { Exit::MsrRead };
             report(page, exit, 0, length(block));
             return guest(cpu, hw, page, exit, out | unknown_length(block));
         }
@@ -236,31 +211,16 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
             report(page, Exit::InvalidState, invalid::HARDWARE, 0);
             Exit::InvalidState
         }
-        code::CR_READ_8 | code::CR_WRITE_8 | code::DR_READ..=code::DR_LAST => {
-            register_move(cpu, block, page)
-        }
+        code::CR_READ_8 | code::CR_WRITE_8 | code::DR_READ..=code::DR_LAST => register_move(cpu, block, page),
         number @ code::EXCEPTION..=code::EXCEPTION_LAST => {
             report(page, Exit::Exception, number - code::EXCEPTION, 0);
             put!(page, error_code, block.exit_info1 & 0xffff_ffff);
-            put!(
-                page,
-                address,
-                if number == code::DB {
-                    debug_conditions(block)
-                } else {
-                    block.exit_info2
-                }
-            );
+            put!(page, address, if number == code::DB { debug_conditions(block) } else { block.exit_info2 });
             Exit::Exception
         }
         number => {
             let exit = check::plain_exit_svm(number);
-            report(
-                page,
-                exit,
-                if exit == Exit::Other { number } else { 0 },
-                length(block),
-            );
+            report(page, exit, if exit == Exit::Other { number } else { 0 }, length(block));
             return guest(cpu, hw, page, exit, out | unknown_length(block));
         }
     };
@@ -281,9 +241,7 @@ fn register_move(cpu: &CpuVirt, block: &Vmcb, page: StatePage) -> Exit {
     let (exit, register, read) = match block.exit_code {
         code::CR_READ_8 => (Exit::ControlWrite, 8, control_write::READ),
         code::CR_WRITE_8 => (Exit::ControlWrite, 8, 0),
-        number if number < code::DR_WRITE => {
-            (Exit::DebugRegister, number & 15, control_write::READ)
-        }
+        number if number < code::DR_WRITE => (Exit::DebugRegister, number & 15, control_write::READ),
         number => (Exit::DebugRegister, number & 15, 0),
     };
     let gpr = if cpu.features.decode {
@@ -298,19 +256,11 @@ fn register_move(cpu: &CpuVirt, block: &Vmcb, page: StatePage) -> Exit {
 /// What a debug exception sets in DR6. Bochs exits before it does so: then a set TF is the likely cause.
 fn debug_conditions(block: &Vmcb) -> u64 {
     let conditions = block.dr6 & DR6_CONDITIONS;
-    if conditions == 0 && block.rflags & TF != 0 {
-        DR6_BS
-    } else {
-        conditions
-    }
+    if conditions == 0 && block.rflags & TF != 0 { DR6_BS } else { conditions }
 }
 
 fn store_fetched(cpu: &CpuVirt, block: &Vmcb, page: StatePage) {
-    let count = if cpu.features.decode {
-        block.fetched_count.min(15)
-    } else {
-        0
-    };
+    let count = if cpu.features.decode { block.fetched_count.min(15) } else { 0 };
     put!(page, fetched_count, u64::from(count));
     if count != 0 {
         let mut bytes = [0; 16];
@@ -319,20 +269,9 @@ fn store_fetched(cpu: &CpuVirt, block: &Vmcb, page: StatePage) {
     }
 }
 
-fn task_switch(
-    cpu: &mut CpuVirt,
-    hw: VcpuHw,
-    page: StatePage,
-    out: u64,
-    through_gate: bool,
-) -> Outcome {
+fn task_switch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, through_gate: bool) -> Outcome {
     let block = vmcb(hw);
-    report(
-        page,
-        Exit::TaskSwitch,
-        check::task_switch_from_svm(block.exit_info1, block.exit_info2, through_gate),
-        0,
-    );
+    report(page, Exit::TaskSwitch, check::task_switch_from_svm(block.exit_info1, block.exit_info2, through_gate), 0);
     put!(page, error_code, block.exit_info2 & 0xffff_ffff);
     guest(cpu, hw, page, Exit::TaskSwitch, out)
 }

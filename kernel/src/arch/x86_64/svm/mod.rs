@@ -11,8 +11,8 @@ use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
 use super::virt::{
-    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put,
-    slow, write_spec_ctrl,
+    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow,
+    write_spec_ctrl,
 };
 pub(super) use state::{load_state, store_state};
 use vmcb::{Clean, Intercept1, Intercept2, Intercept3, Vmcb, vintr};
@@ -50,11 +50,7 @@ pub(super) unsafe fn enable(cpu: &mut CpuVirt) {
     cpu.tags = Tags::new(leaf.ebx - 1);
     cpu.features.next_rip = leaf.edx & 1 << 3 != 0;
     cpu.features.decode = leaf.edx & 1 << 7 != 0;
-    cpu.features.clean = if leaf.edx & 1 << 5 != 0 {
-        Clean::all().bits()
-    } else {
-        0
-    };
+    cpu.features.clean = if leaf.edx & 1 << 5 != 0 { Clean::all().bits() } else { 0 };
     // SAFETY: the MSRs exist; the pages are this module's; VMSAVE writes into the second.
     unsafe {
         msr::wrmsr(msr::IA32_EFER, msr::rdmsr(msr::IA32_EFER) | efer::SVME);
@@ -89,11 +85,7 @@ pub(super) fn init(hw: VcpuHw) {
 
 /// Intercepts for instructions that only newer processors have.
 fn intercepts_of_newer() -> Intercept3 {
-    let bits = if cpuid(0x8000_0000).eax >= 0x8000_0008 {
-        cpuid(0x8000_0008).ebx
-    } else {
-        0
-    };
+    let bits = if cpuid(0x8000_0000).eax >= 0x8000_0008 { cpuid(0x8000_0008).ebx } else { 0 };
     let mut result = Intercept3::empty();
     if bits & 1 << 3 != 0 {
         result |= Intercept3::INVLPGB | Intercept3::ILLEGAL_INVLPGB | Intercept3::TLBSYNC;
@@ -108,16 +100,8 @@ fn intercepts_of_newer() -> Intercept3 {
 pub(super) fn maps_changed(hw: VcpuHw) {
     let shadow = hw.shadow();
     let vmcb = vmcb(hw);
-    vmcb.io_map = if shadow.io_open {
-        hw.io_map_phys()
-    } else {
-        closed_maps()
-    };
-    vmcb.msr_map = if shadow.msr_open {
-        hw.msr_map_phys()
-    } else {
-        closed_maps()
-    };
+    vmcb.io_map = if shadow.io_open { hw.io_map_phys() } else { closed_maps() };
+    vmcb.msr_map = if shadow.msr_open { hw.msr_map_phys() } else { closed_maps() };
     vmcb.clean.remove(Clean::MAPS);
 }
 

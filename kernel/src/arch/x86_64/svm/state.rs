@@ -10,27 +10,11 @@ const SHADOW: u64 = 1;
 
 /// The state after reset (APM 2 table 14-1).
 pub(super) fn reset(vmcb: &mut Vmcb) {
-    let data = SvmSegment {
-        selector: 0,
-        attributes: 0x93,
-        limit: 0xffff,
-        base: 0,
-    };
+    let data = SvmSegment { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
     (vmcb.es, vmcb.ss, vmcb.ds, vmcb.fs, vmcb.gs) = (data, data, data, data, data);
-    vmcb.cs = SvmSegment {
-        selector: 0xf000,
-        attributes: 0x9b,
-        limit: 0xffff,
-        base: 0xffff_0000,
-    };
-    vmcb.ldtr = SvmSegment {
-        attributes: 0x82,
-        ..data
-    };
-    vmcb.tr = SvmSegment {
-        attributes: 0x89,
-        ..data
-    };
+    vmcb.cs = SvmSegment { selector: 0xf000, attributes: 0x9b, limit: 0xffff, base: 0xffff_0000 };
+    vmcb.ldtr = SvmSegment { attributes: 0x82, ..data };
+    vmcb.tr = SvmSegment { attributes: 0x89, ..data };
     (vmcb.gdtr.limit, vmcb.idtr.limit) = (0xffff, 0xffff);
     vmcb.cr0 = virt::reset_control().cr0;
     vmcb.efer = efer::SVME;
@@ -41,22 +25,13 @@ pub(super) fn reset(vmcb: &mut Vmcb) {
 
 /// Loads the groups of `mask` after checking them.
 #[inline(always)]
-pub(in super::super) fn load_state(
-    cpu: &mut CpuVirt,
-    hw: VcpuHw,
-    page: StatePage,
-    mask: u64,
-) -> Result<(), u64> {
+pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
     if mask & group::RIP != 0 {
         let vmcb = vmcb(hw);
         (vmcb.rip, vmcb.rflags) = virt::read_rip(page);
         vmcb.interrupt_shadow = 0;
     }
-    if mask & group::ALL & !group::RIP != 0 {
-        load_more(cpu, hw, page, mask)
-    } else {
-        Ok(())
-    }
+    if mask & group::ALL & !group::RIP != 0 { load_more(cpu, hw, page, mask) } else { Ok(()) }
 }
 
 #[inline(never)]
@@ -86,8 +61,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     }
     if mask & group::MSRS != 0 {
         let msrs = virt::read_msrs(page)?;
-        (vmcb.star, vmcb.lstar, vmcb.cstar, vmcb.sfmask) =
-            (msrs.star, msrs.lstar, msrs.cstar, msrs.sfmask);
+        (vmcb.star, vmcb.lstar, vmcb.cstar, vmcb.sfmask) = (msrs.star, msrs.lstar, msrs.cstar, msrs.sfmask);
         vmcb.kernel_gs_base = msrs.kernel_gs_base;
         [vmcb.sysenter_cs, vmcb.sysenter_esp, vmcb.sysenter_eip] = msrs.sysenter;
         vmcb.pat = msrs.pat;
@@ -158,44 +132,20 @@ pub(super) fn load_request(hw: VcpuHw, bits: u32) {
     let vmcb = vmcb(hw);
     shadow.request = bits;
     let interrupt = u64::from(bits) & request::INTERRUPT_WINDOW != 0;
-    vmcb.virtual_interrupt = vintr::MASKING
-        | if interrupt {
-            vintr::IRQ | vintr::IGNORE_TPR
-        } else {
-            0
-        };
+    vmcb.virtual_interrupt = vintr::MASKING | if interrupt { vintr::IRQ | vintr::IGNORE_TPR } else { 0 };
     vmcb.intercept1.set(Intercept1::VINTR, interrupt);
     vmcb.clean.remove(Clean::VINTR | Clean::INTERCEPTS);
-    virt::set_slow(
-        shadow,
-        slow::NMI_WINDOW,
-        u64::from(bits) & request::NMI_WINDOW != 0,
-    );
+    virt::set_slow(shadow, slow::NMI_WINDOW, u64::from(bits) & request::NMI_WINDOW != 0);
 }
 
 fn load_segments(vmcb: &mut Vmcb, segments: &[Segment; 8]) {
     let convert = |index: usize| {
         let from = &segments[index];
         let attributes = check::rights_to_svm(from.rights);
-        SvmSegment {
-            selector: from.selector,
-            attributes,
-            limit: from.limit,
-            base: from.base,
-        }
+        SvmSegment { selector: from.selector, attributes, limit: from.limit, base: from.base }
     };
-    (vmcb.es, vmcb.cs, vmcb.ss, vmcb.ds) = (
-        convert(seg::ES),
-        convert(seg::CS),
-        convert(seg::SS),
-        convert(seg::DS),
-    );
-    (vmcb.fs, vmcb.gs, vmcb.ldtr, vmcb.tr) = (
-        convert(seg::FS),
-        convert(seg::GS),
-        convert(seg::LDTR),
-        convert(seg::TR),
-    );
+    (vmcb.es, vmcb.cs, vmcb.ss, vmcb.ds) = (convert(seg::ES), convert(seg::CS), convert(seg::SS), convert(seg::DS));
+    (vmcb.fs, vmcb.gs, vmcb.ldtr, vmcb.tr) = (convert(seg::FS), convert(seg::GS), convert(seg::LDTR), convert(seg::TR));
     vmcb.tr.attributes = check::task_rights_to_svm(segments[seg::TR].rights);
 }
 
@@ -234,16 +184,8 @@ fn store_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     let vmcb = vmcb(hw);
     let shadow = hw.shadow();
     if mask & group::INTERRUPTIBILITY != 0 {
-        let blocked = if shadow.nmi == Nmi::Open {
-            0
-        } else {
-            interruptibility::NMI_BLOCKED
-        };
-        put!(
-            page,
-            interruptibility,
-            vmcb.interrupt_shadow & SHADOW | blocked
-        );
+        let blocked = if shadow.nmi == Nmi::Open { 0 } else { interruptibility::NMI_BLOCKED };
+        put!(page, interruptibility, vmcb.interrupt_shadow & SHADOW | blocked);
     }
     if mask & group::INJECT != 0 {
         put!(page, inject, armed(hw).packed());
@@ -299,12 +241,7 @@ fn store_segments(vmcb: &Vmcb, page: StatePage) {
     store_segment(page, seg::FS, &vmcb.fs, 0);
     store_segment(page, seg::GS, &vmcb.gs, 0);
     store_segment(page, seg::LDTR, &vmcb.ldtr, 0);
-    store_segment(
-        page,
-        seg::TR,
-        &vmcb.tr,
-        check::task_rights_from_svm(0) & !check::UNUSABLE,
-    );
+    store_segment(page, seg::TR, &vmcb.tr, check::task_rights_from_svm(0) & !check::UNUSABLE);
 }
 
 #[inline(always)]

@@ -84,11 +84,7 @@ pub(in super::super) struct Tags {
 
 impl Tags {
     pub(in super::super) const fn new(last: u32) -> Tags {
-        Tags {
-            generation: 1,
-            next: 1,
-            last,
-        }
+        Tags { generation: 1, next: 1, last }
     }
     /// The next tag, and whether everything has to be flushed before it is used.
     pub(in super::super) fn take(&mut self) -> (u32, bool) {
@@ -113,11 +109,7 @@ pub(in super::super) fn write_spec_ctrl(value: u64) {
 
 pub(super) fn limits(vendor: Vendor) -> Limits {
     let basic = cpuid(1);
-    let seven = if cpuid(0).eax >= 7 {
-        cpuid_count(7, 0)
-    } else {
-        cpuid(0)
-    };
+    let seven = if cpuid(0).eax >= 7 { cpuid_count(7, 0) } else { cpuid(0) };
     let has_seven = cpuid(0).eax >= 7;
     let extended = cpuid(0x8000_0001);
     let mut bits = cr4::BASE;
@@ -138,18 +130,11 @@ pub(super) fn limits(vendor: Vendor) -> Limits {
     }
     // FFXSR and TCE, AMD only.
     if vendor == Vendor::Svm {
-        efer_bits |=
-            u64::from(extended.edx >> 25 & 1) << 14 | u64::from(extended.ecx >> 17 & 1) << 15;
+        efer_bits |= u64::from(extended.edx >> 25 & 1) << 14 | u64::from(extended.ecx >> 17 & 1) << 15;
     }
     let spec_ctrl = if features().spec_ctrl { 7 } else { 0 };
     let physical_bits = cpuid(0x8000_0008).eax & 0xff;
-    Limits {
-        cr4: bits,
-        efer: efer_bits,
-        xcr0: guest_xcr0(),
-        spec_ctrl,
-        physical_bits: physical_bits.clamp(32, 52),
-    }
+    Limits { cr4: bits, efer: efer_bits, xcr0: guest_xcr0(), spec_ctrl, physical_bits: physical_bits.clamp(32, 52) }
 }
 
 pub(super) fn features() -> Features {
@@ -216,9 +201,7 @@ pub(super) fn cpuid_has_xsave() -> bool {
 pub(in super::super) fn read_cr0() -> u64 {
     let value;
     // SAFETY: reads a register.
-    unsafe {
-        core::arch::asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags))
-    };
+    unsafe { core::arch::asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
 }
 
@@ -230,9 +213,7 @@ pub(in super::super) unsafe fn write_cr0(value: u64) {
 pub(in super::super) fn read_cr4() -> u64 {
     let value;
     // SAFETY: reads a register.
-    unsafe {
-        core::arch::asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags))
-    };
+    unsafe { core::arch::asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
     value
 }
 

@@ -50,10 +50,7 @@ pub(in super::super) use {get, put};
 /// Reads group RIP: RFLAGS has only bits that exist.
 #[inline]
 pub(in super::super) fn read_rip(page: StatePage) -> (u64, u64) {
-    (
-        get!(page, rip),
-        get!(page, rflags) & check::RFLAGS_DEFINED | 2,
-    )
+    (get!(page, rip), get!(page, rflags) & check::RFLAGS_DEFINED | 2)
 }
 
 /// Reads group CONTROL once and checks it.
@@ -81,10 +78,7 @@ pub(in super::super) fn read_tables(page: StatePage) -> Result<[(u64, u16); 2], 
     if !check::canonical(gdtr.base) || !check::canonical(idtr.base) {
         return Err(vcpu::invalid::CANONICAL);
     }
-    Ok([
-        (gdtr.base, gdtr.limit as u16),
-        (idtr.base, idtr.limit as u16),
-    ])
+    Ok([(gdtr.base, gdtr.limit as u16), (idtr.base, idtr.limit as u16)])
 }
 
 /// Group MSRS, checked.
@@ -105,20 +99,10 @@ pub(in super::super) fn read_msrs(page: StatePage) -> Result<Msrs, u64> {
         cstar: get!(page, cstar),
         sfmask: get!(page, sfmask) & 0xffff_ffff,
         kernel_gs_base: get!(page, kernel_gs_base),
-        sysenter: [
-            get!(page, sysenter_cs) & 0xffff_ffff,
-            get!(page, sysenter_esp),
-            get!(page, sysenter_eip),
-        ],
+        sysenter: [get!(page, sysenter_cs) & 0xffff_ffff, get!(page, sysenter_esp), get!(page, sysenter_eip)],
         pat: get!(page, pat),
     };
-    let addresses = [
-        msrs.lstar,
-        msrs.cstar,
-        msrs.kernel_gs_base,
-        msrs.sysenter[1],
-        msrs.sysenter[2],
-    ];
+    let addresses = [msrs.lstar, msrs.cstar, msrs.kernel_gs_base, msrs.sysenter[1], msrs.sysenter[2]];
     if !addresses.iter().all(|&address| check::canonical(address)) {
         return Err(vcpu::invalid::CANONICAL);
     }
@@ -129,16 +113,8 @@ pub(in super::super) fn read_msrs(page: StatePage) -> Result<Msrs, u64> {
 }
 
 /// Group DEBUG, checked; DR0–DR3 and DR6 go to the shadow, and to the registers if the vCPU is resident.
-pub(in super::super) fn read_debug(
-    cpu: &CpuVirt,
-    hw: VcpuHw,
-    page: StatePage,
-) -> Result<Debug, u64> {
-    let raw = Debug {
-        dr: get!(page, dr),
-        dr6: get!(page, dr6),
-        dr7: get!(page, dr7),
-    };
+pub(in super::super) fn read_debug(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) -> Result<Debug, u64> {
+    let raw = Debug { dr: get!(page, dr), dr6: get!(page, dr6), dr7: get!(page, dr7) };
     let debug = raw.checked()?;
     let shadow = hw.shadow();
     (shadow.dr, shadow.dr6) = (debug.dr, debug.dr6);
@@ -149,17 +125,9 @@ pub(in super::super) fn read_debug(
 }
 
 /// Group TSC_XCR into the shadow (and the registers if the vCPU is resident); the vendor loads the TSC offset.
-pub(in super::super) fn read_tsc_xcr(
-    cpu: &CpuVirt,
-    hw: VcpuHw,
-    page: StatePage,
-) -> Result<(), u64> {
-    let (tsc_aux, xcr0, spec_ctrl): (u64, u64, u64) =
-        (get!(page, tsc_aux), get!(page, xcr0), get!(page, spec_ctrl));
-    if tsc_aux >> 32 != 0
-        || !check::xcr0_valid(xcr0, &cpu.limits)
-        || spec_ctrl & !cpu.limits.spec_ctrl != 0
-    {
+pub(in super::super) fn read_tsc_xcr(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) -> Result<(), u64> {
+    let (tsc_aux, xcr0, spec_ctrl): (u64, u64, u64) = (get!(page, tsc_aux), get!(page, xcr0), get!(page, spec_ctrl));
+    if tsc_aux >> 32 != 0 || !check::xcr0_valid(xcr0, &cpu.limits) || spec_ctrl & !cpu.limits.spec_ctrl != 0 {
         return Err(vcpu::invalid::RESERVED);
     }
     let shadow = hw.shadow();
@@ -179,11 +147,7 @@ pub(in super::super) fn read_tsc_xcr(
 
 /// Sets or clears a bit of [`Shadow::slow`].
 pub(in super::super) fn set_slow(shadow: &mut Shadow, bit: u32, value: bool) {
-    shadow.slow = if value {
-        shadow.slow | bit
-    } else {
-        shadow.slow & !bit
-    };
+    shadow.slow = if value { shadow.slow | bit } else { shadow.slow & !bit };
 }
 
 /// Group INJECT: the event, checked, and the request bits. The page's event is taken out of it.
@@ -195,27 +159,12 @@ pub(in super::super) fn read_inject(page: StatePage) -> Result<(Event, u32), u64
 
 /// Writes a segment register: three words, rather than six fields.
 #[inline(always)]
-pub(in super::super) fn put_segment(
-    page: StatePage,
-    index: usize,
-    selector: u16,
-    rights: u32,
-    limit: u32,
-    base: u64,
-) {
-    const _: () =
-        assert!(size_of::<Segment>() == 24 && core::mem::offset_of!(Segment, rights) == 4);
-    let words = [
-        u64::from(selector) | u64::from(rights) << 32,
-        u64::from(limit),
-        base,
-    ];
+pub(in super::super) fn put_segment(page: StatePage, index: usize, selector: u16, rights: u32, limit: u32, base: u64) {
+    const _: () = assert!(size_of::<Segment>() == 24 && core::mem::offset_of!(Segment, rights) == 4);
+    let words = [u64::from(selector) | u64::from(rights) << 32, u64::from(limit), base];
     // SAFETY: `StatePage::new`'s contract; the index is below eight, and a `Segment` is these three words.
     unsafe {
-        let first = core::ptr::addr_of_mut!((*page.pointer()).segment)
-            .cast::<[u64; 3]>()
-            .add(index & 7)
-            .cast::<u64>();
+        let first = core::ptr::addr_of_mut!((*page.pointer()).segment).cast::<[u64; 3]>().add(index & 7).cast::<u64>();
         (0..3).for_each(|word| first.add(word).write_volatile(words[word]));
     }
 }

@@ -117,9 +117,7 @@ pub(super) fn with_xsave<T>(exists: bool, body: impl FnOnce() -> T) -> T {
 pub(super) fn read_xcr0() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: only called under `with_xsave`.
-    unsafe {
-        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack))
-    };
+    unsafe { core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack)) };
     u64::from(low) | u64::from(high) << 32
 }
 

@@ -1,9 +1,7 @@
 //! Capabilities, VMXON, and the control and host fields of a VMCS.
 use moira_kernel_core::vcpu_check::{cr0, cr4};
 use x86::msr;
-use x86::vmx::vmcs::control::{
-    EntryControls, ExitControls, PinbasedControls, PrimaryControls, SecondaryControls,
-};
+use x86::vmx::vmcs::control::{EntryControls, ExitControls, PinbasedControls, PrimaryControls, SecondaryControls};
 
 use super::super::virt::{CpuVirt, VcpuHw, cpuid, read_cr0, read_cr4, write_cr0, write_cr4};
 use super::{switch, tags, vmcs};
@@ -80,16 +78,10 @@ fn caps() -> Result<Caps, &'static str> {
     if caps_primary & primary != primary {
         return Err("VT-x lacks a processor control");
     }
-    let must = SecondaryControls::ENABLE_EPT
-        | SecondaryControls::UNRESTRICTED_GUEST
-        | SecondaryControls::WBINVD_EXITING;
-    let may = SecondaryControls::ENABLE_RDTSCP
-        | SecondaryControls::ENABLE_VPID
-        | SecondaryControls::ENABLE_INVPCID;
-    let secondary = SecondaryControls::from_bits_truncate(adjust(
-        msr::IA32_VMX_PROCBASED_CTLS2,
-        (must | may).bits(),
-    ));
+    let must =
+        SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST | SecondaryControls::WBINVD_EXITING;
+    let may = SecondaryControls::ENABLE_RDTSCP | SecondaryControls::ENABLE_VPID | SecondaryControls::ENABLE_INVPCID;
+    let secondary = SecondaryControls::from_bits_truncate(adjust(msr::IA32_VMX_PROCBASED_CTLS2, (must | may).bits()));
     if !secondary.contains(SecondaryControls::ENABLE_EPT) {
         return Err("VT-x without EPT");
     }
@@ -100,28 +92,20 @@ fn caps() -> Result<Caps, &'static str> {
         return Err("VT-x without WBINVD exiting");
     }
     let translation = read(msr::IA32_VMX_EPT_VPID_CAP);
-    if translation & (EPT_WALK_4 | EPT_WRITE_BACK | INVEPT) != EPT_WALK_4 | EPT_WRITE_BACK | INVEPT
-    {
+    if translation & (EPT_WALK_4 | EPT_WRITE_BACK | INVEPT) != EPT_WALK_4 | EPT_WRITE_BACK | INVEPT {
         return Err("EPT without four levels, write-back or INVEPT");
     }
     let vpid = secondary.contains(SecondaryControls::ENABLE_VPID)
         && translation & INVVPID != 0
         && translation & INVVPID_ALL != 0;
-    let pin = PinbasedControls::EXTERNAL_INTERRUPT_EXITING
-        | PinbasedControls::NMI_EXITING
-        | PinbasedControls::VIRTUAL_NMIS;
+    let pin =
+        PinbasedControls::EXTERNAL_INTERRUPT_EXITING | PinbasedControls::NMI_EXITING | PinbasedControls::VIRTUAL_NMIS;
     let timer = PinbasedControls::VMX_PREEMPTION_TIMER;
     let pin_value = adjust(msr::IA32_VMX_TRUE_PINBASED_CTLS, (pin | timer).bits());
-    let preemption = if pin_value & timer.bits() != 0 {
-        GUEST_TICKS >> (read(msr::IA32_VMX_MISC) & 31)
-    } else {
-        0
-    };
+    let preemption = if pin_value & timer.bits() != 0 { GUEST_TICKS >> (read(msr::IA32_VMX_MISC) & 31) } else { 0 };
     let exit = exit_wanted().bits();
-    let entry = (EntryControls::LOAD_DEBUG_CONTROLS
-        | EntryControls::LOAD_IA32_PAT
-        | EntryControls::LOAD_IA32_EFER)
-        .bits();
+    let entry =
+        (EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_IA32_PAT | EntryControls::LOAD_IA32_EFER).bits();
     let caps = Caps {
         revision: basic as u32 & 0x7fff_ffff,
         vpid,
@@ -129,12 +113,7 @@ fn caps() -> Result<Caps, &'static str> {
         pin: pin_value,
         preemption,
         primary: caps_primary,
-        secondary: if vpid {
-            secondary
-        } else {
-            secondary - SecondaryControls::ENABLE_VPID
-        }
-        .bits(),
+        secondary: if vpid { secondary } else { secondary - SecondaryControls::ENABLE_VPID }.bits(),
         exit: adjust(msr::IA32_VMX_TRUE_EXIT_CTLS, exit),
         entry: adjust(msr::IA32_VMX_TRUE_ENTRY_CTLS, entry),
         cr0_fixed: read(msr::IA32_VMX_CR0_FIXED0) & !(cr0::PE | cr0::PG),
@@ -181,10 +160,8 @@ pub(in super::super) unsafe fn enable(cpu: &mut CpuVirt) -> Result<(), &'static 
     usable()?;
     let caps = caps()?;
     cpu.features.vmx = caps;
-    cpu.features.rdtscp =
-        cpu.features.rdtscp && caps.secondary & SecondaryControls::ENABLE_RDTSCP.bits() != 0;
-    if caps.secondary & SecondaryControls::ENABLE_INVPCID.bits() == 0 && cpuid(7).ebx & 1 << 10 != 0
-    {
+    cpu.features.rdtscp = cpu.features.rdtscp && caps.secondary & SecondaryControls::ENABLE_RDTSCP.bits() != 0;
+    if caps.secondary & SecondaryControls::ENABLE_INVPCID.bits() == 0 && cpuid(7).ebx & 1 << 10 != 0 {
         cpu.limits.cr4 &= !cr4::PCIDE;
     }
     cpu.tags = tags(caps.vpid);
@@ -269,16 +246,8 @@ pub(super) fn write_controls(cpu: &CpuVirt, hw: VcpuHw) {
 /// The host fields, which are this CPU's. The kernel uses no DS, ES, FS, nor SYSENTER.
 pub(super) fn write_host(cpu: &CpuVirt) {
     let host = &cpu.host;
-    [vmcs::HOST_ES, vmcs::HOST_DS, vmcs::HOST_FS, vmcs::HOST_GS]
-        .iter()
-        .for_each(|field| field.write(0));
-    [
-        vmcs::HOST_FS_BASE,
-        vmcs::HOST_SYSENTER_ESP,
-        vmcs::HOST_SYSENTER_EIP,
-    ]
-    .iter()
-    .for_each(|field| field.write(0));
+    [vmcs::HOST_ES, vmcs::HOST_DS, vmcs::HOST_FS, vmcs::HOST_GS].iter().for_each(|field| field.write(0));
+    [vmcs::HOST_FS_BASE, vmcs::HOST_SYSENTER_ESP, vmcs::HOST_SYSENTER_EIP].iter().for_each(|field| field.write(0));
     vmcs::HOST_SYSENTER_CS.write(0);
     vmcs::HOST_CS.write(host.cs);
     vmcs::HOST_SS.write(host.ss);

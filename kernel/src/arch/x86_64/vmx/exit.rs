@@ -49,25 +49,14 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
     let number = vmcs::EXIT_REASON.read();
     if number == reason::IO {
         // The hot one; an I/O instruction cannot exit during the delivery of an event.
-        report(
-            page,
-            Exit::Port,
-            check::port_from_vmx(vmcs::QUALIFICATION.read()).0,
-            length(),
-        );
+        report(page, Exit::Port, check::port_from_vmx(vmcs::QUALIFICATION.read()).0, length());
         return guest(cpu, hw, page, Exit::Port, out);
     }
     classify_other(cpu, hw, page, out, number)
 }
 
 #[inline(never)]
-fn classify_other(
-    cpu: &mut CpuVirt,
-    hw: VcpuHw,
-    page: StatePage,
-    out: u64,
-    number: u32,
-) -> Outcome {
+fn classify_other(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
     if number & reason::ENTRY_FAILED != 0 {
         if number & 0xffff == reason::ENTRY_MACHINE_CHECK {
             return Outcome::MachineCheck;
@@ -145,18 +134,9 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u3
         }
         reason::DEBUG => {
             let qualification = vmcs::QUALIFICATION.read();
-            let read = if qualification & 1 << 4 != 0 {
-                control_write::READ
-            } else {
-                0
-            };
+            let read = if qualification & 1 << 4 != 0 { control_write::READ } else { 0 };
             let gpr = (qualification >> 8 & 15) << control_write::GPR_SHIFT;
-            report(
-                page,
-                Exit::DebugRegister,
-                qualification & 7 | read | gpr,
-                length(),
-            );
+            report(page, Exit::DebugRegister, qualification & 7 | read | gpr, length());
             Exit::DebugRegister
         }
         other => {
@@ -184,50 +164,26 @@ fn exception(page: StatePage) -> Result<Exit, Outcome> {
     if vector == 18 {
         return Err(Outcome::MachineCheck);
     }
-    if u64::from(info) & UNBLOCKED_BY_IRET != 0
-        && vector != 8
-        && u64::from(vmcs::VECTORING.read()) & event::VALID == 0
+    if u64::from(info) & UNBLOCKED_BY_IRET != 0 && vector != 8 && u64::from(vmcs::VECTORING.read()) & event::VALID == 0
     {
         state::block_nmi(true);
     }
     report(page, Exit::Exception, vector, 0);
-    let code = if u64::from(info) & event::HAS_CODE != 0 {
-        vmcs::EXIT_EVENT_CODE.read()
-    } else {
-        0
-    };
+    let code = if u64::from(info) & event::HAS_CODE != 0 { vmcs::EXIT_EVENT_CODE.read() } else { 0 };
     put!(page, error_code, u64::from(code));
     let qualification = vmcs::QUALIFICATION.read();
-    put!(
-        page,
-        address,
-        if vector == 1 {
-            qualification & DR6_CONDITIONS
-        } else {
-            qualification
-        }
-    );
+    put!(page, address, if vector == 1 { qualification & DR6_CONDITIONS } else { qualification });
     Ok(Exit::Exception)
 }
 
 fn memory(page: StatePage) {
     let qualification = vmcs::QUALIFICATION.read();
-    if qualification & UNBLOCKED_BY_IRET != 0
-        && u64::from(vmcs::VECTORING.read()) & event::VALID == 0
-    {
+    if qualification & UNBLOCKED_BY_IRET != 0 && u64::from(vmcs::VECTORING.read()) & event::VALID == 0 {
         state::block_nmi(true);
     }
     report(page, Exit::Memory, check::access_from_vmx(qualification), 0);
     put!(page, address, vmcs::GUEST_PHYSICAL.read());
-    put!(
-        page,
-        linear,
-        if qualification & 1 << 7 != 0 {
-            vmcs::GUEST_LINEAR.read()
-        } else {
-            0
-        }
-    );
+    put!(page, linear, if qualification & 1 << 7 != 0 { vmcs::GUEST_LINEAR.read() } else { 0 });
     put!(page, fetched_count, 0);
 }
 
@@ -244,12 +200,7 @@ fn control(page: StatePage, qualification: u64) {
         KIND_CLTS => control_write::CLTS,
         _ => control_write::LMSW,
     };
-    report(
-        page,
-        Exit::ControlWrite,
-        qualification & 15 | flags,
-        length(),
-    );
+    report(page, Exit::ControlWrite, qualification & 15 | flags, length());
     put!(page, address, qualification >> 16 & 0xffff);
 }
 
@@ -260,12 +211,7 @@ fn handle_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, qualification: u64
     }
     let register = (qualification >> 8 & 15) as usize;
     let long = vmcs::GUEST_EFER.read() & efer::LMA != 0;
-    let wide = long
-        && vmcs::GUEST_RIGHTS
-            .of_segment(moira_abi::vcpu::seg::CS)
-            .read()
-            & CS_LONG
-            != 0;
+    let wide = long && vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
     let value = get!(page, gpr[register]);
     let value = if wide { value } else { value & 0xffff_ffff };
     let done = match qualification & 15 {
@@ -283,9 +229,8 @@ fn handle_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, qualification: u64
 
 fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
     let before = state::cr0_view(cpu);
-    let malformed = value & !cr0::DEFINED != 0
-        || value & (cr0::PG | cr0::PE) == cr0::PG
-        || value & (cr0::NW | cr0::CD) == cr0::NW;
+    let malformed =
+        value & !cr0::DEFINED != 0 || value & (cr0::PG | cr0::PE) == cr0::PG || value & (cr0::NW | cr0::CD) == cr0::NW;
     let paging = value & cr0::PG != 0;
     if malformed {
         return false;
@@ -293,11 +238,7 @@ fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
     if (before ^ value) & cr0::PG != 0 {
         let long_wanted = vmcs::GUEST_EFER.read() & efer::LME != 0;
         let pae = state::cr4_view(cpu) & cr4::PAE != 0;
-        let in_long_code = vmcs::GUEST_RIGHTS
-            .of_segment(moira_abi::vcpu::seg::CS)
-            .read()
-            & CS_LONG
-            != 0;
+        let in_long_code = vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
         // PAE paging needs its four entries from guest memory; the rest would be #GP.
         if paging && long_wanted != pae || in_long_code {
             return false;
@@ -307,11 +248,7 @@ fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
         } else if long {
             state::set_efer(vmcs::GUEST_EFER.read() & !efer::LMA);
         }
-    } else if paging
-        && !long
-        && state::cr4_view(cpu) & cr4::PAE != 0
-        && (before ^ value) & (cr0::CD | cr0::NW) != 0
-    {
+    } else if paging && !long && state::cr4_view(cpu) & cr4::PAE != 0 && (before ^ value) & (cr0::CD | cr0::NW) != 0 {
         // SDM 4.4.1: changing CD or NW under PAE paging loads the four entries.
         return false;
     }
@@ -323,8 +260,7 @@ fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
 fn write_cr4(cpu: &CpuVirt, value: u64, long: bool) -> bool {
     let before = state::cr4_view(cpu);
     let pae_paging = !long && vmcs::GUEST_CR0.read() & cr0::PG != 0 && value & cr4::PAE != 0;
-    if value & !cpu.limits.cr4 != 0 || (before ^ value) & (cr4::PAE | cr4::PCIDE) != 0 || pae_paging
-    {
+    if value & !cpu.limits.cr4 != 0 || (before ^ value) & (cr4::PAE | cr4::PCIDE) != 0 || pae_paging {
         return false;
     }
     vmcs::GUEST_CR4.write(cr4_real(&cpu.features.vmx, value));

@@ -64,9 +64,7 @@ impl<W: Width, A> Field<W, A> {
         let value: u64;
         // SAFETY: the field exists on every processor that `usable` accepts, and a VMCS is current: both make this harmless
         // (a failing VMREAD only sets flags).
-        unsafe {
-            asm!("vmread {}, {}", out(reg) value, in(reg) u64::from(self.0), options(nostack))
-        };
+        unsafe { asm!("vmread {}, {}", out(reg) value, in(reg) u64::from(self.0), options(nostack)) };
         W::from_raw(value)
     }
 }
@@ -80,9 +78,7 @@ impl<W: Width> Field<W, Writable> {
     #[inline(always)]
     pub fn write(self, value: W) {
         // SAFETY: as for `read`; what the value does to an entry is the vendor module's matter.
-        unsafe {
-            asm!("vmwrite {}, {}", in(reg) u64::from(self.0), in(reg) value.to_raw(), options(nostack))
-        };
+        unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(self.0), in(reg) value.to_raw(), options(nostack)) };
     }
 
     /// The same field of another segment register, in the order ES CS SS DS FS GS LDTR TR.

@@ -8,8 +8,8 @@ mod switch;
 use x86::msr;
 
 use super::virt::{
-    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get,
-    put, slow, write_spec_ctrl,
+    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, slow,
+    write_spec_ctrl,
 };
 pub(super) use controls::{Caps, enable, usable};
 use field as vmcs;
@@ -51,11 +51,7 @@ fn load_vmcs(cpu: &mut CpuVirt, hw: VcpuHw) {
     let phys = hw.control_phys();
     if fresh {
         // SAFETY: the page is this vCPU's; its first word is the revision (SDM 24.2).
-        unsafe {
-            hw.control()
-                .cast::<u32>()
-                .write_volatile(cpu.features.vmx.revision)
-        };
+        unsafe { hw.control().cast::<u32>().write_volatile(cpu.features.vmx.revision) };
         switch::vmclear(phys);
     }
     switch::vmptrld(phys);
@@ -87,18 +83,10 @@ pub(super) fn maps_changed(cpu: &mut CpuVirt, hw: VcpuHw) {
 
 fn maps_changed_current(hw: VcpuHw) {
     let shadow = hw.shadow();
-    let io = if shadow.io_open {
-        hw.io_map_phys()
-    } else {
-        closed_maps()
-    };
+    let io = if shadow.io_open { hw.io_map_phys() } else { closed_maps() };
     vmcs::IO_BITMAP_A.write(io);
     vmcs::IO_BITMAP_B.write(io + 4096);
-    vmcs::MSR_BITMAPS.write(if shadow.msr_open {
-        hw.msr_map_phys()
-    } else {
-        closed_maps()
-    });
+    vmcs::MSR_BITMAPS.write(if shadow.msr_open { hw.msr_map_phys() } else { closed_maps() });
 }
 
 /// VMCLEAR: the VMCS is in memory and on no CPU.
@@ -179,13 +167,7 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
         swap_in(shadow, differs);
     }
     // SAFETY: the caller's contract; the VMCS is current, its controls and host fields are this module's.
-    let failed = unsafe {
-        switch::enter(
-            page.pointer(),
-            &mut shadow.vmx.launched,
-            &mut shadow.vmx.host_rsp,
-        )
-    };
+    let failed = unsafe { switch::enter(page.pointer(), &mut shadow.vmx.launched, &mut shadow.vmx.host_rsp) };
     shadow.cr2 = switch::read_cr2();
     if differs != 0 {
         swap_out(cpu, differs);
@@ -218,11 +200,7 @@ fn swap_out(cpu: &CpuVirt, differs: u32) {
     }
     switch::write_if(differs & slow::STAR != 0, msr::IA32_STAR, cpu.host.star);
     switch::write_if(differs & slow::LSTAR != 0, msr::IA32_LSTAR, cpu.host.lstar);
-    switch::write_if(
-        differs & slow::SFMASK != 0,
-        msr::IA32_FMASK,
-        cpu.host.sfmask,
-    );
+    switch::write_if(differs & slow::SFMASK != 0, msr::IA32_FMASK, cpu.host.sfmask);
 }
 
 /// Notes which SYSCALL MSRs [`run`] has to swap.

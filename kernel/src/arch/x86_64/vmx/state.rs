@@ -21,30 +21,14 @@ pub(super) fn reset() {
             seg::TR => 0x8b,
             _ => 0x93,
         };
-        let (selector, base) = if index == seg::CS {
-            (0xf000, 0xffff_0000)
-        } else {
-            (0, 0)
-        };
-        let from = Segment {
-            selector,
-            rights,
-            limit: 0xffff,
-            base,
-            ..Segment::default()
-        };
+        let (selector, base) = if index == seg::CS { (0xf000, 0xffff_0000) } else { (0, 0) };
+        let from = Segment { selector, rights, limit: 0xffff, base, ..Segment::default() };
         load_segment(index, &from);
     }
-    [vmcs::GUEST_GDTR_LIMIT, vmcs::GUEST_IDTR_LIMIT]
+    [vmcs::GUEST_GDTR_LIMIT, vmcs::GUEST_IDTR_LIMIT].iter().for_each(|field| field.write(0xffff));
+    [vmcs::GUEST_INTERRUPTIBILITY, vmcs::GUEST_ACTIVITY, vmcs::GUEST_SYSENTER_CS]
         .iter()
-        .for_each(|field| field.write(0xffff));
-    [
-        vmcs::GUEST_INTERRUPTIBILITY,
-        vmcs::GUEST_ACTIVITY,
-        vmcs::GUEST_SYSENTER_CS,
-    ]
-    .iter()
-    .for_each(|field| field.write(0));
+        .for_each(|field| field.write(0));
     let zero = [
         vmcs::GUEST_DEBUGCTL,
         vmcs::GUEST_EFER,
@@ -69,12 +53,7 @@ pub(super) fn reset() {
 
 /// Loads the groups of `mask` after checking them.
 #[inline]
-pub(in super::super) fn load_state(
-    cpu: &mut CpuVirt,
-    hw: VcpuHw,
-    page: StatePage,
-    mask: u64,
-) -> Result<(), u64> {
+pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
     if mask & group::ALL == 0 {
         return Ok(());
     }
@@ -85,11 +64,7 @@ pub(in super::super) fn load_state(
         vmcs::GUEST_RFLAGS.write(rflags);
         end_shadow();
     }
-    if mask & group::ALL & !group::RIP != 0 {
-        load_more(cpu, hw, page, mask)
-    } else {
-        Ok(())
-    }
+    if mask & group::ALL & !group::RIP != 0 { load_more(cpu, hw, page, mask) } else { Ok(()) }
 }
 
 /// An instruction was completed: no STI or MOV SS shadow any more.
@@ -115,10 +90,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     }
     if mask & group::SEGMENTS != 0 {
         let (segments, _) = virt::read_segments(page)?;
-        segments
-            .iter()
-            .enumerate()
-            .for_each(|(index, segment)| load_segment(index, segment));
+        segments.iter().enumerate().for_each(|(index, segment)| load_segment(index, segment));
     }
     if mask & group::TABLES != 0 {
         let [gdtr, idtr] = virt::read_tables(page)?;
@@ -130,8 +102,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     if mask & group::MSRS != 0 {
         let msrs = virt::read_msrs(page)?;
         let shadow = hw.shadow();
-        (shadow.star, shadow.lstar, shadow.cstar, shadow.sfmask) =
-            (msrs.star, msrs.lstar, msrs.cstar, msrs.sfmask);
+        (shadow.star, shadow.lstar, shadow.cstar, shadow.sfmask) = (msrs.star, msrs.lstar, msrs.cstar, msrs.sfmask);
         note_differences(cpu, shadow);
         set_kernel_gs_base(cpu, hw, msrs.kernel_gs_base);
         vmcs::GUEST_SYSENTER_CS.write(msrs.sysenter[0] as u32);
@@ -149,16 +120,8 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     }
     if mask & group::PDPTE != 0 {
         let entries: [u64; 4] = get!(page, pdpte);
-        let fields = [
-            vmcs::GUEST_PDPTE0,
-            vmcs::GUEST_PDPTE1,
-            vmcs::GUEST_PDPTE2,
-            vmcs::GUEST_PDPTE3,
-        ];
-        fields
-            .iter()
-            .zip(entries)
-            .for_each(|(field, entry)| field.write(entry));
+        let fields = [vmcs::GUEST_PDPTE0, vmcs::GUEST_PDPTE1, vmcs::GUEST_PDPTE2, vmcs::GUEST_PDPTE3];
+        fields.iter().zip(entries).for_each(|(field, entry)| field.write(entry));
     }
     // Last: the event is taken out of the page only when all else was accepted.
     if mask & group::INJECT != 0 {
@@ -187,11 +150,7 @@ pub(super) fn set_efer(value: u64) {
     vmcs::GUEST_EFER.write(value);
     let long = EntryControls::IA32E_MODE_GUEST.bits();
     let now = vmcs::ENTRY_CONTROLS.read();
-    vmcs::ENTRY_CONTROLS.write(if value & efer::LMA != 0 {
-        now | long
-    } else {
-        now & !long
-    });
+    vmcs::ENTRY_CONTROLS.write(if value & efer::LMA != 0 { now | long } else { now & !long });
 }
 
 /// Puts an event into the entry fields.
@@ -207,10 +166,8 @@ pub(super) fn arm(event: Event) {
 pub(super) fn load_request(hw: VcpuHw, bits: u32) {
     let shadow = hw.shadow();
     shadow.request = bits;
-    let (interrupt, nmi) = (
-        PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(),
-        PrimaryControls::NMI_WINDOW_EXITING.bits(),
-    );
+    let (interrupt, nmi) =
+        (PrimaryControls::INTERRUPT_WINDOW_EXITING.bits(), PrimaryControls::NMI_WINDOW_EXITING.bits());
     let mut primary = shadow.vmx.primary & !(interrupt | nmi);
     if u64::from(bits) & request::INTERRUPT_WINDOW != 0 {
         primary |= interrupt;
@@ -225,9 +182,7 @@ pub(super) fn load_request(hw: VcpuHw, bits: u32) {
 }
 
 fn load_segment(index: usize, segment: &Segment) {
-    vmcs::GUEST_SELECTOR
-        .of_segment(index)
-        .write(segment.selector);
+    vmcs::GUEST_SELECTOR.of_segment(index).write(segment.selector);
     vmcs::GUEST_RIGHTS.of_segment(index).write(segment.rights);
     vmcs::GUEST_LIMIT.of_segment(index).write(segment.limit);
     vmcs::GUEST_BASE.of_segment(index).write(segment.base);
@@ -270,11 +225,7 @@ fn store_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
 #[inline(never)]
 fn store_more(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     if mask & group::INTERRUPTIBILITY != 0 {
-        put!(
-            page,
-            interruptibility,
-            u64::from(vmcs::GUEST_INTERRUPTIBILITY.read() & (SHADOWS | NMI_BLOCKED))
-        );
+        put!(page, interruptibility, u64::from(vmcs::GUEST_INTERRUPTIBILITY.read() & (SHADOWS | NMI_BLOCKED)));
     }
     if mask & group::INJECT != 0 {
         let event = armed();
@@ -302,12 +253,7 @@ fn store_more(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
         virt::store_shadow(cpu, hw, page, mask);
     }
     if mask & group::PDPTE != 0 {
-        let fields = [
-            vmcs::GUEST_PDPTE0,
-            vmcs::GUEST_PDPTE1,
-            vmcs::GUEST_PDPTE2,
-            vmcs::GUEST_PDPTE3,
-        ];
+        let fields = [vmcs::GUEST_PDPTE0, vmcs::GUEST_PDPTE1, vmcs::GUEST_PDPTE2, vmcs::GUEST_PDPTE3];
         put!(page, pdpte, fields.map(|field| field.read()));
     }
 }
@@ -328,40 +274,19 @@ fn store_msrs(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
 /// CS and CPL: what goes with group CONTROL.
 fn store_code(page: StatePage) {
     store_segment(page, seg::CS);
-    put!(
-        page,
-        cpl,
-        u64::from(vmcs::GUEST_RIGHTS.of_segment(seg::SS).read() >> 5 & 3)
-    );
+    put!(page, cpl, u64::from(vmcs::GUEST_RIGHTS.of_segment(seg::SS).read() >> 5 & 3));
 }
 
 fn store_segments(page: StatePage) {
     (0..8).for_each(|index| store_segment(page, index));
-    put!(
-        page,
-        cpl,
-        u64::from(vmcs::GUEST_RIGHTS.of_segment(seg::SS).read() >> 5 & 3)
-    );
+    put!(page, cpl, u64::from(vmcs::GUEST_RIGHTS.of_segment(seg::SS).read() >> 5 & 3));
 }
 
 #[inline(always)]
 fn store_segment(page: StatePage, index: usize) {
-    let (selector, rights) = (
-        vmcs::GUEST_SELECTOR.of_segment(index),
-        vmcs::GUEST_RIGHTS.of_segment(index),
-    );
-    let (limit, base) = (
-        vmcs::GUEST_LIMIT.of_segment(index),
-        vmcs::GUEST_BASE.of_segment(index),
-    );
-    virt::put_segment(
-        page,
-        index,
-        selector.read(),
-        rights.read(),
-        limit.read(),
-        base.read(),
-    );
+    let (selector, rights) = (vmcs::GUEST_SELECTOR.of_segment(index), vmcs::GUEST_RIGHTS.of_segment(index));
+    let (limit, base) = (vmcs::GUEST_LIMIT.of_segment(index), vmcs::GUEST_BASE.of_segment(index));
+    virt::put_segment(page, index, selector.read(), rights.read(), limit.read(), base.read());
 }
 
 /// CR0 as the guest sees it.
@@ -382,16 +307,8 @@ fn armed() -> Event {
     if u64::from(info) & event::VALID == 0 {
         return Event::NONE;
     }
-    let code = if u64::from(info) & event::HAS_CODE != 0 {
-        vmcs::ENTRY_EVENT_CODE.read()
-    } else {
-        0
-    };
-    Event {
-        info,
-        code,
-        length: vmcs::ENTRY_EVENT_LENGTH.read(),
-    }
+    let code = if u64::from(info) & event::HAS_CODE != 0 { vmcs::ENTRY_EVENT_CODE.read() } else { 0 };
+    Event { info, code, length: vmcs::ENTRY_EVENT_LENGTH.read() }
 }
 
 /// An event from IDT-vectoring information, for handing back or injecting again; software events run again by themselves.
@@ -401,29 +318,13 @@ pub(super) fn interrupted_delivery() -> Event {
         return Event::NONE;
     }
     let info = info & (event::VALID | event::HAS_CODE | event::TYPE | 0xff) as u32;
-    let code = if u64::from(info) & event::HAS_CODE != 0 {
-        vmcs::VECTORING_CODE.read()
-    } else {
-        0
-    };
-    let event = check::Event {
-        info,
-        code,
-        length: 0,
-    };
-    if event.is_software() {
-        Event::NONE
-    } else {
-        event
-    }
+    let code = if u64::from(info) & event::HAS_CODE != 0 { vmcs::VECTORING_CODE.read() } else { 0 };
+    let event = check::Event { info, code, length: 0 };
+    if event.is_software() { Event::NONE } else { event }
 }
 
 /// Sets or clears NMI blocking.
 pub(super) fn block_nmi(blocked: bool) {
     let now = vmcs::GUEST_INTERRUPTIBILITY.read();
-    vmcs::GUEST_INTERRUPTIBILITY.write(if blocked {
-        now | NMI_BLOCKED
-    } else {
-        now & !NMI_BLOCKED
-    });
+    vmcs::GUEST_INTERRUPTIBILITY.write(if blocked { now | NMI_BLOCKED } else { now & !NMI_BLOCKED });
 }

@@ -124,9 +124,7 @@ pub(super) fn vmptrld(phys: u64) {
 pub(super) unsafe fn vmxon(phys: u64) -> bool {
     let failed: u8;
     // SAFETY: the caller's contract.
-    unsafe {
-        asm!("vmxon [{}]", "setbe {}", in(reg) &phys, out(reg_byte) failed, options(nostack))
-    };
+    unsafe { asm!("vmxon [{}]", "setbe {}", in(reg) &phys, out(reg_byte) failed, options(nostack)) };
     failed == 0
 }
 

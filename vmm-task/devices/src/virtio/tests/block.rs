@@ -104,7 +104,10 @@ fn disk_reads_writes_flushes_and_names_itself() {
     g.kick(r);
     assert_eq!(g.used(r), Some((u32::from(head), 1537)));
     assert_eq!(g.interrupt(), Some(0x41));
-    assert_eq!((g.ram.bytes(0x8000, 512), g.ram.bytes(0x9200, 512), g.ram.bytes(0x1FFF, 1)), (vec![5; 512], vec![7; 512], vec![0]));
+    assert_eq!(
+        (g.ram.bytes(0x8000, 512), g.ram.bytes(0x9200, 512), g.ram.bytes(0x1FFF, 1)),
+        (vec![5; 512], vec![7; 512], vec![0])
+    );
     request(&g, 1, 10);
     g.ram.write(0x8000, &[0xAB; 512]).unwrap();
     g.offer(r, &[HEADER, (0x8000, 512, false), STATUS]);

@@ -104,7 +104,10 @@ fn network_card_sends_receives_and_sees_the_cable() {
     let mut g = Guest::new(Box::new(crate::virtio::net::Net::new(Box::new(port.clone()), [2, 0, 0, 0, 0, 9])), 4);
     let (_, mut rings) = g.start(true, !0);
     let [rx, tx] = rings.as_mut_slice() else { panic!() };
-    assert_eq!((g.read(g.device, 4), g.read(g.device + 4, 2), g.read(g.device + 6, 2), g.read(g.device + 10, 2)), (2, 0x900, 1, 1500));
+    assert_eq!(
+        (g.read(g.device, 4), g.read(g.device + 4, 2), g.read(g.device + 6, 2), g.read(g.device + 10, 2)),
+        (2, 0x900, 1, 1500)
+    );
     g.ram.write(0x6000, &[0; 12]).unwrap();
     g.ram.write(0x600C, &[7; 60]).unwrap();
     port.0.borrow_mut().full = true;
@@ -211,7 +214,12 @@ impl VsockBackend for Echo {
         self.0.borrow_mut().push((*header, bytes));
         true
     }
-    fn receive(&mut self, header: &mut [u8; VSOCK_HEADER], segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32> {
+    fn receive(
+        &mut self,
+        header: &mut [u8; VSOCK_HEADER],
+        segments: &[Segment],
+        memory: &dyn GuestMemory,
+    ) -> Option<u32> {
         let (h, bytes) = self.0.borrow_mut().pop()?;
         header[..8].copy_from_slice(&h[8..16]);
         header[16..20].copy_from_slice(&h[20..24]);
@@ -244,6 +252,9 @@ fn sockets_carry_packets_under_their_own_name_only() {
         g.poll();
         assert_eq!(g.used(rx).map(|u| u.1), carried.then_some(49));
     }
-    assert_eq!((g.ram.load_u64(0x7000), g.ram.load_u64(0x7008), g.ram.load_u32(0x7010), g.ram.load_u32(0x7018)), (Ok(2), Ok(42), Ok(2000), Ok(5)));
+    assert_eq!(
+        (g.ram.load_u64(0x7000), g.ram.load_u64(0x7008), g.ram.load_u32(0x7010), g.ram.load_u32(0x7018)),
+        (Ok(2), Ok(42), Ok(2000), Ok(5))
+    );
     assert_eq!(g.ram.bytes(0x7100, 5), b"hello");
 }

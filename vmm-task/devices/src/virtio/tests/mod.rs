@@ -76,7 +76,20 @@ impl Guest {
             console: Box::new(NullConsole),
         });
         board.plug(slot, Box::new(VirtioPci::new(device)));
-        let mut g = Self { board, ram: Ram::new(MEMORY), slot, bar: 0, common: 0, notify_port: 0, notify: 0, isr: 0, device: 0, msix_table: 0, now: 0, kicks: 0 };
+        let mut g = Self {
+            board,
+            ram: Ram::new(MEMORY),
+            slot,
+            bar: 0,
+            common: 0,
+            notify_port: 0,
+            notify: 0,
+            isr: 0,
+            device: 0,
+            msix_table: 0,
+            now: 0,
+            kicks: 0,
+        };
         g.write(p::LAPIC_BASE + 0xF0, 4, 0x1FF);
         g
     }
@@ -132,7 +145,14 @@ impl Guest {
             assert!(seen < 20);
             at = self.config(at + 1, 1) as u8;
         }
-        assert!(self.common != 0 && self.notify != 0 && self.notify_port != 0 && self.isr != 0 && self.device != 0 && self.msix_table != 0);
+        assert!(
+            self.common != 0
+                && self.notify != 0
+                && self.notify_port != 0
+                && self.isr != 0
+                && self.device != 0
+                && self.msix_table != 0
+        );
     }
 
     fn status(&mut self) -> u8 {
@@ -184,7 +204,8 @@ impl Guest {
         let size = self.read(c + 0x18, 2) as u16;
         assert!(size.is_power_of_two());
         assert_eq!(self.read(c + 0x1C, 2), 0);
-        let ring = Ring { index, size, base: QUEUE_AREA + 0x1_0000 * u64::from(index), avail: 0, used_seen: 0, next_desc: 0 };
+        let ring =
+            Ring { index, size, base: QUEUE_AREA + 0x1_0000 * u64::from(index), avail: 0, used_seen: 0, next_desc: 0 };
         for (register, gpa) in [(0x20, ring.base), (0x28, ring.avail_gpa()), (0x30, ring.used_gpa())] {
             self.write(c + register, 4, gpa & 0xFFFF_FFFF);
             self.write(c + register + 4, 4, gpa >> 32);
