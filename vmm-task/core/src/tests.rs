@@ -152,7 +152,9 @@ fn an_interrupt_waits_for_its_window_and_is_not_lost() {
     let mut vm = memory.vm();
     // The timer of the legacy controller, with the APIC still off.
     let mut cpu = Script::new(&memory);
-    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x34), (0x40, 0xe8), (0x40, 3)] {
+    for (port, value) in
+        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x34), (0x40, 0xe8), (0x40, 3)]
+    {
         cpu = cpu.step(move |page, _| out8(page, port, value));
     }
     let mut cpu = cpu
@@ -285,7 +287,9 @@ fn a_machine_that_halts_sleeps_until_its_timer() {
     let memory = Memory::new();
     let mut vm = memory.vm();
     let mut cpu = Script::new(&memory);
-    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x30), (0x40, 0xe8), (0x40, 3)] {
+    for (port, value) in
+        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x30), (0x40, 0xe8), (0x40, 3)]
+    {
         cpu = cpu.step(move |page, _| out8(page, port, value));
     }
     let mut cpu = cpu
@@ -320,7 +324,16 @@ impl Processor for Anything<'_> {
         self.now = self.now.wrapping_add(value >> 40);
         let page = self.memory.page();
         // A few words at a time, those that decide most often.
-        let favourites = [field::RIP, field::QUALIFICATION, field::ADDRESS, field::LENGTH, field::RFLAGS, field::DELIVERING, field::CR3, field::CR0];
+        let favourites = [
+            field::RIP,
+            field::QUALIFICATION,
+            field::ADDRESS,
+            field::LENGTH,
+            field::RFLAGS,
+            field::DELIVERING,
+            field::CR3,
+            field::CR0,
+        ];
         page.set(favourites[usize::from(word) % favourites.len()], value);
         self.memory.page[usize::from(word) % WORDS].store(value.rotate_left(7), Relaxed);
         self.memory.ram[usize::from(word) * 3 % self.memory.ram.len()].store(value.rotate_left(23), Relaxed);
@@ -346,8 +359,12 @@ impl Processor for Anything<'_> {
 fn exits() -> impl Strategy<Value = Vec<(u8, u16, u64)>> {
     // Now and then one that no kernel gives, and seldom those that end a machine at once.
     let exit = prop_oneof![8 => prop::sample::select(vec![0u8, 2, 2, 2, 3, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11, 13, 14, 15, 16, 22]), 1 => 0u8..30];
-    let value = prop_oneof![any::<u64>(), (any::<u16>(), 0u64..1 << 20).prop_map(|(port, low)| u64::from(port) << 16 | low & 0xff7d),
-        (0u64..0x4000).prop_map(|low| 0xfee0_0000 + low), (0u64..RAM as u64)];
+    let value = prop_oneof![
+        any::<u64>(),
+        (any::<u16>(), 0u64..1 << 20).prop_map(|(port, low)| u64::from(port) << 16 | low & 0xff7d),
+        (0u64..0x4000).prop_map(|low| 0xfee0_0000 + low),
+        (0u64..RAM as u64)
+    ];
     prop::collection::vec((exit, any::<u16>(), value), 1..400)
 }
 
