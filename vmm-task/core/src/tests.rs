@@ -88,6 +88,7 @@ impl Memory {
 /// A processor that follows a script: each step may look at the page and change it, and says why it exits.
 struct Script<'a> {
     page: StatePage<'a>,
+    #[allow(clippy::type_complexity)]
     steps: Vec<Box<dyn FnMut(&StatePage<'_>, u64) -> (Exit, u64) + 'a>>,
     now: u64,
 }
