@@ -18,7 +18,7 @@ pub struct MemoryDisk<'a> {
 }
 
 impl<'a> MemoryDisk<'a> {
-    /// A disk with the contents of `image`, of which at most `most` bytes may change.
+    /// A disk with the contents of `image`, of which at most `most` bytes may change; with 0 it is read-only.
     #[must_use]
     pub fn new(image: &'a [u8], most: usize) -> Self {
         MemoryDisk { image, written: BTreeMap::new(), most: most / BLOCK }
@@ -100,8 +100,12 @@ impl BlockBackend for MemoryDisk<'_> {
         self.image.len() as u64
     }
 
+    fn read_only(&self) -> bool {
+        self.most == 0
+    }
+
     fn can_discard(&self) -> bool {
-        true
+        !self.read_only()
     }
 
     fn submit(&mut self, _tag: u16, op: BlockOp<'_>, memory: &dyn GuestMemory) -> Submit {

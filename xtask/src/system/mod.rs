@@ -177,11 +177,26 @@ fn archive(
         if path.is_empty() {
             continue;
         }
-        let path = source_file(path, images, options)?;
-        let bytes = fs::read(&path).with_context(|| format!("cannot read `{file}` from {}", path.display()))?;
-        archive.file(file, &bytes).with_context(|| format!("cannot pack {}", path.display()))?;
+        let bytes = match path.strip_prefix("zeros:") {
+            Some(size) => zeros(size)?,
+            None => {
+                let path = source_file(path, images, options)?;
+                fs::read(&path).with_context(|| format!("cannot read `{file}` from {}", path.display()))?
+            }
+        };
+        archive.file(file, &bytes).with_context(|| format!("cannot pack `{file}`"))?;
     }
     Ok(archive.finish())
+}
+
+/// An empty disk of so many MiB.
+fn zeros(mebibytes: &str) -> Result<Vec<u8>> {
+    let size: usize = mebibytes
+        .parse()
+        .ok()
+        .filter(|size| (1..=1024).contains(size))
+        .with_context(|| format!("`zeros:{mebibytes}` is no number of MiB from 1 to 1024"))?;
+    Ok(vec![0; size << 20])
 }
 
 /// The file behind a value of `[files]`: Debian's guest, a binary of the workspace, or a path from the repository's root.
