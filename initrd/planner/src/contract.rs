@@ -4,6 +4,8 @@
 //! the period, such that each part holds the contract's share of that part; and if no wait between two of its windows, over the end
 //! of the cycle too, is longer than its latency bound. [`check`] looks at nothing but the windows: it does not know how they were made.
 
+use moira_proto::planner::Booked;
+
 /// What one context is promised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Contract {
@@ -49,6 +51,12 @@ pub enum Broken {
         /// The bound.
         bound: u64,
     },
+}
+
+impl From<&Booked> for Contract {
+    fn from(booked: &Booked) -> Contract {
+        Contract { slice: booked.slice, period: booked.period, latency: booked.latency, extra: booked.extra }
+    }
 }
 
 impl Contract {

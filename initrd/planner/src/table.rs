@@ -8,6 +8,7 @@
 use crate::{
     contract::{self, Broken, Contract, Window, scale},
     edf::{self, Entry, Failure},
+    fill,
 };
 use alloc::vec::Vec;
 use core::fmt;
@@ -23,6 +24,26 @@ pub struct Terms {
     pub longest: u64,
     /// Length of the cycle if nobody is promised anything.
     pub empty: u64,
+}
+
+/// Shortest window, in nanoseconds: what a switch costs should be small beside it.
+const GRAIN_NS: u64 = 10_000;
+/// Longest cycle and cycle of nothing, in nanoseconds.
+const LONGEST_NS: u64 = 20_000_000_000;
+const EMPTY_NS: u64 = 10_000_000;
+
+impl Terms {
+    /// The usual terms, for a CPU with this TSC and plans of so many windows.
+    #[must_use]
+    pub fn new(tsc_hz: u64, windows: usize) -> Terms {
+        Terms {
+            // Rounded down, so that a period of n grains' time has n grains. The kernel takes no window of less than 1,000 ticks.
+            grain: (u128::from(GRAIN_NS) * u128::from(tsc_hz) / 1_000_000_000).clamp(1_000, 1 << 32) as u64,
+            windows,
+            longest: ticks(LONGEST_NS, tsc_hz),
+            empty: ticks(EMPTY_NS, tsc_hz),
+        }
+    }
 }
 
 /// The windows of a cycle, in order.
@@ -79,6 +100,39 @@ pub enum Reason {
     Windows,
     /// A period is longer than the longest cycle.
     Period,
+    /// Nothing is promised to it, and no slack is left for it: it would never run.
+    Starved,
+}
+
+impl Reason {
+    /// Its number in messages, and what goes with it: parts per million or ticks, else 0.
+    #[must_use]
+    pub const fn code(self) -> (u64, u64) {
+        match self {
+            Reason::Impossible => (1, 0),
+            Reason::Overload(ppm) => (2, ppm),
+            Reason::Latency(bound) => (3, bound),
+            Reason::Grain(ppm) => (4, ppm),
+            Reason::Windows => (5, 0),
+            Reason::Period => (6, 0),
+            Reason::Starved => (7, 0),
+        }
+    }
+
+    /// The reason with this number.
+    #[must_use]
+    pub const fn from_code(code: u64, with: u64) -> Option<Reason> {
+        Some(match code {
+            1 => Reason::Impossible,
+            2 => Reason::Overload(with),
+            3 => Reason::Latency(with),
+            4 => Reason::Grain(with),
+            5 => Reason::Windows,
+            6 => Reason::Period,
+            7 => Reason::Starved,
+            _ => return None,
+        })
+    }
 }
 
 impl fmt::Display for Reason {
@@ -94,6 +148,7 @@ impl fmt::Display for Reason {
             }
             Reason::Windows => f.write_str("the periods differ too much: too many windows"),
             Reason::Period => f.write_str("its period is longer than the longest cycle"),
+            Reason::Starved => f.write_str("it would never run: nothing is promised to it and no slack is left"),
         }
     }
 }
@@ -138,6 +193,20 @@ pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Table, Refusal> {
         }
     }
     Err(why(contracts, terms, best))
+}
+
+/// [`make`], and then the slack in turns of at most `quantum` if there is one: on a CPU without a scheduler.
+///
+/// # Errors
+/// As [`make`]; [`Reason::Starved`] about a contract that promises nothing and got no turn.
+pub fn make_full(contracts: &[Contract], terms: &Terms, quantum: Option<u64>) -> Result<Table, Refusal> {
+    let mut table = make(contracts, terms)?;
+    if let Some(quantum) = quantum
+        && let Some(starved) = fill::fill(&mut table, contracts, quantum, terms.grain, terms.windows)
+    {
+        return Err(refuse(Some(starved), Reason::Starved));
+    }
+    Ok(table)
 }
 
 /// Refuses what is more than the whole CPU, and names the contract with which it became too much.

@@ -2,12 +2,13 @@
 
 use crate::{Doing, Failure, PLATFORM, Root, build::Built, identity::Device, store::Whole};
 use alloc::{format, string::String, vec::Vec};
-use moira_abi::FrameSize;
+use moira_abi::{FrameSize, boot};
 use moira_proto::{
+    planner,
     start::{Region, layout, slot},
     system::{Grant, Role, Task},
 };
-use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, Slot};
+use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, SchedContext, Slot};
 
 /// What goes into one slot.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +19,8 @@ pub enum Item {
     Signal(usize, u64),
     /// The scheduling context of a task.
     Context(usize),
+    /// The root task's own scheduling context.
+    OwnContext,
     /// A processor, with rights.
     Cpu(u32, Rights),
     /// The machine.
@@ -80,8 +83,10 @@ impl Root {
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
                 items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
+                // In the order of the book.
                 let all = self.system.tasks.iter().enumerate().filter(|(_, task)| task.time.context);
-                items.push(("contexts".into(), all.map(|(index, _)| Item::Context(index)).collect()));
+                let all = core::iter::once(Item::OwnContext).chain(all.map(|(index, _)| Item::Context(index)));
+                items.push(("contexts".into(), all.collect()));
             }
         }
         for (name, grant) in &spec.grants {
@@ -129,6 +134,10 @@ impl Root {
             let whole = self.region(&name)?;
             mapped.push(place("status", whole, MapFlags::READ, false, 0, &mut next));
         }
+        if spec.role == Role::Planner {
+            let whole = self.book_page()?;
+            mapped.push(place(planner::BOOK, whole, MapFlags::READ, false, 0, &mut next));
+        }
         for (name, grant) in &spec.grants {
             let one = match grant {
                 Grant::File { file } => {
@@ -161,6 +170,29 @@ impl Root {
             mapped.push(one);
         }
         Ok(mapped)
+    }
+
+    /// The book of contracts, for the planner.
+    fn book_page(&mut self) -> Result<Whole, Failure> {
+        if let Ok(whole) = self.region(planner::BOOK) {
+            return Ok(whole);
+        }
+        let doing = || String::from("the planner's book");
+        let bytes = postcard::to_allocvec(&self.book()).doing(doing)?;
+        let length = bytes.len() as u64;
+        if length + 8 > planner::BOOK_BYTES {
+            return Err(format!("{}: too many contracts", doing()));
+        }
+        let whole = self.make_region(length + 8)?;
+        let bytes = [&length.to_le_bytes()[..], &bytes].concat();
+        for part in &whole.parts {
+            let from = part.offset as usize;
+            let view = self.memory.view(part.frame, part.size).doing(doing)?;
+            view.shared().write(0, bytes.get(from..(from + 4096).min(bytes.len())).unwrap_or_default());
+            self.memory.release(view).doing(doing)?;
+        }
+        self.store.regions.insert(planner::BOOK.into(), whole.clone());
+        Ok(whole)
     }
 
     fn region(&self, name: &str) -> Result<Whole, Failure> {
@@ -213,6 +245,7 @@ impl Root {
                 let context = identity(task)?.context.ok_or_else(|| String::from("it has no time of its own"))?;
                 done(table.copy(context, at, all))
             }
+            Item::OwnContext => done(table.copy(SchedContext::new(Slot(boot::slot::CONTEXT)), at, all)),
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),
             Item::Interrupt(interrupt) => done(table.copy(interrupt, at, all)),

@@ -10,6 +10,7 @@
 //! | `io` | runs for `run_us`, sleeps for `sleep_us`; measures its wake-ups |
 //! | `server` | serves calls, each for `work_us` |
 //! | `judge` | reads the accounts of `watch=a,b,c` once in `every_ms`, and the CPU's ledger |
+//! | `tenant` | asks the planner for contracts until it refuses, and sees that they are kept |
 //! | `nothing`, `spinner`, `syscalls`, `faults`, `calls`, `objects`, `signals` | antagonists |
 #![no_std]
 #![no_main]
@@ -20,6 +21,7 @@ extern crate alloc;
 mod antagonist;
 mod io;
 mod judge;
+mod tenant;
 mod windows;
 
 use moira_rt::{
@@ -36,6 +38,7 @@ fn main(mut env: Env) {
         "io" => io::run(&env),
         "server" => serve(&env),
         "judge" => judge::run(&mut env),
+        "tenant" => tenant::run(&mut env),
         role => antagonist::run(&env, role),
     }
 }
