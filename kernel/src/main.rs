@@ -12,6 +12,7 @@ mod cap;
 mod ipc;
 mod log;
 mod memory;
+mod mischarge;
 mod object;
 mod panic;
 mod percpu;

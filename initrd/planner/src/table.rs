@@ -16,7 +16,7 @@ use core::fmt;
 /// What tables are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// All windows begin and end on multiples of this: no shorter window is made.
+    /// The cycle is cut into equal parts of at least this length, of which windows are made: none is shorter.
     pub grain: u64,
     /// Most windows of a table.
     pub windows: usize,
@@ -276,21 +276,19 @@ fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal 
     }
 }
 
-/// Lengths of the cycle to try, the likeliest first; all multiples of the grain.
+/// Lengths of the cycle to try, the likeliest first.
 fn cycles(promised: &[(usize, &Contract)], terms: &Terms) -> Vec<u64> {
     let longest = promised.iter().map(|(_, contract)| contract.period).max().unwrap_or(terms.empty);
-    let whole = |ticks: u64| ticks / terms.grain.max(1) * terms.grain.max(1);
     let mut list = Vec::new();
     let mut common = Some(1);
     for (_, contract) in promised {
         common = common.and_then(|so_far| multiple(so_far, contract.period)).filter(|common| *common <= terms.longest);
     }
-    // A common multiple that is no multiple of the grain may still become one.
-    let common = common.and_then(|common| {
-        multiple(common, terms.grain.max(1)).filter(|cycle| *cycle <= longest.saturating_mul(64)).or(Some(common))
-    });
-    list.extend(common.map(whole));
-    list.extend((1..=8).map(|times| whole(longest.saturating_mul(times))));
+    list.extend(common);
+    list.extend((1..=8).map(|times| longest.saturating_mul(times)));
+    // A little less, so that grains are whole ticks.
+    let whole: Vec<u64> = list.iter().map(|ticks| ticks / terms.grain.max(1) * terms.grain.max(1)).collect();
+    list.extend(whole);
     list.retain(|cycle| *cycle > 0 && *cycle <= terms.longest);
     list.dedup();
     list
@@ -317,8 +315,9 @@ fn period_for(contract: &Contract, careful: bool) -> u64 {
 }
 
 fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &Terms) -> Result<Table, Attempt> {
-    let grain = terms.grain.max(1);
-    let grains = cycle / grain;
+    // The cycle in equal grains, each at least as long as wanted; the ticks at which they begin are rounded down.
+    let grains = (cycle / terms.grain.max(1)).max(1);
+    let begin = |grain: u64| u64::try_from(u128::from(grain) * u128::from(cycle) / u128::from(grains)).unwrap_or(cycle);
     let mut entries: Vec<Entry> = Vec::new();
     let (mut taken, mut windows) = (0_u128, 0_u64);
     for (owner, contract) in promised {
@@ -327,7 +326,7 @@ fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &T
         let parts = parts * cycle.div_ceil(period_for(contract, careful).max(1)).div_ceil(parts.max(1));
         windows = windows.saturating_add(parts);
         // The longest part decides, so that the shortest gets its share too.
-        let slice = contract.share_of(cycle.div_ceil(parts)).div_ceil(grain).max(1);
+        let slice = scale(contract.share_of(cycle.div_ceil(parts)), grains, cycle).max(1);
         taken += u128::from(slice) * u128::from(parts);
         entries.push(Entry { owner: *owner, slice, parts });
     }
@@ -340,7 +339,7 @@ fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &T
         Failure::TooMany => Attempt::Windows,
     })?;
     let windows: Vec<Window> =
-        runs.iter().map(|run| Window { start: run.start * grain, end: run.end * grain, owner: run.owner }).collect();
+        runs.iter().map(|run| Window { start: begin(run.start), end: begin(run.end), owner: run.owner }).collect();
     for (owner, contract) in promised {
         contract::check(&windows, cycle, *owner, contract).map_err(|broken| Attempt::Broken(broken, ppm))?;
     }

@@ -1,0 +1,73 @@
+//! The trace: a ring of events of each CPU (`docs/abi/trace.md`). Objects are named by physical address.
+
+/// One event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Event {
+    /// TSC.
+    pub time: u64,
+    /// [`kind`] in the low half, the CPU's index in the upper.
+    pub what: u64,
+    /// First argument.
+    pub a: u64,
+    /// Second argument.
+    pub b: u64,
+}
+
+impl Event {
+    /// Its [`kind`].
+    #[must_use]
+    pub const fn kind(&self) -> u32 {
+        self.what as u32
+    }
+
+    /// Index of its CPU.
+    #[must_use]
+    pub const fn cpu(&self) -> u32 {
+        (self.what >> 32) as u32
+    }
+}
+
+/// Kinds of events.
+pub mod kind {
+    /// The account changed: context (0: idle), thread that runs for it. From here on time is the context's own, unless [`FOR`] follows.
+    pub const CHOOSE: u32 = 1;
+    /// A switch without a choice: thread.
+    pub const SWITCH: u32 = 2;
+    /// A thread faulted: thread, vector.
+    pub const FAULT: u32 = 3;
+    /// An interrupt begins: vector.
+    pub const INTERRUPT: u32 = 4;
+    /// A structural operation begins: thread, method.
+    pub const STRUCTURAL: u32 = 5;
+    /// A guest's exit: thread, reason.
+    pub const EXIT: u32 = 6;
+    /// A system call: thread, method.
+    pub const SYSCALL: u32 = 7;
+    /// The time of the context chosen at this moment is lost to another: context, the other (0: nobody who lives).
+    pub const FOR: u32 = 8;
+    /// The handler of a source's interrupt ends: vector, context whose source it is (0: nobody's).
+    pub const INTERRUPT_END: u32 = 9;
+    /// A structural operation ends: thread, method.
+    pub const STRUCTURAL_END: u32 = 10;
+    /// A stretch of the plan begins: its context (0: slack), TSC at which it ends.
+    pub const WINDOW: u32 = 11;
+
+    /// Those that say where time goes.
+    pub const ACCOUNTS: u64 = 1 << CHOOSE
+        | 1 << FOR
+        | 1 << INTERRUPT
+        | 1 << INTERRUPT_END
+        | 1 << STRUCTURAL
+        | 1 << STRUCTURAL_END
+        | 1 << WINDOW;
+}
+
+/// Events of a CPU's ring.
+pub const EVENTS: usize = 4096;
+/// Events that one call copies at most.
+pub const COPIED: u64 = 64;
+/// Vectors below this one and above [`LAST_SOURCE`] are the kernel's own: their handling is charged to whoever is chosen.
+pub const FIRST_SOURCE: u64 = 48;
+/// Last vector of a source.
+pub const LAST_SOURCE: u64 = 239;
