@@ -322,11 +322,13 @@ fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &T
     let (mut taken, mut windows) = (0_u128, 0_u64);
     for (owner, contract) in promised {
         // Parts of parts: what keeps the share of each keeps that of the whole.
-        let parts = cycle.div_ceil(contract.period.max(1));
-        let parts = parts * cycle.div_ceil(period_for(contract, careful).max(1)).div_ceil(parts.max(1));
+        let parts = contract::parts(cycle, contract.period);
+        let parts = parts * contract::parts(cycle, period_for(contract, careful)).div_ceil(parts);
         windows = windows.saturating_add(parts);
         // The longest part decides, so that the shortest gets its share too.
-        let slice = scale(contract.share_of(cycle.div_ceil(parts)), grains, cycle).max(1);
+        let part = cycle.div_ceil(parts);
+        let least = contract.share_of(part).saturating_sub(contract::rounding(part));
+        let slice = scale(least, grains, cycle).max(1);
         taken += u128::from(slice) * u128::from(parts);
         entries.push(Entry { owner: *owner, slice, parts });
     }

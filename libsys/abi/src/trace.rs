@@ -53,6 +53,12 @@ pub mod kind {
     /// A stretch of the plan begins: its context (0: slack), TSC at which it ends.
     pub const WINDOW: u32 = 11;
 
+    /// Not the kernel's: in a stream of events that a task sends (`tests/loads/src/tracer.rs`). Names a context: number in the list of those that are watched (as
+    /// the time), context, its thread.
+    pub const NAME: u32 = 64;
+    /// Not the kernel's: what was traced: TSC frequency (as the time), from, to.
+    pub const STRETCH: u32 = 65;
+
     /// Those that say where time goes.
     pub const ACCOUNTS: u64 = 1 << CHOOSE
         | 1 << FOR

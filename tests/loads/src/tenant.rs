@@ -100,7 +100,7 @@ impl Agent<'_> {
             let answer = self.call(&Message::new(ASK).words([self.slice, self.period, 0, 0, 0]))?;
             match answer.label {
                 YES => {
-                    must!(answer.words[2] >= 200_000, "promised {} ppm", answer.words[2]);
+                    must!(answer.words[2] >= 199_998, "promised {} ppm", answer.words[2]);
                     tenants.push(self.settle(&answer)?);
                 }
                 NO => {

@@ -11,7 +11,8 @@
 //! | `NAME-context` of `watch=NAME,…` | the accounts that are compared |
 //! | ports `trace`, optional | a serial port: all events go there at the end, for `cargo xtask trace` |
 //!
-//! Arguments: `from_ms=`, `ms=` (how long), `every_us=` (how often it looks).
+//! Arguments: `from_ms=`, `ms=` (how long), `every_us=` (how often it looks), `cpus=` (how many are traced; accounts are compared on the own one),
+//! `far=NAME,…` (who of `watch=` lives on another CPU), `kinds=` (of events, a number whose bits are kinds), `end=1` (end the system afterwards).
 
 mod accounts;
 mod port;
@@ -81,6 +82,7 @@ fn trace(env: &mut Env) -> Result<(), String> {
     let every = time(env, "every_us", 1_000);
     let watched = watched(env)?;
     let cpus = number(env, "cpus", 1).clamp(1, 64);
+    let kinds = number(env, "kinds", kind::ACCOUNTS);
     let ports = port::Port::new(env);
     // Kept only if there is somewhere to send them.
     let room = if ports.is_some() { env.info.heap_length as usize / 2 / size_of::<Event>() } else { 0 };
@@ -98,7 +100,7 @@ fn trace(env: &mut Env) -> Result<(), String> {
         lost: 0,
     };
     for cpu in 0..cpus {
-        let started = platform.set_trace(cpu as u32, kind::ACCOUNTS);
+        let started = platform.set_trace(cpu as u32, kinds);
         tracer.next.push(started.map_err(|error| format!("the trace of CPU {cpu}: {error:?}"))?);
     }
     let before = tracer.snapshot()?;
@@ -111,7 +113,10 @@ fn trace(env: &mut Env) -> Result<(), String> {
     let after = tracer.snapshot()?;
     let totals = tracer.accounts.at(after.at);
     let _ = platform.set_trace(0, 0);
-    tracer.compare(&before, &after, &sums, &totals)?;
+    let compared = tracer.compare(&before, &after, &sums, &totals, kinds & 1 << kind::STRUCTURAL != 0);
+    if let Err(why) = &compared {
+        log::error!("tracer: {why}");
+    }
     if let Some(port) = ports {
         tracer.send(port, before.at, after.at)?;
     }
@@ -191,6 +196,7 @@ impl Tracer<'_> {
         after: &Snapshot,
         sums: &BTreeMap<u64, Parts>,
         totals: &BTreeMap<u64, Parts>,
+        structural: bool,
     ) -> Result<(), String> {
         if self.lost > 0 {
             return Err(format!("{} events were overwritten before they were read", self.lost));
@@ -202,9 +208,13 @@ impl Tracer<'_> {
             return Err(format!("the ledger does not add up: {elapsed} is not {parts}"));
         }
         let (mut worst, mut who) = (0, "nobody");
-        for one in &self.watched {
+        let far = self.env.argument("far").unwrap_or_default();
+        for one in self.watched.iter().filter(|one| !far.split(',').any(|name| name == one.name)) {
             let of = |map: &BTreeMap<u64, Parts>| map.get(&one.object).copied().unwrap_or_default();
-            let ledger = of(&after.parts).less(&of(&before.parts));
+            let mut ledger = of(&after.parts).less(&of(&before.parts));
+            if !structural {
+                ledger.structural = 0;
+            }
             let trace = of(totals).less(&of(sums));
             // Nobody who hardly ran is held to a part of hardly anything.
             let whole = (ledger.own + ledger.lost).max(elapsed / 1_000);
@@ -252,7 +262,14 @@ impl Tracer<'_> {
             self.events.len(),
             self.env.info.tsc_hz
         );
-        for event in &self.events {
+        let stretch = Event { time: self.env.info.tsc_hz, what: kind::STRETCH.into(), a: from, b: to };
+        let named = self.watched.iter().zip(0u64..).map(|(one, number)| Event {
+            time: number,
+            what: kind::NAME.into(),
+            a: one.object,
+            b: one.thread,
+        });
+        for event in core::iter::once(stretch).chain(named).chain(self.events.iter().copied()) {
             for word in [event.time, event.what, event.a, event.b] {
                 port.send(&word.to_le_bytes()).map_err(|error| format!("the port: {error:?}"))?;
             }
