@@ -10,6 +10,8 @@ use moira_kernel_core::plan;
 use proptest::prelude::*;
 use std::vec::Vec;
 
+mod simulation;
+
 const TERMS: Terms = Terms { grain: 1_000, windows: 32_000, longest: 20_000_000_000, empty: 10_000_000 };
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;

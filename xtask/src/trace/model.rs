@@ -100,7 +100,7 @@ struct Cpu {
 
 /// Builds the model. `late`: ticks that a window may be short before its deadline counts as missed.
 pub fn build(recorded: &Recorded, late: u64) -> Model {
-    let mut builder = Builder { recorded, late, model: Model::default() };
+    let mut builder = Builder { recorded, late, model: Model::default(), root: root(recorded) };
     builder.model.length = recorded.to - recorded.from;
     for named in &recorded.names {
         builder.model.tracks.insert(Track::Context(named.context), named.name.clone());
@@ -128,6 +128,18 @@ struct Builder<'a> {
     recorded: &'a Recorded,
     late: u64,
     model: Model,
+    root: Option<u64>,
+}
+
+/// The root task's context: the one that no manifest names, if there is one such only.
+fn root(recorded: &Recorded) -> Option<u64> {
+    let windows =
+        recorded.events.iter().filter(|event| event.kind() == kind::WINDOW && event.a != 0).map(|event| event.a);
+    let mut unknown: Vec<u64> =
+        windows.filter(|context| recorded.names.iter().all(|named| named.context != *context)).collect();
+    unknown.sort_unstable();
+    unknown.dedup();
+    if let [root] = unknown.as_slice() { Some(*root) } else { None }
 }
 
 impl Builder<'_> {
@@ -136,7 +148,7 @@ impl Builder<'_> {
         match (known, context) {
             (_, 0) => "idle".into(),
             (Some(named), _) => named.name.clone(),
-            // The root task's is the one that no manifest names.
+            (None, root) if Some(root) == self.root => "root".into(),
             (None, _) => format!("context {context:#x}"),
         }
     }
@@ -199,12 +211,11 @@ impl Builder<'_> {
         let source = (FIRST_SOURCE..=LAST_SOURCE).contains(&event.a);
         match event.kind() {
             kind::WINDOW => self.stretch(cpu, event, at),
+            kind::CHOOSE if (event.a, event.a, event.b) == (cpu.context, cpu.whom, cpu.thread) => {}
             kind::CHOOSE => {
-                if (event.a, event.a, event.b) != (cpu.context, cpu.whom, cpu.thread) {
-                    self.close(cpu, at);
-                    (cpu.context, cpu.whom, cpu.thread) = (event.a, event.a, event.b);
-                    self.opened(cpu, at);
-                }
+                self.close(cpu, at);
+                (cpu.context, cpu.whom, cpu.thread) = (event.a, event.a, event.b);
+                self.opened(cpu, at);
             }
             kind::FOR => {
                 self.close(cpu, at);

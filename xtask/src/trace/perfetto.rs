@@ -96,6 +96,9 @@ pub struct Counted {
     pub missed: usize,
 }
 
+/// An end of an arrow: whether it begins here, track, microseconds.
+type End = (bool, (u64, u64), f64);
+
 /// Parts of a nanosecond, in microseconds: what numbers may be off by.
 const NEAR: f64 = 1e-3;
 
@@ -111,7 +114,7 @@ pub fn check(text: &str) -> Result<Counted> {
     let mut counted = Counted::default();
     let mut names: BTreeMap<(u64, u64), String> = BTreeMap::new();
     let mut slices: BTreeMap<(u64, u64), Vec<(f64, f64)>> = BTreeMap::new();
-    let mut flows: BTreeMap<u64, Vec<(bool, (u64, u64), f64)>> = BTreeMap::new();
+    let mut flows: BTreeMap<u64, Vec<End>> = BTreeMap::new();
     for event in events {
         let place = (event["pid"].as_u64().unwrap_or(0), event["tid"].as_u64().unwrap_or(0));
         let at = event["ts"].as_f64().unwrap_or(0.0);

@@ -32,7 +32,7 @@ pub struct Recorded {
 /// Reads the stream; `watched` are the names that its numbers stand for.
 pub fn read(bytes: &[u8], watched: &[String]) -> Result<Recorded> {
     let mut recorded = Recorded::default();
-    if bytes.len() % 32 != 0 {
+    if !bytes.len().is_multiple_of(32) {
         bail!("the stream ends in the middle of an event: {} bytes", bytes.len());
     }
     for chunk in bytes.chunks_exact(32) {
