@@ -71,7 +71,7 @@ fn main(env: Env) {
     let fail = env.argument("fail").filter(|_| env.info.restarts == 0);
     let mut scheduler = Scheduler {
         cpu,
-        own: env.capability("scheduler-context"),
+        own: env.capability(&alloc::format!("{}-context", env.info.name)),
         contexts,
         slack: Slack::new(page, chosen, count, &[], retry, env.ticks(SHORTEST_NS)),
         retry,

@@ -94,7 +94,7 @@ struct Guard {
 impl Guard {
     fn new(env: &Env) -> Guard {
         Guard {
-            thread: env.capability("scheduler-control"),
+            thread: env.capability(&format!("{}-control", env.argument("guard").unwrap_or("scheduler"))),
             canary: String::from(env.argument("canary").unwrap_or_default()),
             acted: None,
             end_at: if env.argument("end") == Some("kill") { time(env, "end_ms", 0) } else { u64::MAX },
