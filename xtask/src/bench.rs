@@ -28,6 +28,9 @@ const SILENCE: Duration = Duration::from_secs(300);
 pub struct Options {
     /// Only figures whose name contains this
     pattern: Option<String>,
+    /// Boot only this one of the systems that measure
+    #[arg(long, value_name = "NAME")]
+    system: Option<String>,
     /// Print a JSON array in place of a table
     #[arg(long)]
     json: bool,
@@ -61,7 +64,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let images = build::images(&toolchain, global.install())?;
     let mut all = Vec::new();
     let mut failed = None;
-    for name in systems()? {
+    for name in systems()?.into_iter().filter(|name| options.system.as_ref().is_none_or(|only| only == name)) {
         match measure(&name, options, &images, &machine) {
             Ok(figures) => all.extend(figures),
             Err(error) => {

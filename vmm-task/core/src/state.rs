@@ -142,13 +142,6 @@ impl<'a> StatePage<'a> {
         self.set(field::SEGMENT.plus(SEGMENT_WORDS * (index & 7) + 2), base);
     }
 
-    /// Selector (low half) and rights (high half) of a segment register.
-    #[must_use]
-    #[inline(always)]
-    pub fn segment_word(&self, index: usize) -> u64 {
-        self.get(field::SEGMENT.plus(SEGMENT_WORDS * (index & 7)))
-    }
-
     /// Access rights of a segment register.
     #[must_use]
     #[inline(always)]
