@@ -50,6 +50,7 @@ fn main(env: Env) {
         return;
     }
     let mut resets = 0;
+    info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
         let ending = vm.run(&mut processor);
         if ending == Ending::Reset {
