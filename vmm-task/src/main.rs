@@ -65,6 +65,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
         fail(format_args!("the guest cannot be booted: {failure}"));
     }
     let mut resets = 0;
+    info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
         let ending = vm.run(&mut kernel);
         wait_for_others(&vm, &mut kernel);

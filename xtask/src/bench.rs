@@ -1,5 +1,7 @@
 //! `bench`: what things cost, in instructions of a deterministic machine.
 
+mod linux;
+
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
@@ -28,6 +30,9 @@ const SILENCE: Duration = Duration::from_secs(300);
 pub struct Options {
     /// Only figures whose name contains this
     pattern: Option<String>,
+    /// Boot only this one of the systems that measure
+    #[arg(long, value_name = "NAME")]
+    system: Option<String>,
     /// Print a JSON array in place of a table
     #[arg(long)]
     json: bool,
@@ -61,12 +66,26 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let images = build::images(&toolchain, global.install())?;
     let mut all = Vec::new();
     let mut failed = None;
-    for name in systems()? {
+    let asked = |name: &String| match (&options.system, &options.pattern) {
+        (Some(only), _) => only == name,
+        (None, Some(pattern)) => !linux::is_all_of(pattern),
+        (None, None) => true,
+    };
+    for name in systems()?.into_iter().filter(asked) {
         match measure(&name, options, &images, &machine) {
             Ok(figures) => all.extend(figures),
             Err(error) => {
                 eprintln!("error: {name}: {error:#}");
                 failed = Some(name);
+            }
+        }
+    }
+    if options.emulator == Emulator::Qemu && options.system.is_none() {
+        match linux::measure(options.pattern.as_deref(), &images, &machine) {
+            Ok(figures) => all.extend(figures),
+            Err(error) => {
+                eprintln!("error: linux: {error:#}");
+                failed = Some("linux".to_owned());
             }
         }
     }
