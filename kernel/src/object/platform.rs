@@ -4,6 +4,7 @@ use super::{interrupt::Interrupt, io_ports, life, notification::Notification, th
 use crate::{
     arch, boot,
     cap::{self, Slot},
+    checks,
     memory::{self, Obj, Object, Page},
     percpu, trace,
 };
@@ -41,6 +42,9 @@ fn text(caller: Obj<Thread>) -> Result<(u64, usize), Error> {
 
 /// `end`: W0 how.
 pub fn end(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
+    if caller.word(0) < 4 {
+        checks::report(arch::cpu());
+    }
     match caller.word(0) {
         0 => crate::log!("moira: system ended: ok"),
         1 => {
