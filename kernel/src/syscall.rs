@@ -81,7 +81,7 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
         Some(method) => {
             let result = invoke(cpu, thread, method);
             match result {
-                Err(Busy::Lock) => {
+                Err(Busy::Restart) => {
                     trace::event(cpu, trace::RESTART, thread.physical(), method as u64);
                     thread.restart_call();
                 }
@@ -99,8 +99,8 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
 
 /// Why an invocation did not succeed.
 enum Busy {
-    /// The structural lock is taken: the call runs again.
-    Lock,
+    /// The structural lock is taken, or this was a part of the work: the call runs again.
+    Restart,
     /// This is the answer.
     Answer(Error),
 }
@@ -128,7 +128,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
             let begun = arch::now();
             let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
             account_structural(cpu, begun);
-            return result.map_err(|error| if error == Error::Again { Busy::Lock } else { Busy::Answer(error) });
+            return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
         }
         Method::ContextLosers => {
             sched::charge(cpu);
@@ -137,13 +137,15 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         Method::VcpuKick => return Ok(vcpu::kick(cpu, cap.object(Rights::USE)?)?),
         Method::CapInspect => return Ok(cap_table::inspect(cap.object(Rights::USE)?, thread)?),
         Method::CpuLedger => return Ok(cpu_object::ledger(cpu, cap.object(Rights(0))?, thread)?),
-        Method::PlatformLog => return Ok(platform::log(cap.object(Rights::USE)?, thread)?),
+        Method::PlatformLog => {
+            return if platform::log(cap.object(Rights::USE)?, thread)? { Ok(()) } else { Err(Busy::Restart) };
+        }
         Method::PlatformEnd => return Ok(platform::end(cap.object(Rights::USE)?, thread)?),
         Method::PlatformTrace => return Ok(platform::trace(cap.object(Rights::USE)?, thread)?),
         _ => {}
     }
     if !smp::lock(cpu) {
-        return Err(Busy::Lock);
+        return Err(Busy::Restart);
     }
     let begun = arch::now();
     trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
