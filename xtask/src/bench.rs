@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+mod kernel;
+
 use crate::build;
 use crate::cli::Global;
 use crate::console::{End, Watch};
@@ -63,12 +65,20 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
+    let wanted = |names: &[&str]| {
+        options.emulator == Emulator::Qemu
+            && options.pattern.as_ref().is_none_or(|pattern| names.iter().any(|name| name.contains(pattern.as_str())))
+    };
+    let looks = options.system.is_none() && wanted(&kernel::CHECKED.map(|(_, name)| name));
+    // Before the others: what is built last is what cargo leaves under the kernel's name.
+    let checking = if looks { Some(build::checking_kernel(&toolchain)?) } else { None };
     let images = build::images(&toolchain, global.install())?;
     let mut all = Vec::new();
     let mut failed = None;
+    // The kernel's own figures and those of a whole Linux need no system that measures.
     let asked = |name: &String| match (&options.system, &options.pattern) {
         (Some(only), _) => only == name,
-        (None, Some(pattern)) => !linux::is_all_of(pattern),
+        (None, Some(pattern)) => !linux::is_all_of(pattern) && !pattern.starts_with("kernel."),
         (None, None) => true,
     };
     for name in systems()?.into_iter().filter(asked) {
@@ -86,6 +96,18 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
             Err(error) => {
                 eprintln!("error: linux: {error:#}");
                 failed = Some("linux".to_owned());
+            }
+        }
+    }
+    if options.system.is_none() && wanted(&kernel::SIZES) {
+        all.extend(kernel::sizes(&images)?);
+    }
+    if let Some(checking) = checking {
+        match kernel::checked(&images, &checking, &machine) {
+            Ok(figures) => all.extend(figures),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                failed = Some("the checking kernel".into());
             }
         }
     }
@@ -121,7 +143,7 @@ fn measure(name: &str, options: &Options, images: &build::Images, machine: &Mach
     }
     let folder = paths::target().join(SYSTEMS).join(machine.label()).join(name);
     let step = progress::step(format!("{name} in {}", machine.label()));
-    let watch = follow(machine, &system, &folder)?;
+    let watch = follow(machine, &system, "", &folder)?;
     step.finish();
     let log = folder.join("serial.log");
     std::fs::write(&log, watch.text())?;
@@ -133,8 +155,8 @@ fn measure(name: &str, options: &Options, images: &build::Images, machine: &Mach
 }
 
 /// Runs the system until it ends or falls silent.
-pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
-    let mut running = machine.start(system, "", folder)?;
+pub fn follow(machine: &Machine, system: &build::System, cmdline: &str, folder: &std::path::Path) -> Result<Watch> {
+    let mut running = machine.start(system, cmdline, folder)?;
     running.serial.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut watch = Watch::default();
     let mut heard = Instant::now();

@@ -8,5 +8,6 @@ pub mod derivation;
 pub mod flush;
 pub mod plan;
 pub mod radix;
+pub mod turns;
 pub mod untyped;
 pub mod vcpu_check;

@@ -9,14 +9,17 @@ use crate::{
     arch,
     cap::{self, Cap, Slot},
     memory::{Obj, Object, Page},
-    smp,
+    smp, trace,
 };
 use core::{
     cell::Cell,
     sync::atomic::{AtomicU64, Ordering::*},
 };
 use moira_abi::{Error, ObjectType, Rights, USER_END, method::map, object::space_kind};
-use moira_kernel_core::radix::{self, Cache, EptFormat, MapError, NptFormat, Tables, TaskFormat};
+use moira_kernel_core::{
+    flush::{self, Own, Reason},
+    radix::{self, Cache, EptFormat, MapError, NptFormat, Tables, TaskFormat},
+};
 
 /// Spaces that can exist at once on the machine.
 const IDS: usize = 4096;
@@ -305,10 +308,14 @@ fn change(space: Obj<AddressSpace>, cap: Cap, rights: Option<(Rights, Cache)>) -
     }
     let found = with_format!(space, format => radix::change(&space, format, root, address, physical, size, rights));
     if found {
-        if space.kind.get() == space_kind::TASK {
-            arch::paging::invalidate(address);
-        } else {
-            space.generation.fetch_add(1, SeqCst);
+        match flush::after_change(space.kind.get() != space_kind::TASK) {
+            Own::Page => {
+                trace::event(arch::cpu(), trace::FLUSH, Reason::Page as u64, address);
+                arch::paging::invalidate(address);
+            }
+            Own::Generation => {
+                space.generation.fetch_add(1, SeqCst);
+            }
         }
         smp::flush_space(space);
     }

@@ -134,7 +134,8 @@ fn boot(what: &str, machine: &Machine, system: &System, folder: &Path) -> Result
 
 /// Reads what one side said, wherever in its lines.
 fn read(log: &str) -> Result<Side> {
-    let after = |key: &'static str| log.lines().filter_map(move |line| line.split_once(key).map(|(_, rest)| rest.trim()));
+    let after =
+        |key: &'static str| log.lines().filter_map(move |line| line.split_once(key).map(|(_, rest)| rest.trim()));
     let entered = after("starts at tick ").next().context("it does not say when the kernel was entered")?;
     let mut ticks = BTreeMap::new();
     for line in after("ticks: ") {
