@@ -4,7 +4,7 @@
 //! the first program of the initrd, with untyped memory for all that is left.
 
 use crate::{
-    arch::{self, apic, paging, serial, smp as start, tables, tsc, virt, vm},
+    arch::{self, apic, mitigations, paging, serial, smp as start, tables, tsc, virt, vm},
     memory::{DIRECT_MAP, KERNEL_BASE},
     object::thread,
     percpu, sched,
@@ -161,6 +161,7 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
         arch::stop();
     }
     check_processor();
+    mitigations::choose(option);
     let vendor = virt::detect();
 
     // SAFETY: linker symbols: only their addresses are used.
@@ -181,8 +182,12 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     let base = early.take(limit * start::bytes_per_cpu(), 4096);
     CPU_BASE.store(base, Relaxed);
     CPU_LIMIT.store(limit, Relaxed);
+    for index in 0..limit {
+        start::map(index as u32, base + index * start::bytes_per_cpu(), &mut || early.take(4096, 4096));
+    }
     let cpu = start::prepare(0, base);
     tables::init_idt();
+    tables::show(&mut || early.take(4096, 4096));
     start::init_this(cpu);
     percpu::register(cpu);
     cpu.online.store(true, Release);
@@ -200,6 +205,7 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     match option("selftest") {
         Some("panic") => panic!("asked for by selftest=panic"),
         Some("triple") => tables::triple_fault(),
+        Some("stack") => overflow(0),
         _ => {}
     }
     crate::log!(
@@ -220,6 +226,16 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     cpu.ledger_start.set(now);
     cpu.boot_context.set(thread.context.get());
     start::leave(sched::run_next(cpu))
+}
+
+/// Uses more stack than there is (self-test of the guard pages).
+#[inline(never)]
+fn overflow(depth: u64) {
+    let taken = core::hint::black_box([depth; 64]);
+    if taken[0] < u64::MAX {
+        overflow(depth + 1);
+    }
+    core::hint::black_box(taken);
 }
 
 /// The processor must have what no fallback exists for.

@@ -55,12 +55,17 @@ fn load(cpu: &Cpu, address: u64) -> bool {
     }
     // SAFETY: the address comes from a capability word of this type.
     let space = unsafe { Obj::<AddressSpace>::at(address) };
-    if cpu.attention.load(Relaxed) & attention::GUEST != 0 {
+    let special = cpu.attention.load(Relaxed);
+    if special & attention::GUEST != 0 {
         crate::object::vcpu::space_changes(cpu, address);
     }
     // Exchanged, not stored: seen by others before the root is read, so that whoever retires the space finds it loaded here
     // or has this CPU find the kernel's tables in its place.
     cpu.loaded_space.swap(address, SeqCst);
-    arch::paging::load(space.load.get());
+    if special & attention::HARDEN == 0 {
+        arch::paging::load(space.load.get());
+    } else {
+        arch::mitigations::load_space(cpu, space.load.get());
+    }
     true
 }
