@@ -16,6 +16,9 @@ pub enum Word {
     /// It ended, but not as it should, or did not say what it should.
     #[serde(rename = "wrong output")]
     WrongOutput,
+    /// The kernel said why it cannot run on this machine.
+    #[serde(rename = "cannot boot")]
+    CannotBoot,
     /// The kernel found itself wrong and stopped.
     #[serde(rename = "kernel panic")]
     KernelPanic,
@@ -38,6 +41,7 @@ impl fmt::Display for Word {
         f.pad(match self {
             Word::Passed => "passed",
             Word::WrongOutput => "wrong output",
+            Word::CannotBoot => "cannot boot",
             Word::KernelPanic => "kernel panic",
             Word::TaskFault => "task fault",
             Word::TripleFault => "triple fault",
@@ -75,6 +79,9 @@ pub fn judge(watch: &Watch, evidence: &Evidence, expect: &[Step], forbid: &[Step
     // What ended the machine comes first; a hang or an early exit is often only its consequence.
     if evidence.triple_fault {
         return verdict(Word::TripleFault, "the machine reset itself");
+    }
+    if let Some(why) = &watch.refused {
+        return verdict(Word::CannotBoot, why);
     }
     if let Some(panic) = &watch.panic {
         return verdict(Word::KernelPanic, panic);
