@@ -6,13 +6,13 @@
 use crate::{
     arch::{self, apic, mitigations, paging, serial, smp as start, tables, tsc, virt, vm},
     memory::{DIRECT_MAP, KERNEL_BASE},
-    object::thread,
     percpu, sched,
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
 mod loader;
 mod root;
+mod selftest;
 
 pub use loader::{Loaded, Range};
 
@@ -202,12 +202,6 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
             moira_abi::boot::virtualization::NONE
         }
     };
-    match option("selftest") {
-        Some("panic") => panic!("asked for by selftest=panic"),
-        Some("triple") => tables::triple_fault(),
-        Some("stack") => overflow(0),
-        _ => {}
-    }
     crate::log!(
         "moira: {} MiB, TSC {} kHz, {}, virtualization: {}",
         loaded.ranges().iter().map(|range| range.end - range.start).sum::<u64>() >> 20,
@@ -218,24 +212,12 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     // SAFETY: nobody else reads it yet.
     unsafe { *MEMORY.0.get() = loaded.memory() };
     let thread = root::make(cpu, &loaded, early, early_start, image, boot_tsc, virtualization);
-    if option("selftest") == Some("task-fault") {
-        thread.regs[thread::reg::RIP].set(0x10);
-    }
+    selftest::run(option("selftest").unwrap_or(""), cpu, thread);
     let now = arch::now();
     cpu.account_since.set(now);
     cpu.ledger_start.set(now);
     cpu.boot_context.set(thread.context.get());
     start::leave(sched::run_next(cpu))
-}
-
-/// Uses more stack than there is (self-test of the guard pages).
-#[inline(never)]
-fn overflow(depth: u64) {
-    let taken = core::hint::black_box([depth; 64]);
-    if taken[0] < u64::MAX {
-        overflow(depth + 1);
-    }
-    core::hint::black_box(taken);
 }
 
 /// The processor must have what no fallback exists for.

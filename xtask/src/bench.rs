@@ -18,6 +18,10 @@ use crate::paths;
 use crate::progress;
 use crate::toolchain::Toolchain;
 
+mod costs;
+
+/// What the figures are made with: the measures against processor leaks have columns of their own.
+const OFF: &str = "mitigations=off";
 /// What the names of the systems that measure begin with.
 const SYSTEMS: &str = "bench";
 /// Wall time after which a system that says nothing new is given up.
@@ -31,6 +35,9 @@ pub struct Options {
     /// Print a JSON array in place of a table
     #[arg(long)]
     json: bool,
+    /// What each measure against processor leaks adds, in place of the figures
+    #[arg(long)]
+    mitigations: bool,
     /// Where to measure: QEMU counts instructions as nanoseconds, Bochs by its own clock
     #[arg(long, default_value = "qemu")]
     emulator: Emulator,
@@ -59,10 +66,14 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
     let images = build::images(&toolchain, global.install())?;
+    if options.mitigations {
+        print!("{}", costs::table(options, &images, &machine)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut all = Vec::new();
     let mut failed = None;
     for name in systems()? {
-        match measure(&name, options, &images, &machine) {
+        match measure(&name, options, OFF, &images, &machine) {
             Ok(figures) => all.extend(figures),
             Err(error) => {
                 eprintln!("error: {name}: {error:#}");
@@ -95,14 +106,20 @@ fn systems() -> Result<Vec<String>> {
 }
 
 /// Boots one system and reads its figures.
-fn measure(name: &str, options: &Options, images: &build::Images, machine: &Machine) -> Result<Vec<Figure>> {
+fn measure(
+    name: &str,
+    options: &Options,
+    cmdline: &str,
+    images: &build::Images,
+    machine: &Machine,
+) -> Result<Vec<Figure>> {
     let mut system = build::system(name, images, &BTreeMap::new())?;
     if let Some(kernel) = &options.kernel {
         system.kernel.clone_from(kernel);
     }
     let folder = paths::target().join(SYSTEMS).join(machine.label()).join(name);
     let step = progress::step(format!("{name} in {}", machine.label()));
-    let watch = follow(machine, &system, &folder)?;
+    let watch = follow(machine, &system, cmdline, &folder)?;
     step.finish();
     let log = folder.join("serial.log");
     std::fs::write(&log, watch.text())?;
@@ -114,8 +131,8 @@ fn measure(name: &str, options: &Options, images: &build::Images, machine: &Mach
 }
 
 /// Runs the system until it ends or falls silent.
-pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
-    let mut running = machine.start(system, "", folder)?;
+pub fn follow(machine: &Machine, system: &build::System, cmdline: &str, folder: &std::path::Path) -> Result<Watch> {
+    let mut running = machine.start(system, cmdline, folder)?;
     running.serial.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut watch = Watch::default();
     let mut heard = Instant::now();

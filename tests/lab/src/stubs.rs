@@ -80,6 +80,11 @@ core::arch::global_asm!(
     "pop rcx",
     "ud2",
     "stub load_ss, mov ss, ax",
+    ".globl lab_far",
+    "lab_far:",
+    "push rax",
+    "push rcx",
+    "retfq",
     ".globl lab_load_ds",
     "lab_load_ds:",
     "mov ds, ax",
@@ -207,6 +212,8 @@ stubs! {
     Popf = lab_popf,
     /// SS from `ax`.
     LoadSs = lab_load_ss,
+    /// Far return to the code segment in `rax`, at `rcx`.
+    Far = lab_far,
     /// DS from `ax`.
     LoadDs = lab_load_ds,
     /// GS from `ax`, then a load through it.

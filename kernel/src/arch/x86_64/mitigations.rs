@@ -148,7 +148,6 @@ pub fn host_spec_ctrl() -> u64 {
 }
 
 /// Loads a space that others must not be seen from. Where tasks run on tables of their own, the exit of the kernel loads them.
-#[cold]
 pub fn load_space(cpu: &Cpu, root: u64) {
     if has(measure::PTI) {
         cpu.task_cr3.set(root)
@@ -168,6 +167,8 @@ pub fn barrier() {
 }
 
 /// Before a guest is entered.
+#[cold]
+#[inline(never)]
 pub fn before_entry() {
     if has(measure::L1D) {
         // SAFETY: as in `init_cpu`.
@@ -180,7 +181,7 @@ pub fn before_entry() {
     }
 }
 
-/// After a guest exited: no return of the kernel is predicted from calls of the guest's.
+/// After a guest exited, or another space was loaded: no return of the kernel is predicted from calls of the guest's.
 pub fn after_exit() {
     if has(measure::RSB) {
         // SAFETY: changes no register.

@@ -54,6 +54,11 @@ fn stack_page(index: u32, i: u64) -> u64 {
     STACKS + (index as u64 * 16 + page) * 4096
 }
 
+/// Top of a processor's IST stack: NMI, double fault, machine check, debug. The word above it is the CPU pointer.
+pub fn ist_top(index: u32, i: u64) -> u64 {
+    stack_page(index, STACK / 4096 + i) + 4096 - 16
+}
+
 /// Where the stack ends that holds an address.
 pub fn stack_end(address: u64) -> u64 {
     let is_main = address < STACKS || MAIN.contains(&(address >> 12 & 15));
@@ -85,7 +90,7 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
 pub fn init_this(cpu: &'static Cpu) {
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     let base = cpu.me.get() + structure;
-    let ist = [0, 1, 2, 3].map(|i| stack_page(cpu.index, STACK / 4096 + i) + 4096 - 16);
+    let ist = [0, 1, 2, 3].map(|i| ist_top(cpu.index, i));
     // SAFETY: the page behind the structure is this processor's own; called once on it.
     unsafe { tables::init(cpu, &*(base as *const tables::Tables), ist) };
     mitigations::init_cpu(cpu);
