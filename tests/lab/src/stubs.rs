@@ -82,9 +82,10 @@ core::arch::global_asm!(
     "stub load_ss, mov ss, ax",
     ".globl lab_far",
     "lab_far:",
-    "push rax",
-    "push rcx",
-    "retfq",
+    "mov [rbx], ecx",
+    "mov [rbx + 4], ax",
+    "jmp fword ptr [rbx]",
+    "ud2",
     ".globl lab_load_ds",
     "lab_load_ds:",
     "mov ds, ax",
@@ -212,7 +213,7 @@ stubs! {
     Popf = lab_popf,
     /// SS from `ax`.
     LoadSs = lab_load_ss,
-    /// Far return to the code segment in `rax`, at `rcx`.
+    /// Far jump to the code segment in `rax`, at `rcx` (below 4 GiB); `rbx`: memory for the pointer.
     Far = lab_far,
     /// DS from `ax`.
     LoadDs = lab_load_ds,
