@@ -22,6 +22,10 @@ use crate::paths;
 use crate::progress;
 use crate::toolchain::Toolchain;
 
+mod costs;
+
+/// What the figures are made with: the measures against processor leaks have columns of their own.
+const OFF: &str = "mitigations=off";
 /// What the names of the systems that measure begin with.
 const SYSTEMS: &str = "bench";
 /// Wall time after which a system that says nothing new is given up.
@@ -38,6 +42,9 @@ pub struct Options {
     /// Print a JSON array in place of a table
     #[arg(long)]
     json: bool,
+    /// What each measure against processor leaks adds, in place of the figures
+    #[arg(long)]
+    mitigations: bool,
     /// Where to measure: QEMU counts instructions as nanoseconds, Bochs by its own clock
     #[arg(long, default_value = "qemu")]
     emulator: Emulator,
@@ -73,6 +80,10 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     // Before the others: what is built last is what cargo leaves under the kernel's name.
     let checking = if looks { Some(build::checking_kernel(&toolchain)?) } else { None };
     let images = build::images(&toolchain, global.install())?;
+    if options.mitigations {
+        print!("{}", costs::table(options, &images, &machine)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut all = Vec::new();
     let mut failed = None;
     // The kernel's own figures and those of a whole Linux need no system that measures.
@@ -82,7 +93,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         (None, None) => true,
     };
     for name in systems()?.into_iter().filter(asked) {
-        match measure(&name, options, &images, &machine) {
+        match measure(&name, options, OFF, &images, &machine) {
             Ok(figures) => all.extend(figures),
             Err(error) => {
                 eprintln!("error: {name}: {error:#}");
@@ -136,14 +147,20 @@ fn systems() -> Result<Vec<String>> {
 }
 
 /// Boots one system and reads its figures.
-fn measure(name: &str, options: &Options, images: &build::Images, machine: &Machine) -> Result<Vec<Figure>> {
+fn measure(
+    name: &str,
+    options: &Options,
+    cmdline: &str,
+    images: &build::Images,
+    machine: &Machine,
+) -> Result<Vec<Figure>> {
     let mut system = build::system(name, images, &BTreeMap::new())?;
     if let Some(kernel) = &options.kernel {
         system.kernel.clone_from(kernel);
     }
     let folder = paths::target().join(SYSTEMS).join(machine.label()).join(name);
     let step = progress::step(format!("{name} in {}", machine.label()));
-    let watch = follow(machine, &system, "", &folder)?;
+    let watch = follow(machine, &system, cmdline, &folder)?;
     step.finish();
     let log = folder.join("serial.log");
     std::fs::write(&log, watch.text())?;
