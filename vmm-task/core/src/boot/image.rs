@@ -38,7 +38,9 @@ impl fmt::Display for Found {
             Found::Compressed(what, tool) => write!(f, "{what}; unpack it with `{tool}` first"),
             Found::Known(what) => f.write_str(what),
             Found::Elf32 => f.write_str("a 32-bit ELF file with neither a PVH note nor a Multiboot header"),
-            Found::Unknown([a, b, c, d]) => write!(f, "a file that begins with the bytes {a:02x} {b:02x} {c:02x} {d:02x}"),
+            Found::Unknown([a, b, c, d]) => {
+                write!(f, "a file that begins with the bytes {a:02x} {b:02x} {c:02x} {d:02x}")
+            }
         }
     }
 }

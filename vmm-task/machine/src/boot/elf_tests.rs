@@ -49,7 +49,9 @@ fn pvh_guest_gets_its_start_information() {
     let initrd = vec![9u8; 10_000];
     let (mut ram, map) = machine(64);
     ram.write(0x20_1000, &[0xFF; 16]).unwrap();
-    let state = load(&mut ram, &map, &PvhGuest { modules: &[Module { bytes: &initrd, cmdline: b"disk" }], ..pvh(&kernel) }).unwrap();
+    let state =
+        load(&mut ram, &map, &PvhGuest { modules: &[Module { bytes: &initrd, cmdline: b"disk" }], ..pvh(&kernel) })
+            .unwrap();
     assert_eq!(state.rip, 0x20_0000);
     assert_eq!(state.gprs[state::RBX], layout::BOOT_INFO);
     assert_eq!(state.cr0 & 0x8000_0001, 1, "protected mode, no paging");
@@ -98,10 +100,7 @@ fn multiboot_kernel_with_addresses_and_modules() {
         kernel[0x10 + 4 * i..0x14 + 4 * i].copy_from_slice(&u32::to_le_bytes(*word));
     }
     let (mut ram, map) = machine(16);
-    let modules = [
-        Module { bytes: &[1; 5000], cmdline: b"first" },
-        Module { bytes: &[2; 10], cmdline: b"" },
-    ];
+    let modules = [Module { bytes: &[1; 5000], cmdline: b"first" }, Module { bytes: &[2; 10], cmdline: b"" }];
     let guest = multiboot::MultibootGuest { kernel: &kernel, cmdline: b"k", modules: &modules };
     let state = multiboot::load(&mut ram, &map, &guest).unwrap();
     assert_eq!((state.rip, state.gprs[0]), (0x10_0040, 0x2BAD_B002));

@@ -111,7 +111,8 @@ fn initrd_goes_below_a_kernel_that_sits_at_the_top() {
     let mut kernel = image();
     set!(&mut kernel, pref_address, 0x300_0000u64);
     let initrd = vec![1u8; 3 << 20];
-    let (_, ram) = boot(&LinuxGuest { modules: &[initrd_of(&initrd)], ..guest(&kernel) }, 0x400_0000 + 0x10_0000).unwrap();
+    let (_, ram) =
+        boot(&LinuxGuest { modules: &[initrd_of(&initrd)], ..guest(&kernel) }, 0x400_0000 + 0x10_0000).unwrap();
     let base = u64::from(ram.u32(layout::BOOT_INFO + 0x218));
     assert!(base + (3 << 20) <= 0x300_0000);
 }

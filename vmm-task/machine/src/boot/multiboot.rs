@@ -156,11 +156,7 @@ fn load_by_header(
 }
 
 /// Loads an ELF kernel; its range and the physical address of its entry point.
-pub(super) fn load_elf(
-    ram: &mut dyn GuestRam,
-    map: &MemoryMap,
-    kernel: &[u8],
-) -> Result<(Range, u32), MultibootError> {
+pub(super) fn load_elf(ram: &mut dyn GuestRam, map: &MemoryMap, kernel: &[u8]) -> Result<(Range, u32), MultibootError> {
     let image = Image::parse(kernel)?;
     let entry = image.physical_entry();
     let entry = u32::try_from(entry).map_err(|_| ElfError::EntryOutside { entry })?;
