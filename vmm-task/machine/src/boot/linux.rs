@@ -226,7 +226,8 @@ impl<'a> Header<'a> {
             return Err(LinuxError::NoPayload);
         }
         let needed = start as u64 + size;
-        let end = usize::try_from(needed).ok().filter(|&end| end <= image.len());
+        // The size is rounded up to 16 bytes, and some images end before it.
+        let end = usize::try_from(needed).ok().filter(|&end| end < image.len() + 16).map(|end| end.min(image.len()));
         let Some(end) = end else {
             return Err(LinuxError::Truncated { needed, len: image.len() });
         };
