@@ -7,10 +7,12 @@ use moira_abi::boot::slot;
 use moira_planner::{Contract, Table, Terms};
 use moira_proto::{
     planner::{Book, Booked},
-    system::Role,
+    system::{Role, Time},
 };
 use moira_rt::sys::{SchedContext, Slot};
 
+/// The root task's own account.
+pub const OWN: SchedContext = SchedContext::new(Slot(slot::CONTEXT));
 /// What the root task keeps for itself on CPU 0, to see to tasks that died: nanoseconds in each period.
 const OWN_SLICE: u64 = 500_000;
 const OWN_PERIOD: u64 = 10_000_000;
@@ -19,10 +21,34 @@ const QUANTUM: u64 = 2_000_000;
 /// What the largest plan object holds.
 const MOST_WINDOWS: usize = (1 << 20) / 32 - 2;
 
+/// A thread with time of its own.
+pub struct Account<'a> {
+    /// Its task.
+    pub name: &'a str,
+    /// Where it lives.
+    pub cpu: u32,
+    /// What it was promised.
+    pub time: &'a Time,
+    /// Who pays.
+    pub context: SchedContext,
+}
+
 impl Root {
     fn ticks(&self, nanoseconds: u64) -> u64 {
         let ticks = u128::from(nanoseconds) * u128::from(self.info.tsc_hz) / 1_000_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+
+    /// All that have time of their own: main threads and further ones, in the order of the tasks.
+    pub fn accounts(&self) -> impl Iterator<Item = Account<'_>> {
+        self.system.tasks.iter().zip(&self.identities).flat_map(|(spec, identity)| {
+            let main = (spec.cpu, &spec.time, identity.context);
+            let further = spec.threads.iter().zip(&identity.threads);
+            let further = further.map(|(thread, known)| (thread.cpu, &thread.time, known.context));
+            core::iter::once(main)
+                .chain(further)
+                .filter_map(|(cpu, time, context)| Some(Account { name: &spec.name, cpu, time, context: context? }))
+        })
     }
 
     /// Makes the scheduler tasks what they are.
@@ -50,13 +76,13 @@ impl Root {
             latency: 0,
             extra: false,
         };
-        let tasks = self.system.tasks.iter().filter(|task| task.time.context).map(|task| Booked {
-            name: task.name.clone(),
-            cpu: task.cpu,
-            slice: self.ticks(task.time.slice_ns),
-            period: self.ticks(task.time.period_ns),
-            latency: self.ticks(task.time.latency_ns),
-            extra: task.time.extra,
+        let tasks = self.accounts().map(|account| Booked {
+            name: account.name.into(),
+            cpu: account.cpu,
+            slice: self.ticks(account.time.slice_ns),
+            period: self.ticks(account.time.period_ns),
+            latency: self.ticks(account.time.latency_ns),
+            extra: account.time.extra,
         });
         let quantum = |cpu| {
             let scheduled = self.system.tasks.iter().any(|task| task.cpu == cpu && task.role == Role::Scheduler);
@@ -73,9 +99,8 @@ impl Root {
     pub fn install_plans(&mut self) -> Result<(), Failure> {
         let book = self.book();
         let terms = Terms::new(self.info.tsc_hz, MOST_WINDOWS);
-        let own = SchedContext::new(Slot(slot::CONTEXT));
         let contexts: Vec<SchedContext> =
-            core::iter::once(own).chain(self.identities.iter().filter_map(|identity| identity.context)).collect();
+            core::iter::once(OWN).chain(self.accounts().map(|account| account.context)).collect();
         for (index, quantum) in book.quanta.iter().enumerate().rev() {
             let index = index as u32;
             let here = || book.contracts.iter().zip(&contexts).filter(|(booked, _)| booked.cpu == index);

@@ -44,14 +44,20 @@ pub mod kind {
     pub const EXIT: u32 = 6;
     /// A system call: thread, method.
     pub const SYSCALL: u32 = 7;
+    /// The structural lock was taken, and this CPU waits for its turn.
+    pub const WAIT: u32 = 8;
+    /// A system call runs again from its start: thread, method.
+    pub const RESTART: u32 = 9;
+    /// Translations were dropped: reason (`moira_kernel_core::flush::Reason`), space or page.
+    pub const FLUSH: u32 = 10;
     /// The time of the context chosen at this moment is lost to another: context, the other (0: nobody who lives).
-    pub const FOR: u32 = 8;
+    pub const FOR: u32 = 11;
     /// The handler of a source's interrupt ends: vector, context whose source it is (0: nobody's).
-    pub const INTERRUPT_END: u32 = 9;
+    pub const INTERRUPT_END: u32 = 12;
     /// A structural operation ends: thread, method.
-    pub const STRUCTURAL_END: u32 = 10;
+    pub const STRUCTURAL_END: u32 = 13;
     /// A stretch of the plan begins: its context (0: slack), TSC at which it ends.
-    pub const WINDOW: u32 = 11;
+    pub const WINDOW: u32 = 14;
 
     /// Not the kernel's: in a stream of events that a task sends (`tests/loads/src/tracer.rs`). Names a context: number in the list of those that are watched (as
     /// the time), context, its thread.

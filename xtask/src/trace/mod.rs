@@ -91,7 +91,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     };
     let booted = build::system_with(&options.system, &images, &values, &tracer.task(&compiled)?)?;
     let step = progress::step(format!("tracing {}", options.system));
-    let watch = bench::follow(&machine, &booted, &folder)?;
+    let watch = bench::follow(&machine, &booted, "", &folder)?;
     step.finish();
     let log = folder.join("serial.log");
     fs::write(&log, watch.text())?;
