@@ -134,7 +134,8 @@ fn boot(what: &str, machine: &Machine, system: &System, folder: &Path) -> Result
 
 /// Reads what one side said, wherever in its lines.
 fn read(log: &str) -> Result<Side> {
-    let after = |key: &'static str| log.lines().filter_map(move |line| line.split_once(key).map(|(_, rest)| rest.trim()));
+    let after =
+        |key: &'static str| log.lines().filter_map(move |line| line.split_once(key).map(|(_, rest)| rest.trim()));
     let entered = after("starts at tick ").next().context("it does not say when the kernel was entered")?;
     let mut ticks = BTreeMap::new();
     for line in after("ticks: ") {
@@ -144,7 +145,7 @@ fn read(log: &str) -> Result<Side> {
         ticks.insert(name.to_owned(), all.parse::<f64>()? / rounds.parse::<f64>()?);
     }
     let devices: Vec<&str> = after("device: ").collect();
-    let idle = after("idle: ").next().unwrap_or("?");
+    let idle = after("up and idle: ").next().unwrap_or("?");
     let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
     Ok(Side { entered: entered.parse()?, ticks, about })
 }

@@ -15,6 +15,7 @@ use crate::hosttools::{self, Tool};
 use crate::toolchain::Toolchain;
 use case::Case;
 
+mod apart;
 mod attempt;
 mod case;
 mod expect;
