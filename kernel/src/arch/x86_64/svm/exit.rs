@@ -2,6 +2,7 @@
 use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
 use moira_kernel_core::vcpu_check::{self as check, Event, default_groups, efer};
 
+use super::super::mitigations;
 use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl};
 use super::state::{self, store_state};
 use super::vmcb::{Clean, Vmcb};
@@ -76,8 +77,12 @@ fn plain(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, exit: Exit) -
 fn classify_slowly(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let block = vmcb(hw);
     let shadow = hw.shadow();
+    // Nothing has returned since the exit: up to here all is inlined.
+    if shadow.slow & slow::HARDEN != 0 {
+        mitigations::after_exit();
+    }
     if shadow.slow & slow::SPEC_CTRL != 0 {
-        write_spec_ctrl(0);
+        write_spec_ctrl(mitigations::host_spec_ctrl());
     }
     let mut pending = Event::from_svm(block.exit_int_info);
     if shadow.slow & slow::SOFT != 0 {
