@@ -75,8 +75,8 @@ impl fmt::Display for BootError {
 ///
 /// # Errors
 /// [`BootError`]; RAM may be partly written.
-pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, guest: &Guest<'_>) -> Result<InitialState, BootError> {
-    let tables = Tables::build_in_bios_area(&AcpiConfig::new(1)).map_err(BootError::Acpi)?;
+pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, cpus: u32, guest: &Guest<'_>) -> Result<InitialState, BootError> {
+    let tables = Tables::build_in_bios_area(&AcpiConfig::new(cpus)).map_err(BootError::Acpi)?;
     tables.write(ram).map_err(BootError::Ram)?;
     let (kernel, modules, cmdline, rsdp) = (guest.kernel, guest.modules, guest.cmdline, tables.rsdp());
     let multiboot = multiboot::MultibootGuest { kernel, cmdline, modules };
