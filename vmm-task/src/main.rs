@@ -74,6 +74,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
     loop {
         let ending = vm.run(&mut kernel);
         wait_for_others(&vm, &mut kernel);
+        vm.board().flush(0);
         let _ = kernel.console.lock().flush();
         if ending == Ending::Reset {
             resets += 1;
