@@ -86,6 +86,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
         let ending = vm.run(&mut kernel);
         assert!(!panics, "a panic on purpose");
         wait_for_others(&vm, &mut kernel);
+        vm.board().flush(0);
         let _ = kernel.console.lock().flush();
         if ending == Ending::Reset {
             resets += 1;

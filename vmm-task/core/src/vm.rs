@@ -368,7 +368,6 @@ impl<'a> Vm<'a> {
     #[cold]
     pub(crate) fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
-        self.board().flush(0);
         Next::End
     }
 
