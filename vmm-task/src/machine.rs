@@ -1,6 +1,7 @@
 //! Building the machine: memory, vCPU, devices.
 
 use crate::backend::{Console, Device, Entropy, Line};
+use crate::control::Control;
 use crate::hardware;
 use crate::processor::{INPUT, Kernel};
 use alloc::boxed::Box;
@@ -86,6 +87,7 @@ pub fn build(env: Env) -> Result<(Vm<'static>, Kernel), Failure> {
     let ram = guest_memory(&mut memory, guest, &map, space)?;
     let page = StatePage::new(page.shared().words64()).ok_or(Failure::Missing("state page"))?;
 
+    let control = Control::new(&env);
     let input = Rc::new(Cell::new(false));
     let notification = env.notification();
     let tsc_hz = env.info.tsc_hz;
@@ -109,7 +111,7 @@ pub fn build(env: Env) -> Result<(Vm<'static>, Kernel), Failure> {
     plug(&mut board, &console, &input, disk, changes);
     let cr4 = cr4_bits(&cpuid);
     let vm = Vm::new(Parts { ram, map, page, board, cpuid, msr, tsc_hz, xcr0, cr4 });
-    Ok((vm, Kernel { vcpu, notification, input }))
+    Ok((vm, Kernel { vcpu, notification, input, control }))
 }
 
 fn slot(memory: &mut Memory) -> Result<Slot, Failure> {

@@ -8,6 +8,7 @@
 //! | `guest-kernel` | file: a bzImage, a PVH ELF, or a 64-bit ELF of our own |
 //! | `guest-initrd` | file, optional: the initial RAM disk |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
+//! | `NAME-mailbox`, `control-signal` | optional: a region and a signal, for orders of the control task |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
 //!
 //! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0).
@@ -18,13 +19,14 @@
 extern crate alloc;
 
 mod backend;
-
+mod control;
 mod hardware;
 mod machine;
 mod processor;
 
 use log::{error, info};
 use moira_rt::Env;
+use moira_rt::proto::mailbox::state;
 use vmm_core::boot::Guest;
 use vmm_core::report;
 use vmm_core::vm::Ending;
@@ -51,6 +53,7 @@ fn main(env: Env) {
     }
     let mut resets = 0;
     loop {
+        processor.control.state(state::RUNNING, 1, resets);
         let ending = vm.run(&mut processor);
         if ending == Ending::Reset {
             resets += 1;
@@ -60,6 +63,7 @@ fn main(env: Env) {
                 Err(failure) => error!("the guest cannot be booted again: {failure}"),
             }
         }
+        processor.control.state(state::ENDED, 1, resets);
         let failed = report::is_failure(&ending);
         report::write(&vm, &ending, |line| if failed { error!("{line}") } else { info!("{line}") });
         return;

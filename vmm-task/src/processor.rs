@@ -1,8 +1,10 @@
 //! The kernel behind the run loop's trait.
 
+use crate::control::Control;
 use alloc::rc::Rc;
 use core::cell::Cell;
 use moira_rt::sys::{self, Deadline, Error, Event, Notification, Vcpu};
+use vmm_core::history::History;
 use vmm_core::vm::{Orders, Processor};
 
 /// Bit of this task's notification by which the console tells of input. The manifest counts its bits from 0.
@@ -18,6 +20,8 @@ pub struct Kernel {
     pub notification: Notification,
     /// Something was typed.
     pub input: Rc<Cell<bool>>,
+    /// Orders.
+    pub control: Control,
 }
 
 impl Processor for Kernel {
@@ -49,6 +53,12 @@ impl Processor for Kernel {
 
     fn orders(&mut self, bits: u64) -> Orders {
         self.input.set(true);
-        Orders { poll: true, kill: bits & BROKEN != 0, ..Orders::default() }
+        let mut orders = Orders { poll: true, kill: bits & BROKEN != 0, ..Orders::default() };
+        self.control.follow(&mut orders);
+        orders
+    }
+
+    fn tell(&mut self, history: &History) {
+        self.control.tell(history);
     }
 }

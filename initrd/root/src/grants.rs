@@ -22,6 +22,8 @@ pub enum Item {
     Cpu(u32, Rights),
     /// The machine.
     Platform,
+    /// The root task's notification: an order waits.
+    Orders,
     /// An untyped memory of so many bits.
     Untyped(u8),
     /// A source of interrupts.
@@ -102,6 +104,7 @@ impl Root {
                 }
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
+                (Grant::Supervisor, _) => alloc::vec![Item::Orders],
                 (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
                 (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
                 (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
@@ -215,6 +218,7 @@ impl Root {
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),
+            Item::Orders => done(table.mint(self.stopped, at, Rights::SIGNAL, crate::orders::BIT)),
             Item::Interrupt(interrupt) => done(table.copy(interrupt, at, all)),
             Item::Ports(ports) => done(table.copy(ports, at, all)),
             Item::Frame(frame) => done(table.copy(frame, at, all)),

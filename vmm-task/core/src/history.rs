@@ -61,6 +61,12 @@ impl History {
         self.counts[exit as usize % 32]
     }
 
+    /// Exits by reason ([`Exit`] as a number).
+    #[must_use]
+    pub const fn counts(&self) -> &[u64; 32] {
+        &self.counts
+    }
+
     /// The last exits, oldest first.
     pub fn last(&self) -> impl Iterator<Item = Record> + '_ {
         let kept = self.total.min(KEPT as u64);

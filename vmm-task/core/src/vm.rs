@@ -30,6 +30,8 @@ pub trait Processor {
     fn poll(&mut self) -> u64;
     /// What the bits say: somebody wants the machine to do something.
     fn orders(&mut self, bits: u64) -> Orders;
+    /// Somebody wants to know of the exits so far.
+    fn tell(&mut self, _history: &History) {}
 }
 
 /// What the outside wants.
@@ -39,6 +41,12 @@ pub struct Orders {
     pub poll: bool,
     /// Press the power button.
     pub power_button: bool,
+    /// Reset the machine.
+    pub reset: bool,
+    /// [`Processor::tell`] of the exits.
+    pub look: bool,
+    /// The guest stands still until the next bits.
+    pub pause: bool,
     /// End the machine at once.
     pub kill: bool,
 }
@@ -386,19 +394,32 @@ impl<'a> Vm<'a> {
         if bits == 0 {
             return None;
         }
-        let orders = cpu.orders(bits);
-        if orders.kill {
-            return Some(Ending::Killed);
-        }
-        if orders.power_button {
-            self.board.press_power_button();
-        }
-        if orders.poll {
-            let now = self.ns(cpu.now());
-            self.board.poll(now, &self.ram);
-        }
         self.attention = true;
-        None
+        let mut bits = bits;
+        loop {
+            let orders = cpu.orders(bits);
+            if orders.kill {
+                return Some(Ending::Killed);
+            }
+            if orders.reset {
+                return Some(Ending::Reset);
+            }
+            if orders.look {
+                cpu.tell(&self.history);
+            }
+            if orders.power_button {
+                self.board.press_power_button();
+            }
+            if orders.poll {
+                let now = self.ns(cpu.now());
+                self.board.poll(now, &self.ram);
+            }
+            if !orders.pause {
+                return None;
+            }
+            // The guest's clock runs on, as on a machine whose processor stands still.
+            bits = cpu.sleep(0);
+        }
     }
 
     /// Makes everything ready for the next entry: due work of devices, events, the deadline.
