@@ -20,7 +20,7 @@ use log::error;
 use moira_rt::{
     Env,
     proto::console,
-    sys::{self, Capability, Deadline, Endpoint, Error, Message},
+    sys::{self, Deadline, Endpoint, Error, Message, Rights},
 };
 use world::Live;
 
@@ -28,6 +28,8 @@ moira_rt::entry!(main);
 
 /// Most bytes of one request to the serial driver.
 const MOST: usize = 1024;
+/// Bit by which the driver tells of input. The manifest counts its bits from 0.
+const LINE_BIT: u64 = 1 << 63;
 /// How soon orders are looked after, and how soon a driver that does not answer is called again.
 const POLL_NS: u64 = 2_000_000;
 const RETRY_NS: u64 = 100_000_000;
@@ -39,7 +41,11 @@ fn main(env: Env) {
     };
     let (poll, retry) = (env.ticks(POLL_NS), env.ticks(RETRY_NS));
     let mut session = Session::new(env.info.tsc_hz);
-    let mut line = Line { serial, known: false, signal: env.notification().slot() };
+    let Some(signal) = signal(&env) else {
+        error!("no slot for what the driver signals");
+        return;
+    };
+    let mut line = Line { serial, known: false, signal };
     let mut world = match Live::new(env) {
         Ok(world) => world,
         Err(what) => {
@@ -64,6 +70,12 @@ fn main(env: Env) {
         }
         session.poll(&mut world);
     }
+}
+
+/// What the driver signals: this task's notification with a bit that nobody else has.
+fn signal(env: &Env) -> Option<sys::Slot> {
+    let at = env.slots().take(1)?;
+    env.table().mint(env.notification(), at, Rights::SIGNAL, LINE_BIT).ok().map(|_| at)
 }
 
 /// The serial driver.
