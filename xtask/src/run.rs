@@ -82,6 +82,9 @@ pub struct GuestOptions {
     /// The guest's kernel command line
     #[arg(long, value_name = "TEXT")]
     guest_cmdline: Option<String>,
+    /// The guest's processors: how many, all on one CPU, or for each the CPU that it lives on, as 0,1
+    #[arg(long, value_name = "NUMBER|CPUS")]
+    guest_cpus: Option<String>,
     /// The guest's memory, as 512M or 2G
     #[arg(long, value_parser = parse_memory, value_name = "SIZE")]
     guest_memory: Option<u32>,
@@ -96,6 +99,13 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl GuestOptions {
+    /// CPUs that the machine needs for the guest's processors to live on.
+    fn host_cpus(&self) -> u32 {
+        let list = self.guest_cpus.as_deref().filter(|text| text.contains(','));
+        let highest = list.and_then(|list| list.split(',').filter_map(|cpu| cpu.trim().parse::<u32>().ok()).max());
+        highest.map_or(1, |cpu| cpu.saturating_add(1))
+    }
+
     /// The values by the names that manifests give them.
     pub fn values(&self) -> Result<BTreeMap<String, String>> {
         let mut values: BTreeMap<String, String> = self.set.iter().cloned().collect();
@@ -111,6 +121,9 @@ impl GuestOptions {
         }
         if let Some(text) = &self.guest_cmdline {
             values.insert("guest-cmdline".into(), text.clone());
+        }
+        if let Some(cpus) = &self.guest_cpus {
+            values.insert("guest-cpus".into(), cpus.clone());
         }
         if let Some(memory) = self.guest_memory {
             values.insert("guest-memory".into(), format!("{memory}MiB"));
@@ -133,7 +146,7 @@ impl Options {
         Machine {
             firmware: self.firmware.unwrap_or(usual.firmware),
             cpu: self.cpu.clone(),
-            cpus: self.cpus,
+            cpus: self.cpus.max(self.guest.host_cpus()),
             memory: self.memory,
             accel,
             gdb: self.gdb,
@@ -224,7 +237,7 @@ fn console(mut running: Running, stay: bool, symbols: &mut Symbols) -> Result<Ex
             Err(_) => break,
         }
         // A kernel that panicked under gdb stays for a look at it.
-        if watch.end.is_some() || (watch.panic.is_some() && !stay) {
+        if watch.end.is_some() || watch.refused.is_some() || (watch.panic.is_some() && !stay) {
             ended.get_or_insert_with(Instant::now);
         }
     }
@@ -247,6 +260,10 @@ fn verdict(watch: &Watch, running: &mut Running) -> Result<ExitCode> {
         // The system itself said so already.
         Some(End::Failed(_)) => return Ok(ExitCode::FAILURE),
         None => {}
+    }
+    if watch.refused.is_some() {
+        // The kernel said why.
+        return Ok(ExitCode::FAILURE);
     }
     if let Some(panic) = &watch.panic {
         eprintln!("the kernel panicked: {panic}");

@@ -51,8 +51,8 @@ impl fmt::Display for BootError {
 ///
 /// # Errors
 /// [`BootError`]; RAM may be partly written.
-pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, guest: &Guest<'_>) -> Result<InitialState, BootError> {
-    let tables = Tables::build_in_bios_area(&AcpiConfig::new(1)).map_err(BootError::Acpi)?;
+pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, cpus: u32, guest: &Guest<'_>) -> Result<InitialState, BootError> {
+    let tables = Tables::build_in_bios_area(&AcpiConfig::new(cpus)).map_err(BootError::Acpi)?;
     tables.write(ram).map_err(BootError::Ram)?;
     let (kernel, initrd, cmdline, rsdp) = (guest.kernel, guest.initrd, guest.cmdline, tables.rsdp());
     if kernel.get(0x202..0x206) == Some(b"HdrS") {

@@ -111,6 +111,10 @@ pub struct Board {
     /// INTA of each slot, as last carried to the fabric.
     intx: u32,
     deadline: Option<u64>,
+    /// The same without the local APICs.
+    device_deadline: Option<u64>,
+    /// Deadlines were computed anew and nobody has asked since.
+    deadlines_changed: bool,
     deadline_stale: bool,
 }
 
@@ -142,6 +146,8 @@ impl Board {
             next_io: p::PCI_IO_BASE,
             intx: 0,
             deadline: None,
+            device_deadline: None,
+            deadlines_changed: true,
             deadline_stale: true,
         };
         board.claim_ports();
