@@ -5,8 +5,9 @@
 //! | `guest` | untyped: all of it becomes the guest's memory, so its size is the machine's |
 //! | `objects` | untyped: the vCPUs, the guest's address space and page tables |
 //! | `console` | where the serial port and the virtio console write to and read from, and this task's own log |
-//! | `guest-kernel` | file: a bzImage, a PVH ELF, or a 64-bit ELF of our own |
-//! | `guest-initrd` | file, optional: the initial RAM disk |
+//! | `guest-kernel` | file: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file |
+//! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
+//! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
 //! | `NAME-mailbox`, `control-signal` | optional: a region and a signal, for orders of the control task |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
@@ -26,12 +27,13 @@ mod hardware;
 mod machine;
 mod processor;
 
+use alloc::vec::Vec;
 use log::{error, info};
 use machine::Cpu;
 use moira_rt::proto::mailbox::state;
 use moira_rt::{Env, end};
 use processor::Kernel;
-use vmm_core::boot::Guest;
+use vmm_core::boot::{self, Guest, Module};
 use vmm_core::report;
 use vmm_core::vm::{Ending, Processor, Vm};
 
@@ -42,7 +44,10 @@ fn main(env: Env) {
         fail("there is no file `guest-kernel`: nothing to boot");
     };
     let cmdline = alloc::string::String::from(env.argument("cmdline").unwrap_or_default());
-    let guest = Guest { kernel, initrd: env.file("guest-initrd"), cmdline: cmdline.as_bytes() };
+    let mut modules: Vec<Module<'_>> = Vec::new();
+    modules.extend(env.file("guest-initrd").map(|bytes| Module { bytes, cmdline: b"initrd" }));
+    modules.extend(env.file("guest-modules").map(boot::modules).unwrap_or_default());
+    let guest = Guest { kernel, modules: &modules, cmdline: cmdline.as_bytes() };
     let mut cpus = match machine::build(&env) {
         Ok(cpus) => cpus.into_iter(),
         Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),

@@ -60,7 +60,7 @@ pub enum Ending {
     /// It switched itself off.
     PowerOff,
     /// A test payload ended with this value.
-    DebugExit(u8),
+    DebugExit(u32),
     /// It wants to be reset: [`Vm::restart`].
     Reset,
     /// A triple fault.
@@ -381,6 +381,7 @@ impl<'a> Vm<'a> {
     #[cold]
     pub(crate) fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
+        self.board.flush(0);
         Next::End
     }
 

@@ -125,7 +125,7 @@ fn pack(cmdline: &str, kernel: &[u8], initrd: &[u8]) -> Vec<u8> {
 fn boot(what: &str, machine: &Machine, system: &System, folder: &Path) -> Result<Side> {
     fs::create_dir_all(folder)?;
     let step = progress::step(what.to_owned());
-    let watch = follow(machine, system, folder)?;
+    let watch = follow(machine, system, super::OFF, folder)?;
     step.finish();
     let log = folder.join("serial.log");
     fs::write(&log, watch.text())?;

@@ -27,7 +27,7 @@ pub struct Manifest {
     /// Regions of memory that several tasks map, by name.
     #[serde(default)]
     pub regions: BTreeMap<Name, Region>,
-    /// Further files of the archive by name: a path from the repository's root, `"guest:kernel"` or `"guest:initrd"`
+    /// Further files of the archive by name: a path from the repository's root, `"guest:NAME"`
     /// for Debian's guest, or `""` for a file that is left out, with the capabilities that name it.
     #[serde(default)]
     pub files: BTreeMap<Name, Spanned<String>>,
