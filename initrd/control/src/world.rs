@@ -11,7 +11,7 @@ use moira_rt::{
         mailbox::{self, Mailbox, state},
         system::System,
     },
-    sys::{self, Cpu, MessageBuffer, Notification, SchedContext, abi},
+    sys::{self, Caps, Cpu, MessageBuffer, Notification, SchedContext, Slot, abi},
 };
 use moira_scheduler::policy::POLICIES;
 
@@ -27,7 +27,8 @@ struct Door {
 /// A task as the control task holds it.
 struct Held {
     info: TaskInfo,
-    context: Option<SchedContext>,
+    /// The main thread's first.
+    contexts: Caps<SchedContext>,
     /// It is the monitor of a virtual machine that can be controlled.
     door: Option<Door>,
 }
@@ -64,13 +65,14 @@ impl Live {
                 name: task.name.clone(),
                 cpu: task.cpu,
                 level: task.level,
-                slice_ns: task.time.slice_ns,
+                slice_ns: task.threads.iter().map(|thread| thread.time.slice_ns).sum::<u64>() + task.time.slice_ns,
                 period_ns: task.time.period_ns,
                 slack: task.time.extra,
                 account: task.time.context,
                 machine: door.is_some(),
             };
-            Held { info, context: env.capability(&format!("{}-context", task.name)), door }
+            let contexts = env.capabilities(&format!("{}-context", task.name));
+            Held { info, contexts: contexts.unwrap_or(Caps::new(Slot::NONE, 0)), door }
         });
         let tasks: Vec<Held> = tasks.collect();
         let cpus: Vec<Cpu> = (0..system.cpus).map_while(|cpu| env.capability(&format!("cpu-{cpu}"))).collect();
@@ -129,9 +131,10 @@ impl World for Live {
         })
     }
 
+    /// All threads of the task together.
     fn account(&mut self, task: u16) -> Option<Account> {
-        let consumed = self.held(task)?.context?.consumed().ok()?;
-        Some(Account {
+        let each = self.held(task)?.contexts.iter().filter_map(|context| context.consumed().ok());
+        each.map(|consumed| Account {
             task,
             own: consumed.own,
             lost: consumed.lost,
@@ -140,14 +143,26 @@ impl World for Live {
             interrupts: consumed.interrupts,
             number: consumed.number,
         })
+        .reduce(|sum, one| Account {
+            own: sum.own.saturating_add(one.own),
+            lost: sum.lost.saturating_add(one.lost),
+            delivered: sum.delivered.saturating_add(one.delivered),
+            structural: sum.structural.saturating_add(one.structural),
+            interrupts: sum.interrupts.saturating_add(one.interrupts),
+            ..sum
+        })
     }
 
     fn losers(&mut self, task: u16) -> Result<Vec<(u64, u64)>, Error> {
-        let context = self.held(task).and_then(|held| held.context).ok_or(Error::NoSuchNumber)?;
-        let losers = context.losers(&mut self.buffer).map_err(kernel)?;
-        let nobody = losers.gone.saturating_add(losers.others);
-        let to = losers.to.into_iter().map(|[number, ticks]| (number, ticks)).chain([(0, nobody)]);
-        Ok(to.filter(|(_, ticks)| *ticks > 0).collect())
+        let contexts = self.held(task).map(|held| held.contexts).filter(|contexts| !contexts.is_empty());
+        let mut all = Vec::new();
+        for context in contexts.ok_or(Error::NoSuchNumber)?.iter() {
+            let losers = context.losers(&mut self.buffer).map_err(kernel)?;
+            all.extend(losers.to.into_iter().map(|[number, ticks]| (number, ticks)));
+            all.push((0, losers.gone.saturating_add(losers.others)));
+        }
+        all.retain(|(_, ticks)| *ticks > 0);
+        Ok(all)
     }
 
     fn policies(&self) -> Vec<String> {

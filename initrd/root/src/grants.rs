@@ -74,6 +74,13 @@ impl Root {
         identity.context.ok_or_else(|| String::from("it has no time of its own"))
     }
 
+    /// The scheduling contexts of a task: the main thread's, then those of further threads.
+    fn contexts(&self, task: usize) -> Result<Vec<Item>, Failure> {
+        let further = self.identities.get(task).into_iter().flat_map(|identity| &identity.threads);
+        let all = core::iter::once(self.context(task)?).chain(further.filter_map(|thread| thread.context));
+        Ok(all.map(Item::Context).collect())
+    }
+
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
     pub fn items(&self, index: usize) -> Result<Vec<(String, Vec<Item>)>, Failure> {
         let (Some(spec), Some(identity)) = (self.system.tasks.get(index), self.identities.get(index)) else {
@@ -104,7 +111,7 @@ impl Root {
                 (Grant::Signal { task, bits }, _) => {
                     alloc::vec![Item::Signal(self.find(task)?, *bits)]
                 }
-                (Grant::Context { task }, _) => alloc::vec![Item::Context(self.context(self.find(task)?)?)],
+                (Grant::Context { task }, _) => self.contexts(self.find(task)?)?,
                 (Grant::Control { task }, _) => {
                     alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
                 }
