@@ -23,6 +23,8 @@ pub enum Item {
     Cpu(u32, Rights),
     /// The machine.
     Platform,
+    /// The root task's notification: an order waits.
+    Orders,
     /// An untyped memory of so many bits.
     Untyped(u8),
     /// A source of interrupts.
@@ -73,6 +75,13 @@ impl Root {
         identity.context.ok_or_else(|| String::from("it has no time of its own"))
     }
 
+    /// The scheduling contexts of a task: the main thread's, then those of further threads.
+    fn contexts(&self, task: usize) -> Result<Vec<Item>, Failure> {
+        let further = self.identities.get(task).into_iter().flat_map(|identity| &identity.threads);
+        let all = core::iter::once(self.context(task)?).chain(further.filter_map(|thread| thread.context));
+        Ok(all.map(Item::Context).collect())
+    }
+
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
     pub fn items(&self, index: usize) -> Result<Vec<(String, Vec<Item>)>, Failure> {
         let (Some(spec), Some(identity)) = (self.system.tasks.get(index), self.identities.get(index)) else {
@@ -106,12 +115,13 @@ impl Root {
                 (Grant::Signal { task, bits }, _) => {
                     alloc::vec![Item::Signal(self.find(task)?, *bits)]
                 }
-                (Grant::Context { task }, _) => alloc::vec![Item::Context(self.context(self.find(task)?)?)],
+                (Grant::Context { task }, _) => self.contexts(self.find(task)?)?,
                 (Grant::Control { task }, _) => {
                     alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
                 }
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
+                (Grant::Supervisor, _) => alloc::vec![Item::Orders],
                 (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
                 (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
                 (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
@@ -257,6 +267,7 @@ impl Root {
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),
+            Item::Orders => done(table.mint(self.stopped, at, Rights::SIGNAL, crate::orders::BIT)),
             Item::Interrupt(interrupt) => done(table.copy(interrupt, at, all)),
             Item::Ports(ports) => done(table.copy(ports, at, all)),
             Item::Frame(frame) => done(table.copy(frame, at, all)),
