@@ -44,18 +44,21 @@ pub(crate) fn main(number: usize, stack: u64) -> ! {
     // SAFETY: the root task maps this stack and this buffer for this thread alone, for the task's life.
     #[allow(unsafe_code)]
     let known = unsafe { mapped::register_thread(top.saturating_sub(stack)..top, layout::buffer(number)) };
-    while known {
-        // Taken out first: a job may hand this thread the next one.
-        let job = JOBS.get(number).and_then(|place| place.lock().take());
-        match job {
-            Some(job) => job(),
-            // Signals that came for a job that has ended wake it for nothing.
-            None => {
-                if receive(Deadline::NEVER).is_err() {
-                    break;
-                }
-            }
-        }
+    // Without a place among the known threads it could not even say why it stops.
+    while let Some(job) = if known { next_job(number) } else { None } {
+        job();
     }
     end::finish()
+}
+
+/// Waits for thread `number`'s next job; none: it cannot wait.
+fn next_job(number: usize) -> Option<Job> {
+    loop {
+        // Taken out of its place before it runs: it may hand this thread the next one.
+        if let Some(job) = JOBS.get(number).and_then(|place| place.lock().take()) {
+            return Some(job);
+        }
+        // Signals that came for a job that has ended wake it for nothing.
+        receive(Deadline::NEVER).ok()?;
+    }
 }
