@@ -5,7 +5,7 @@
 
 use crate::{Env, end, mapped};
 use alloc::boxed::Box;
-use moira_proto::start::{THREADS, layout};
+use moira_proto::start::{THREAD_STARTS, THREADS, layout};
 use moira_proto::system::MOST_THREADS;
 use moira_sys::{Caps, Deadline, Notification, receive};
 
@@ -25,7 +25,8 @@ impl Env {
     /// is such a thread, and one that has no job waiting yet.
     pub fn spawn(&self, number: usize, job: impl FnOnce() + Send + 'static) -> bool {
         let index = number.checked_sub(1).and_then(|index| u32::try_from(index).ok());
-        let Some(notification) = index.and_then(|index| self.threads().get(index)) else { return false };
+        let starts = self.capabilities::<Notification>(THREAD_STARTS);
+        let Some(start) = index.and_then(|index| starts?.get(index)) else { return false };
         let Some(place) = JOBS.get(number) else { return false };
         {
             let mut place = place.lock();
@@ -34,7 +35,7 @@ impl Env {
             }
             *place = Some(Box::new(job));
         }
-        notification.signal().is_ok()
+        start.signal().is_ok()
     }
 }
 
