@@ -5,8 +5,9 @@
 //! | `guest` | untyped: all of it becomes the guest's memory, so its size is the machine's |
 //! | `objects` | untyped: the vCPUs, the guest's address space and page tables |
 //! | `console` | where the serial port and the virtio console write to and read from, and this task's own log |
-//! | `guest-kernel` | file: a bzImage, a PVH ELF, or a 64-bit ELF of our own |
-//! | `guest-initrd` | file, optional: the initial RAM disk |
+//! | `guest-kernel` | file: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file |
+//! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
+//! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
 //!
@@ -25,11 +26,12 @@ mod hardware;
 mod machine;
 mod processor;
 
+use alloc::vec::Vec;
 use log::{error, info};
 use machine::Cpu;
-use moira_rt::Env;
+use moira_rt::{Env, end};
 use processor::Kernel;
-use vmm_core::boot::Guest;
+use vmm_core::boot::{self, Guest, Module};
 use vmm_core::report;
 use vmm_core::vm::{Ending, Processor, Vm};
 
@@ -37,23 +39,25 @@ moira_rt::entry!(main);
 
 fn main(env: Env) {
     let Some(kernel) = env.file("guest-kernel") else {
-        error!("there is no file `guest-kernel`: nothing to boot");
-        return;
+        fail("there is no file `guest-kernel`: nothing to boot");
     };
     let cmdline = alloc::string::String::from(env.argument("cmdline").unwrap_or_default());
-    let guest = Guest { kernel, initrd: env.file("guest-initrd"), cmdline: cmdline.as_bytes() };
+    let mut modules: Vec<Module<'_>> = Vec::new();
+    modules.extend(env.file("guest-initrd").map(|bytes| Module { bytes, cmdline: b"initrd" }));
+    modules.extend(env.file("guest-modules").map(boot::modules).unwrap_or_default());
+    let guest = Guest { kernel, modules: &modules, cmdline: cmdline.as_bytes() };
     let mut cpus = match machine::build(&env) {
         Ok(cpus) => cpus.into_iter(),
-        Err(failure) => return error!("the machine cannot be built: {failure}"),
+        Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),
     };
-    let Some(boot) = cpus.next() else { return error!("the machine has no processor") };
+    let Some(boot) = cpus.next() else { fail("the machine has no processor") };
     for (cpu, number) in cpus.zip(1..) {
         if !env.spawn(number, move || further(cpu)) {
-            return error!("there is no thread for processor {number}");
+            fail(format_args!("there is no thread for processor {number}"));
         }
     }
     if let Err(failure) = boot.settle() {
-        return error!("the boot processor cannot be set up: {failure}");
+        fail(format_args!("the boot processor cannot be set up: {failure}"));
     }
     boot_processor(boot, &guest);
 }
@@ -63,9 +67,10 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
     let Cpu { mut vm, mut kernel, .. } = cpu;
     let machine = vm.machine();
     if let Err(failure) = vm.boot(guest) {
-        return error!("the guest cannot be booted: {failure}");
+        fail(format_args!("the guest cannot be booted: {failure}"));
     }
     let mut resets = 0;
+    info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
         let ending = vm.run(&mut kernel);
         wait_for_others(&vm, &mut kernel);
@@ -75,7 +80,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
             info!("the machine resets, for the {resets}. time");
             match vm.restart(guest) {
                 Ok(()) => continue,
-                Err(failure) => error!("the guest cannot be booted again: {failure}"),
+                Err(failure) => fail(format_args!("the guest cannot be booted again: {failure}")),
             }
         }
         let failed = report::is_failure(&ending);
@@ -87,8 +92,17 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
             }
             _ => report::write(&vm, &ending, say),
         }
+        if failed {
+            end::fail(format_args!("{ending}"));
+        }
         return;
     }
+}
+
+/// Ends the monitor before there is a guest to report on.
+fn fail(why: impl core::fmt::Display) -> ! {
+    error!("{why}");
+    end::fail(format_args!("{why}"))
 }
 
 /// Waits until no other processor runs; they were told. One that does not come in time is left to its end with this task.

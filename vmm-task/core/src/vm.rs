@@ -3,7 +3,7 @@
 use crate::boot::{self, BootError, Guest};
 use crate::clock::TscClock;
 use crate::event::{Both, Event, combine};
-use crate::exits::{self, Answers, decode::CodePage};
+use crate::exits::{self, Answers, decode::CodePages};
 use crate::history::History;
 use crate::machine::{Devices, Machine, NEVER, Seat};
 use crate::ram::Ram;
@@ -52,7 +52,7 @@ pub enum Ending {
     /// It switched itself off.
     PowerOff,
     /// A test payload ended with this value.
-    DebugExit(u8),
+    DebugExit(u32),
     /// It wants to be reset: [`Vm::restart`].
     Reset,
     /// A triple fault.
@@ -158,7 +158,7 @@ pub struct Vm<'a> {
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
     pub(crate) cr4: u64,
-    pub(crate) code_page: CodePage<'a>,
+    pub(crate) code_pages: CodePages<'a>,
     pub(crate) answers: Answers,
     /// Where the last exit came to nothing (RIP, number of the exit), and how many in a row did.
     stalled_at: (u64, u64),
@@ -215,7 +215,7 @@ impl<'a> Vm<'a> {
             tsc_offset: 0,
             xcr0: parts.xcr0,
             cr4: parts.cr4,
-            code_page: CodePage::NONE,
+            code_pages: CodePages::NONE,
             answers: Answers::default(),
             stalled_at: (0, 0),
             stalls: 0,
@@ -370,6 +370,7 @@ impl<'a> Vm<'a> {
     #[cold]
     pub(crate) fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
+        self.board().flush(0);
         Next::End
     }
 

@@ -94,6 +94,15 @@ boot_start:
     ljmp $8, $(boot_long - KB)
 
 no_long_mode:
+    movw $0x3fb, %dx            # 115,200 baud, 8 bits: no firmware need have set the line up
+    movb $0x80, %al
+    outb %al, %dx
+    movw $0x3f8, %dx
+    movw $1, %ax
+    outw %ax, %dx
+    movw $0x3fb, %dx
+    movb $3, %al
+    outb %al, %dx
     movl $(boot_no_long_mode - KB), %esi
     movl $0xb8000, %edi
 3:  lodsb
@@ -135,7 +144,7 @@ boot_long:
 
 # Application processors: real mode at physical 0x8000 (this is copied there). The words at ap_cr3 and after it are filled
 # in by the processor that sends the startup IPI.
-.global ap_trampoline, ap_trampoline_end, ap_cr3, ap_stack, ap_cpu, ap_entry
+.global ap_trampoline, ap_trampoline_end, ap_cr3
 .code16
 .balign 16
 ap_trampoline:
@@ -173,12 +182,18 @@ ap_long:
     movw %ax, %ss
     movw %ax, %fs
     movw %ax, %gs
-    movq ap_stack - ap_trampoline + 0x8000, %rsp
-    movq ap_cpu - ap_trampoline + 0x8000, %rdi
+    # One processor takes the structure; one that comes too late finds none, and stops.
+    xorl %edi, %edi
+    xchgq %rdi, ap_cpu - ap_trampoline + 0x8000
+    testq %rdi, %rdi
+    jz 8f
+    movq 24(%rdi), %rsp
     movq ap_entry - ap_trampoline + 0x8000, %rax
     xorl %ebp, %ebp
     pushq $0
     jmp *%rax
+8:  hlt
+    jmp 8b
 .balign 8
 ap_gdt:
     .quad 0, 0x00af9b000000ffff, 0x00cf9b000000ffff, 0x00cf93000000ffff
@@ -187,7 +202,6 @@ ap_gdt_pointer:
     .long ap_gdt - ap_trampoline + 0x8000
 .balign 8
 ap_cr3: .quad 0
-ap_stack: .quad 0
 ap_cpu: .quad 0
 ap_entry: .quad 0
 ap_trampoline_end:
@@ -200,7 +214,7 @@ boot_gdt_pointer:
     .short 15
     .long boot_gdt - KB
 boot_no_long_mode:
-    .asciz "moira: this processor has no 64-bit mode with NX; Moira cannot run here\r\n"
+    .asciz "moira: cannot boot: this processor has no 64-bit mode with NX\r\n"
 
 .section .bss
 .balign 4096

@@ -143,7 +143,7 @@ fn details(task: &Task) -> Vec<String> {
     let further = task.threads.iter().zip(1..);
     lines.extend(further.map(|(one, number)| format!("thread {number} on CPU {}: {}", one.cpu, time(&one.time))));
     match task.restart {
-        Restart::Always => lines.push("restarted when it dies".to_owned()),
+        Restart::Always | Restart::OnFailure => lines.push("restarted when it dies".to_owned()),
         Restart::EndSystem => lines.push("the system ends with it".to_owned()),
         Restart::Never => {}
     }
