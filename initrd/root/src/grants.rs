@@ -5,7 +5,7 @@ use alloc::{format, string::String, vec::Vec};
 use moira_abi::FrameSize;
 use moira_proto::{
     planner,
-    start::{Region, THREADS, layout, slot},
+    start::{Region, START, THREAD_STARTS, THREADS, layout, slot},
     system::{Grant, Role, Task},
 };
 use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, SchedContext, Slot};
@@ -39,6 +39,8 @@ pub enum Item {
     Space(usize),
     /// The notification of one of its own further threads, by its index.
     OwnThread(usize),
+    /// The same, to signal that there is something to do.
+    StartThread(usize),
 }
 
 /// Something that is mapped for a task.
@@ -132,6 +134,7 @@ impl Root {
         }
         if !identity.threads.is_empty() {
             items.push((THREADS.into(), (0..identity.threads.len()).map(Item::OwnThread).collect()));
+            items.push((THREAD_STARTS.into(), (0..identity.threads.len()).map(Item::StartThread).collect()));
         }
         Ok(items)
     }
@@ -261,9 +264,12 @@ impl Root {
             }
             Item::Signal(task, bits) => done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits)),
             Item::Context(context) => done(table.copy(context, at, all)),
-            Item::OwnThread(number) => {
+            Item::OwnThread(number) | Item::StartThread(number) => {
                 let thread = identity(index)?.threads.get(number).ok_or_else(|| String::from("no such thread"))?;
-                done(table.copy(thread.notification, at, all))
+                match item {
+                    Item::StartThread(_) => done(table.mint(thread.notification, at, Rights::SIGNAL, START)),
+                    _ => done(table.copy(thread.notification, at, all)),
+                }
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),
