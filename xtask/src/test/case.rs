@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use super::apart::Apart;
 use super::expect::Step;
 use super::judge::Word;
 use crate::emulator::{Accel, Emulator, Firmware, Machine, Module};
@@ -34,6 +35,8 @@ struct Entry {
     expect: Vec<Step>,
     #[serde(default)]
     forbid: Vec<Step>,
+    #[serde(default)]
+    apart: Vec<Apart>,
     guest_seconds: u32,
     #[serde(default)]
     long: bool,
@@ -100,6 +103,8 @@ pub struct Case {
     pub expect: Vec<Step>,
     /// What must not be said.
     pub forbid: Vec<Step>,
+    /// How long after each other lines must come.
+    pub apart: Vec<Apart>,
     /// Limit in seconds of guest time.
     pub guest_seconds: u32,
     /// Whether it runs only with `--long`.
@@ -177,6 +182,7 @@ impl Entry {
             cmdline: self.cmdline.clone(),
             expect: self.expect.clone(),
             forbid: self.forbid.clone(),
+            apart: self.apart.clone(),
             guest_seconds: self.guest_seconds,
             long: entry.long.unwrap_or(self.long),
             stop: self.stop,

@@ -16,6 +16,7 @@ use crate::hosttools::{self, Tool};
 use crate::toolchain::Toolchain;
 use case::Case;
 
+mod apart;
 mod attempt;
 mod case;
 mod expect;
