@@ -29,9 +29,10 @@ fn watched(env: &Env) -> Option<Vec<Watched>> {
 /// Times that somebody must have been seen running.
 const OFTEN: u32 = 5;
 
-/// Waits until everybody has run [`OFTEN`] times since the start of the stretch, however busy the host is.
+/// Waits until everybody has run [`OFTEN`] times, however busy the host is. The stretch counts from now.
 pub fn watch(env: &Env) {
     let (from, to) = stretch(env);
+    let (from, to) = (sys::now() + from, sys::now() + to);
     let every = time(env, "every_ms", 50).max(1);
     let Some(watched) = watched(env) else { return };
     crate::sleep_until(env, from);
@@ -62,7 +63,8 @@ pub fn run(env: &mut Env) {
     let Some(mut watched) = watched(env) else { return };
     let mut guard = Guard::new(env);
     let (mut times, mut ledgers) = (Vec::with_capacity(64), Vec::with_capacity(64));
-    let mut at = from;
+    // A machine that took long to start is past the beginning.
+    let mut at = from.max(sys::now());
     while at <= to {
         crate::sleep_until(env, at);
         if let Some(ledger) = cpu.and_then(|cpu| cpu.ledger(&mut env.buffer).ok()) {
