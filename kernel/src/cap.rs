@@ -244,32 +244,63 @@ pub fn remove(at: Obj<Slot>) {
     at.set_mark(0);
 }
 
-/// Removes up to `budget` capabilities derived from a slot, leaves first, so that an interrupted revocation leaves a proper
-/// derivation behind. Answers whether none is left.
-pub fn revoke_some(of: Obj<Slot>, budget: &mut u32) -> bool {
-    while let Some(mut leaf) = derivation::first_descendant(&SlotLinks, of.physical()) {
-        if *budget == 0 {
+/// What one hold of the structural lock may still cost, in units of about ten instructions. Whatever fits into a fresh one is done
+/// at last, so that each hold gets on.
+pub struct Budget(u32);
+
+impl Budget {
+    /// Removing a capability, and what a mapping adds to it.
+    const REMOVE: u32 = 12;
+    const UNMAP: u32 = 6;
+
+    /// That of a whole hold: the longest derivation and one removal, or six removals.
+    pub const fn new() -> Budget {
+        Budget(derivation::MAX_DEPTH as u32 + Budget::REMOVE + Budget::UNMAP)
+    }
+
+    /// Spends; answers whether there was enough left.
+    pub fn spend(&mut self, units: u32) -> bool {
+        let enough = self.0 >= units;
+        if enough {
+            self.0 -= units;
+        }
+        enough
+    }
+
+    fn spend_removal(&mut self, slot: Obj<Slot>) -> bool {
+        let mapped = slot.word().kind_code() == ObjectType::Frame as u8 && slot.word1.load(Relaxed) != 0;
+        self.spend(Budget::REMOVE + if mapped { Budget::UNMAP } else { 0 })
+    }
+}
+
+/// Removes capabilities derived from a slot, leaves first, so that an interrupted revocation leaves a proper derivation behind. Answers
+/// whether none is left.
+pub fn revoke_some(of: Obj<Slot>, budget: &mut Budget) -> bool {
+    let mut at = of.physical();
+    loop {
+        // A step down costs one.
+        at = derivation::descend(&SlotLinks, at, &mut budget.0);
+        if at == of.physical() {
+            return !has_descendants(of);
+        }
+        if !budget.spend_removal(slot(at)) {
             return false;
         }
-        *budget -= 1;
-        // At most MAX_DEPTH steps.
-        while let Some(deeper) = derivation::first_descendant(&SlotLinks, leaf) {
-            leaf = deeper;
-        }
-        remove(slot(leaf));
+        // What stands before a leaf is its parent or another leaf of that one.
+        let before = SlotLinks.previous(at);
+        remove(slot(at));
+        at = before;
     }
-    true
 }
 
 /// Removes a capability and all that is derived from it. Answers whether it is done.
-pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
+pub fn delete_some(at: Obj<Slot>, budget: &mut Budget) -> bool {
     if at.is_empty() {
         return true;
     }
-    if !revoke_some(at, budget) || *budget == 0 {
+    if !revoke_some(at, budget) || !budget.spend_removal(at) {
         return false;
     }
-    *budget -= 1;
     remove(at);
     true
 }

@@ -62,7 +62,7 @@ pub const NOTHING: u64 = 1;
 
 /// The structural lock.
 static LOCK: Turns<AtomicU64, { MAX_CPUS / 64 }> =
-    Turns::new(AtomicU64::new(0), [const { AtomicU64::new(0) }; MAX_CPUS / 64]);
+    Turns::new(AtomicU64::new(0), AtomicU64::new(0), [const { AtomicU64::new(0) }; MAX_CPUS / 64]);
 /// Number of the last flush asked for.
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 

@@ -24,7 +24,7 @@ use moira_kernel_core::{
 /// Spaces that can exist at once on the machine.
 const IDS: usize = 4096;
 /// Numbers looked at in one search.
-const SEARCH: u64 = 64;
+const SEARCH: u64 = 48;
 
 /// Space by number: physical address of the object, generation in the upper 16 bits.
 static SPACES: [AtomicU64; IDS] = [const { AtomicU64::new(0) }; IDS];
@@ -112,8 +112,7 @@ macro_rules! with_format {
 pub fn numbers_left(count: u64) -> Result<(), Error> {
     let start = NEXT_ID.load(Relaxed);
     let is_free = |id: u64| id != 0 && SPACES[id as usize].load(Relaxed) & ADDRESS == 0;
-    let free = (start..start + SEARCH).filter(|id| is_free(id % IDS as u64)).count() as u64;
-    if free >= count {
+    if (start..start + SEARCH).filter(|id| is_free(id % IDS as u64)).nth(count as usize - 1).is_some() {
         return Ok(());
     }
     NEXT_ID.store(start + SEARCH, Relaxed);
