@@ -291,7 +291,7 @@ impl Locked {
 #[test]
 fn the_structural_lock_has_one_holder_and_is_never_lost() {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(2);
     model.check(|| {
         let locked = Locked::new();
         let others: Vec<_> = [1, 2]
