@@ -26,6 +26,8 @@ pub mod attention {
     pub const TRACE: u8 = 1;
     /// A guest's state is still in registers that only its own VMM may run with.
     pub const GUEST: u8 = 2;
+    /// Another space is loaded with measures against leaks.
+    pub const HARDEN: u8 = 4;
 }
 
 /// Value of `Cpu::next_plan`: follow no plan.
@@ -36,7 +38,7 @@ pub const MAX_CPUS: usize = 256;
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// One CPU. `entry.s` knows the first six words.
+/// One CPU. `entry.s` knows the first page; where tasks run on tables without the kernel, it is what they keep of this.
 #[repr(C, align(4096))]
 pub struct Cpu {
     /// Its own address.
@@ -51,6 +53,14 @@ pub struct Cpu {
     pub epoch: AtomicU64,
     /// Saved words of the interrupt entry.
     pub save: [Cell<u64>; 3],
+    /// What CR3 gets in the kernel; 0: it stays.
+    pub kernel_cr3: Cell<u64>,
+    /// What CR3 gets for the loaded space, where the other is not 0.
+    pub task_cr3: Cell<u64>,
+    /// Measures against leaks that the entry code knows; above them a selector for VERW.
+    pub measures: Cell<u64>,
+    /// What interrupts of tasks begin on.
+    entry_stack: [Cell<u64>; 501],
 
     /// Index.
     pub index: u32,
@@ -148,6 +158,7 @@ pub struct Cpu {
 }
 
 static_assertions::const_assert_eq!(core::mem::offset_of!(Cpu, save), 40);
+static_assertions::const_assert_eq!(core::mem::offset_of!(Cpu, index), 4096);
 
 impl Object for Cpu {
     const KIND: ObjectType = ObjectType::Cpu;

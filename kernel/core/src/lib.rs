@@ -6,6 +6,7 @@
 pub mod capword;
 pub mod derivation;
 pub mod flush;
+pub mod mitigations;
 pub mod plan;
 pub mod radix;
 pub mod turns;

@@ -133,7 +133,7 @@ pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
             NEXT_ID.store(id + 1, Relaxed);
             space.id.set(id | entry >> 48 << 12);
             space.kind.set(kind);
-            space.load.set(arch::paging::root());
+            space.load.set(arch::paging::task_root());
             return Ok(());
         }
     }
@@ -335,7 +335,7 @@ pub fn retire(space: Obj<AddressSpace>) {
     let id = space.id.get();
     if id != 0 {
         space.id.set(0);
-        space.load.set(arch::paging::root());
+        space.load.set(arch::paging::task_root());
         // vCPUs look at the root anew.
         space.generation.fetch_add(1, SeqCst);
         SPACES[(id & 0xfff) as usize].store(((id >> 12) + 1 & 0xffff) << 48, Release);

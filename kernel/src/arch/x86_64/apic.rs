@@ -140,7 +140,7 @@ pub fn interrupt_cpu(apic_id: u32) {
     command(apic_id, 0x4000 | CALL as u32);
 }
 
-fn command(apic_id: u32, low: u32) {
+pub fn command(apic_id: u32, low: u32) {
     if X2APIC.load(Relaxed) {
         // SAFETY: the x2APIC's interrupt command register.
         unsafe { wrmsr(0x830, (apic_id as u64) << 32 | low as u64) };

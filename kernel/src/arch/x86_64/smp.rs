@@ -1,9 +1,9 @@
 //! Starting processors.
 
-use super::{apic, paging, tables, tsc, virt, vm};
+use super::{apic, mitigations, paging, tables, tsc, virt, vm};
 use crate::{
     boot,
-    memory::{DIRECT_MAP, Obj, Page},
+    memory::{DIRECT_MAP, KERNEL_BASE, Obj, Page},
     percpu::{self, Cpu},
     sched,
 };
@@ -12,8 +12,12 @@ use moira_abi::Error;
 
 /// Physical address of the trampoline; the page is kept out of what tasks get.
 pub const TRAMPOLINE: u64 = 0x8000;
+/// Where processors' stacks appear, 64 KiB apart: below each lies a page where nothing is mapped.
+const STACKS: u64 = KERNEL_BASE + 0x3000_0000;
+/// First and last page of the kernel stack there; the others stand at every second page behind it.
+const MAIN: core::ops::Range<u64> = 4..8;
 /// Bytes of a kernel stack.
-const STACK: u64 = 16 * 1024;
+const STACK: u64 = (MAIN.end - MAIN.start) * 4096;
 /// Stacks of their own, a page each: NMI, double fault, machine check, debug.
 const IST: u64 = 4;
 
@@ -29,6 +33,39 @@ pub const fn bytes_per_cpu() -> u64 {
     structure + 4096 + STACK + IST * 4096 + virt::HOST_PAGES as u64 * 4096
 }
 
+/// Maps a processor's stacks, and leaves to the tables of tasks what entering the kernel touches.
+pub fn map(index: u32, physical: u64, allocate: paging::Allocate) {
+    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
+    for page in [physical, physical + structure] {
+        paging::show(DIRECT_MAP | page, page, false, allocate);
+    }
+    for i in 0..STACK / 4096 + IST {
+        let (address, page) = (stack_page(index, i), physical + structure + 4096 + i * 4096);
+        paging::map(address, page, allocate);
+        if i >= STACK / 4096 {
+            paging::show(address, page, false, allocate);
+        }
+    }
+}
+
+/// Address of a page of a processor's stacks: those of the kernel stack, then one for each IST stack.
+fn stack_page(index: u32, i: u64) -> u64 {
+    let main = MAIN.end - MAIN.start;
+    let page = if i < main { MAIN.start + i } else { MAIN.end + 1 + (i - main) * 2 };
+    STACKS + (index as u64 * 16 + page) * 4096
+}
+
+/// Top of a processor's IST stack: NMI, double fault, machine check, debug. The word above it is the CPU pointer.
+pub fn ist_top(index: u32, i: u64) -> u64 {
+    stack_page(index, STACK / 4096 + i) + 4096 - 16
+}
+
+/// Where the stack ends that holds an address.
+pub fn stack_end(address: u64) -> u64 {
+    let is_main = address < STACKS || MAIN.contains(&(address >> 12 & 15));
+    if is_main { (address | (STACK - 1)) + 1 } else { (address | 4095) + 1 }
+}
+
 /// Lays out a processor's memory (zeroed, at `physical`) and registers it.
 pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
     // SAFETY: zeroed memory of the right size, given for ever; zero is a valid pattern for every field.
@@ -39,7 +76,7 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
     cpu.me.set(DIRECT_MAP | physical);
     cpu.loaded_space.store(crate::smp::NOTHING, Relaxed);
     cpu.loaded_guest.store(crate::smp::NOTHING, Relaxed);
-    cpu.stack.set(DIRECT_MAP | physical + structure + 4096 + STACK);
+    cpu.stack.set(stack_page(index, STACK / 4096 - 1) + 4096);
     cpu.virt_pages.set(physical + structure + 4096 + STACK + IST * 4096);
     // In the kernel: odd.
     cpu.epoch.store(1, Relaxed);
@@ -54,9 +91,10 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
 pub fn init_this(cpu: &'static Cpu) {
     let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     let base = cpu.me.get() + structure;
-    let ist = [0, 1, 2, 3].map(|i| base + 4096 + STACK + (i + 1) * 4096 - 16);
+    let ist = [0, 1, 2, 3].map(|i| ist_top(cpu.index, i));
     // SAFETY: the page behind the structure is this processor's own; called once on it.
     unsafe { tables::init(cpu, &*(base as *const tables::Tables), ist) };
+    mitigations::init_cpu(cpu);
     cpu.apic_id.set(apic::init());
 }
 

@@ -66,10 +66,6 @@ extern "C" fn kernel_trap(vector: u64, frame: *const u64, saved: *const u64) {
         }
         return;
     }
-    if vector == 1 {
-        // Only a task's MOV SS before its SYSCALL leads here, before GS was swapped: nothing of the CPU may be touched.
-        return;
-    }
     panic::exception(vector, frame, saved);
 }
 

@@ -2,12 +2,14 @@
 
 mod calls;
 mod resources;
+mod threads;
 mod time;
 
 pub use resources::parse_ports;
+pub use threads::threads_of;
 
 use super::diagnostic::{Diagnostic, Report, nearest};
-use super::manifest::{Manifest, Name, Restart, Role, Task};
+use super::manifest::{Manifest, Name, Role, Task};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -183,12 +185,8 @@ impl<'a> Checker<'a> {
         if level >= LEVELS {
             self.report(task.level.span(), format!("level {level}"), "levels are 0 to 7; 7 calls nobody");
         }
-        let (cpu, cpus) = (*task.cpu.get_ref(), *self.manifest.system.cpus.get_ref());
-        if cpu >= cpus {
-            let hint =
-                format!("CPUs count from 0 and the system has {cpus}: raise `cpus` in [system] or choose another");
-            self.report(task.cpu.span(), format!("task `{name}` on CPU {cpu}", name = name.get_ref()), hint);
-        }
+        self.on_cpu(*task.cpu.get_ref(), task.cpu.span(), &format!("task `{}`", name.get_ref()));
+        self.threads(name, task);
         let lists =
             [("calls", &task.calls), ("signals", &task.signals), ("holds", &task.contexts), ("holds", &task.controls)];
         for (verb, names) in lists {
@@ -199,6 +197,16 @@ impl<'a> Checker<'a> {
             }
         }
         self.capabilities(name, task);
+    }
+
+    /// Something lives on a CPU that the system has.
+    fn on_cpu(&mut self, cpu: u32, span: Range<usize>, what: &str) {
+        let cpus = *self.manifest.system.cpus.get_ref();
+        if cpu >= cpus {
+            let hint =
+                format!("CPUs count from 0 and the system has {cpus}: raise `cpus` in [system] or choose another");
+            self.report(span, format!("{what} on CPU {cpu}"), hint);
+        }
     }
 
     /// Capabilities are found by name, so each has one of its own; and the table has room for all.
@@ -251,7 +259,7 @@ impl<'a> Checker<'a> {
             let level = *task.level.get_ref();
             // A level-7 task cannot send its fault as a message: its supervisor is signalled instead.
             let reachable = level < above || level == LEVELS - 1 || name.get_ref() == supervisor;
-            if *restart.get_ref() == Restart::Always && !reachable {
+            if restart.get_ref().makes_anew() && !reachable {
                 let message = format!(
                     "`{}` on level {level} cannot send its faults to the supervisor on level {above}",
                     name.get_ref()
