@@ -11,6 +11,7 @@ extern crate alloc;
 mod device;
 mod ipc;
 mod notification;
+mod smp;
 mod space;
 mod table;
 mod thread;
@@ -31,5 +32,6 @@ fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuff
     ipc::all(&mut lab);
     device::all(&mut lab);
     time::all(&mut lab);
+    smp::all(&mut lab);
     lab.finish("conformance")
 }
