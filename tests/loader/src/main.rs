@@ -13,7 +13,10 @@ mod memory;
 mod start;
 
 use memory::Memory;
-use vmm_machine::boot::linux::{LinuxGuest, load};
+use vmm_machine::boot::{
+    Module as GuestModule,
+    linux::{LinuxGuest, load},
+};
 use vmm_machine::layout;
 use vmm_machine::memory_map::MemoryMap;
 
@@ -62,8 +65,8 @@ fn boot(info: u64) -> Result<&'static str, &'static str> {
     let module = module(base, bytes).ok_or("the module is none of xtask's")?;
     // Nothing is placed above the module, which is read until the last.
     let below = MemoryMap::new(base & !0x1f_ffff).map_err(|_| "there is too little memory")?;
-    let guest =
-        LinuxGuest { kernel: module.kernel, initrd: Some(module.initrd), cmdline: module.cmdline, rsdp: start.rsdp };
+    let initrd = [GuestModule { bytes: module.initrd, cmdline: b"initrd" }];
+    let guest = LinuxGuest { kernel: module.kernel, modules: &initrd, cmdline: module.cmdline, rsdp: start.rsdp };
     let mut memory = Memory { size: base };
     let state = load(&mut memory, &below, &guest).map_err(|_| "the kernel is refused")?;
     memory::put_map(layout::BOOT_INFO, &start.map);

@@ -370,7 +370,7 @@ impl<'a> Vm<'a> {
     #[cold]
     pub(crate) fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
-        self.board.flush(0);
+        self.board().flush(0);
         Next::End
     }
 
