@@ -18,6 +18,9 @@ use moira_kernel_core::{
 pub const STATE_PAGE: u16 = 2;
 
 const LINK: u64 = (1 << 48) - 1;
+/// Bits of the depth, in the upper part of `next`; above it the lower bits of the number of a flush.
+const DEPTH: u64 = 63 << 48;
+const FLUSH_SHIFT: u32 = 54;
 
 /// A slot: word 0 (object, rights, generation), word 1 (badge, or where a frame is mapped), and the derivation links with
 /// the depth in the upper bits of `next` and a mark in those of `previous`.
@@ -142,6 +145,16 @@ impl Slot {
         (self.previous.get() >> 48) as u16
     }
 
+    /// Remembers which flush an unmapping or protecting waits for: ten bits of its number, as flushes are numbered one by one.
+    pub fn await_flush(&self, number: u64) {
+        self.next.set(self.next.get() & (LINK | DEPTH) | number << FLUSH_SHIFT);
+    }
+
+    /// That flush, or a later one up to `last`.
+    pub fn awaited_flush(&self, last: u64) -> u64 {
+        last.wrapping_sub(last.wrapping_sub(self.next.get() >> FLUSH_SHIFT) & (u64::MAX >> FLUSH_SHIFT))
+    }
+
     /// Sets them.
     pub fn set_mark(&self, mark: u16) {
         self.previous.set(self.previous.get() & LINK | (mark as u64) << 48);
@@ -164,7 +177,7 @@ impl Links for SlotLinks {
         slot(at).previous.get() & LINK
     }
     fn depth(&self, at: u64) -> u16 {
-        (slot(at).next.get() >> 48) as u16
+        (slot(at).next.get() >> 48) as u16 & 63
     }
     fn set_next(&self, at: u64, next: u64) {
         let at = slot(at);
@@ -176,7 +189,7 @@ impl Links for SlotLinks {
     }
     fn set_depth(&self, at: u64, depth: u16) {
         let at = slot(at);
-        at.next.set(at.next.get() & LINK | (depth as u64) << 48);
+        at.next.set(at.next.get() & !DEPTH | (depth as u64) << 48);
     }
 }
 
@@ -208,6 +221,7 @@ pub fn relocate(from: Obj<Slot>, to: Obj<Slot>) -> Result<(), Error> {
     from.clear();
     derivation::replace(&SlotLinks, from.physical(), to.physical());
     to.set_mark(mark);
+    to.await_flush(from.next.get() >> FLUSH_SHIFT);
     to.write(cap.word, cap.badge);
     Ok(())
 }

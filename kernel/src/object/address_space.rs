@@ -32,7 +32,7 @@ static SPACES: [AtomicU64; IDS] = [const { AtomicU64::new(0) }; IDS];
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 const ADDRESS: u64 = (1 << 48) - 1;
-/// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation.
+/// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation. The slot knows which flush it waits for.
 const UNMAPPING: u16 = 1;
 /// Mark of a slot whose entry was narrowed likewise; the rights and the cache mode that were asked for stand above it.
 const PROTECTING: u16 = 4;
@@ -264,8 +264,9 @@ pub fn unmap_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), 
     if slot.mark() != UNMAPPING {
         change(space, cap, None);
         slot.set_mark(UNMAPPING);
+        slot.await_flush(smp::last_flush());
     }
-    if smp::flushes_pending() {
+    if !smp::flushed(slot.awaited_flush(smp::last_flush())) {
         return Err(Error::Retiring);
     }
     slot.set_mapping(0);
@@ -289,9 +290,10 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
             return Err(Error::NotMapped);
         }
         slot.set_mark(asked);
+        slot.await_flush(smp::last_flush());
     }
-    // Coming back for the flushes must not begin them anew.
-    if smp::flushes_pending() {
+    // Coming back for the flush must not begin one anew.
+    if !smp::flushed(slot.awaited_flush(smp::last_flush())) {
         return Err(Error::Retiring);
     }
     slot.set_mark(0);

@@ -19,7 +19,7 @@ use crate::{
     cap::{self, Budget, Cap, Slot},
     memory::{self, Obj, Object},
     percpu::{self, Cpu},
-    smp::{self, CpuSet},
+    smp::{self, Grace},
 };
 use core::{cell::Cell, sync::atomic::Ordering::*};
 use moira_abi::{Error, FrameSize, ObjectType, Rights, boot::untyped_kind};
@@ -40,9 +40,10 @@ mod phase {
     pub const UNLINKED: u8 = 2;
     pub const RETIRE: u8 = 3;
     pub const AWAIT: u8 = 4;
-    pub const GRACE: u8 = 5;
-    pub const MAIL: u8 = 6;
-    pub const ZERO: u8 = 7;
+    pub const FLUSH: u8 = 5;
+    pub const GRACE: u8 = 6;
+    pub const MAIL: u8 = 7;
+    pub const ZERO: u8 = 8;
 }
 
 /// The control block.
@@ -64,7 +65,7 @@ pub struct Untyped {
     inner: Cell<u64>,
     end_low: Cell<u64>,
     /// CPUs that a grace period still waits for.
-    grace: Cell<CpuSet>,
+    grace: Cell<Grace>,
 }
 
 static_assertions::const_assert!(size_of::<Untyped>() <= 1 << CONTROL_BITS);
@@ -250,7 +251,7 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         phase::IDLE => untyped.phase.set(phase::CAPS),
         phase::CAPS => {
             if cap::revoke_some(slot, &mut Budget::new()) {
-                untyped.grace.set(smp::grace_start(cpu));
+                untyped.grace.set(Grace::begin(cpu));
                 untyped.phase.set(phase::UNLINKED);
             }
         }
@@ -271,10 +272,14 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
             if !walk(cpu, untyped, &mut Budget::new(), dead)? {
                 return Err(Error::Again);
             }
-            if smp::flushes_pending() {
+            untyped.cursor.set(smp::last_flush());
+            untyped.phase.set(phase::FLUSH);
+        }
+        phase::FLUSH => {
+            if !smp::flushed(untyped.cursor.get()) {
                 return Err(Error::Retiring);
             }
-            untyped.grace.set(smp::grace_start(cpu));
+            untyped.grace.set(Grace::begin(cpu));
             untyped.phase.set(phase::GRACE);
         }
         phase::GRACE => {
@@ -296,9 +301,9 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
 
 /// Looks whether the grace period is over.
 fn grace(untyped: Obj<Untyped>) -> Result<(), Error> {
-    let mut set = untyped.grace.get();
-    let over = smp::grace_look(&mut set);
-    untyped.grace.set(set);
+    let mut grace = untyped.grace.get();
+    let over = grace.look();
+    untyped.grace.set(grace);
     if over { Ok(()) } else { Err(Error::Retiring) }
 }
 
