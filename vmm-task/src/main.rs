@@ -5,12 +5,15 @@
 //! | `guest` | untyped: all of it becomes the guest's memory, so its size is the machine's |
 //! | `objects` | untyped: the vCPU, the guest's address space and page tables |
 //! | `console` | where the serial port and the virtio console write to and read from, and this task's own log |
-//! | `guest-kernel` | file: a bzImage, a PVH ELF, or a 64-bit ELF of our own |
+//! | `guest-firmware` | file, optional: a BIOS or UEFI image, started at the reset vector in place of a kernel |
+//! | `rom` | untyped, with firmware: at least the image's size in whole 2 MiB |
+//! | `guest-kernel` | file, without firmware: a bzImage, a PVH ELF, or a 64-bit ELF of our own |
 //! | `guest-initrd` | file, optional: the initial RAM disk |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
 //!
-//! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0).
+//! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0), `firmware-debug=on` (show
+//! what firmware writes to its debug port, 402h).
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -18,7 +21,7 @@
 extern crate alloc;
 
 mod backend;
-
+mod firmware;
 mod hardware;
 mod machine;
 mod processor;
@@ -32,12 +35,14 @@ use vmm_core::vm::Ending;
 moira_rt::entry!(main);
 
 fn main(env: Env) {
-    let Some(kernel) = env.file("guest-kernel") else {
-        error!("there is no file `guest-kernel`: nothing to boot");
+    let firmware = env.file("guest-firmware");
+    let kernel = env.file("guest-kernel").unwrap_or_default();
+    if firmware.is_none() && kernel.is_empty() {
+        error!("there is neither a file `guest-kernel` nor `guest-firmware`: nothing to boot");
         return;
-    };
+    }
     let cmdline = alloc::string::String::from(env.argument("cmdline").unwrap_or_default());
-    let guest = Guest { kernel, initrd: env.file("guest-initrd"), cmdline: cmdline.as_bytes() };
+    let guest = Guest { firmware, kernel, initrd: env.file("guest-initrd"), cmdline: cmdline.as_bytes() };
     let (mut vm, mut processor) = match machine::build(env) {
         Ok(built) => built,
         Err(failure) => {

@@ -5,12 +5,14 @@ use crate::state::{StatePage, field};
 use core::fmt;
 use moira_abi::vcpu::{self, group, seg};
 use vmm_machine::acpi::{AcpiConfig, AcpiError, Tables};
-use vmm_machine::boot::{self, ElfError, InitialState, flat, linux, pvh};
+use vmm_machine::boot::{self, ElfError, InitialState, firmware, flat, linux, pvh};
 use vmm_machine::memory_map::MemoryMap;
 
 /// What to boot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Guest<'a> {
+    /// Firmware, to be started at the reset vector; then all else is ignored. It stands in the machine's ROM already.
+    pub firmware: Option<&'a [u8]>,
     /// Kernel: a bzImage, a PVH ELF or a 64-bit ELF of our own.
     pub kernel: &'a [u8],
     /// Initial RAM disk.
@@ -32,6 +34,8 @@ pub enum BootError {
     Acpi(AcpiError),
     /// The tables do not fit into RAM.
     Ram(vmm_machine::OutOfRange),
+    /// The firmware is refused.
+    Firmware(firmware::FirmwareError),
 }
 
 impl fmt::Display for BootError {
@@ -42,16 +46,25 @@ impl fmt::Display for BootError {
             BootError::Elf(error) => write!(f, "the ELF image is refused: {error:?}"),
             BootError::Acpi(error) => write!(f, "no ACPI tables: {error:?}"),
             BootError::Ram(error) => write!(f, "the ACPI tables do not fit: {error:?}"),
+            BootError::Firmware(error) => write!(f, "the firmware is refused: {error}"),
         }
     }
 }
 
-/// Puts ACPI tables and the image into RAM: a bzImage by Linux's 64-bit protocol, an ELF file with a PVH note by PVH, any
+/// Firmware gets a processor after reset and finds everything else by itself. Else puts ACPI tables and the image into RAM: a bzImage by Linux's 64-bit protocol, an ELF file with a PVH note by PVH, any
 /// other ELF file as one of our own.
 ///
 /// # Errors
 /// [`BootError`]; RAM may be partly written.
-pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, guest: &Guest<'_>) -> Result<InitialState, BootError> {
+pub fn load(
+    ram: &mut Ram<'_>,
+    map: &MemoryMap,
+    guest: &Guest<'_>,
+    signature: u32,
+) -> Result<InitialState, BootError> {
+    if let Some(image) = guest.firmware {
+        return firmware::load(ram, image, signature).map_err(BootError::Firmware);
+    }
     let tables = Tables::build_in_bios_area(&AcpiConfig::new(1)).map_err(BootError::Acpi)?;
     tables.write(ram).map_err(BootError::Ram)?;
     let (kernel, initrd, cmdline, rsdp) = (guest.kernel, guest.initrd, guest.cmdline, tables.rsdp());

@@ -49,7 +49,7 @@ pub enum Ending {
     /// It switched itself off.
     PowerOff,
     /// A test payload ended with this value.
-    DebugExit(u8),
+    DebugExit(u32),
     /// It wants to be reset: [`Vm::restart`].
     Reset,
     /// A triple fault.
@@ -221,9 +221,12 @@ impl<'a> Vm<'a> {
     /// # Errors
     /// [`BootError`].
     pub fn boot(&mut self, guest: &Guest<'_>) -> Result<(), BootError> {
-        let initial = boot::load(&mut self.ram, &self.map, guest)?;
+        let signature = self.cpuid.answer(1, 0, Live::default()).eax;
+        let initial = boot::load(&mut self.ram, &self.map, guest, signature)?;
         self.msr = MsrPolicy::new(self.msr_config);
-        self.msr.mtrr_mut().set_like_firmware();
+        if guest.firmware.is_none() {
+            self.msr.mtrr_mut().set_like_firmware();
+        }
         self.changed = boot::fill(&self.page, &initial);
         (self.wanted, self.groups, self.requested, self.tsc_offset) = (0, group::ALL, 0, 0);
         (self.event, self.later, self.shadow) = (Event::NONE, Event::NONE, Shadow::None);
@@ -320,6 +323,7 @@ impl<'a> Vm<'a> {
     #[cold]
     pub(crate) fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
+        self.board.flush(0);
         Next::End
     }
 

@@ -136,6 +136,16 @@ impl Uart {
         }
     }
 
+    /// Gives the back end what waits, and then these bytes of another device. What it does not take is lost.
+    pub fn print(&mut self, bytes: &[u8], now: u64) {
+        if self.tx_len > 0 {
+            self.flush(now);
+        }
+        if !bytes.is_empty() {
+            let _ = self.backend.write(bytes);
+        }
+    }
+
     fn tx_ready(&self) -> bool {
         self.tx_len + TX_PROMISE <= TX_CAPACITY
     }

@@ -5,6 +5,7 @@ mod debian;
 mod initramfs;
 mod modules;
 
+use crate::hosttools;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
@@ -53,6 +54,31 @@ pub fn linux(cache: &Path) -> Result<Guest> {
     write_whole(&guest.kernel, &image)?;
     spinner.finish_and_clear();
     Ok(guest)
+}
+
+/// The disk image below `cache` that boots the Debian guest by BIOS or UEFI, made if it is not there yet.
+///
+/// # Errors
+/// As for [`linux`]; GRUB's tools are missing.
+pub fn disk(cache: &Path) -> Result<PathBuf> {
+    let guest = linux(cache)?;
+    let image = cache.join("guest").join(format!("disk-{}.img", recipe()));
+    let lock = fs::File::create(cache.join("guest").join("lock")).context("cannot make the cache's lock")?;
+    lock.lock().context("cannot lock the cache")?;
+    crate::image::build_linux(&guest.kernel, &guest.initrd, DISK_CMDLINE, &image)?;
+    Ok(image)
+}
+
+/// What GRUB on the disk tells Linux.
+const DISK_CMDLINE: &str = "console=ttyS0";
+
+/// The firmware images that Debian's packages bring.
+pub fn firmware(name: &str) -> Option<&'static crate::hosttools::Tool> {
+    match name {
+        "seabios" => hosttools::SEABIOS.first(),
+        "ovmf" => hosttools::OVMF_WHOLE.first(),
+        _ => None,
+    }
 }
 
 /// What to do where Debian's packages cannot be had.

@@ -205,13 +205,17 @@ fn source_file(path: &str, images: &HashMap<String, PathBuf>, options: &PackOpti
         return images.get(name).cloned().with_context(|| format!("the image `{name}` was not built"));
     }
     match path.strip_prefix("guest:") {
+        Some("kernel") => Ok(crate::guest::linux(&options.cache)?.kernel),
+        Some("initrd") => Ok(crate::guest::linux(&options.cache)?.initrd),
+        Some("disk") => crate::guest::disk(&options.cache),
         Some(part) => {
-            let guest = crate::guest::linux(&options.cache)?;
-            match part {
-                "kernel" => Ok(guest.kernel),
-                "initrd" => Ok(guest.initrd),
-                _ => bail!("`guest:{part}` is unknown; there are guest:kernel and guest:initrd"),
+            let image = crate::guest::firmware(part).with_context(|| {
+                format!("`guest:{part}` is unknown; there are guest:kernel, initrd, disk, seabios and ovmf")
+            })?;
+            if !image.is_there() {
+                bail!("{} is not there; it comes with Debian's package {}", image.name, image.package);
             }
+            Ok(PathBuf::from(image.name))
         }
         None => Ok(options.root.join(path)),
     }

@@ -17,7 +17,7 @@ use crate::apic_bus::ApicBus;
 use crate::bus::{MmioMap, PortMap};
 use crate::debug::DebugPorts;
 use crate::fabric::Fabric;
-use crate::fw_cfg::FwCfg;
+use crate::fw_cfg::{FwCfg, Refused};
 use crate::i8042::I8042;
 use crate::pci::host::{HostBridge, LpcBridge};
 use crate::pci::{BARS, BarKind, ConfigEffect, PciBus, PciFunction, SLOTS};
@@ -27,6 +27,7 @@ use crate::rtc::Rtc;
 use crate::traits::ConsoleBackend;
 use crate::uart::Uart;
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 /// What the monitor must do after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub enum Action {
     /// The guest switched itself off.
     PowerOff,
     /// A test payload ended with this value (port F4h).
-    DebugExit(u8),
+    DebugExit(u32),
 }
 
 /// How to build a board.
@@ -61,6 +62,9 @@ pub struct BoardConfig<'a> {
     /// The other end of the serial port.
     pub console: Box<dyn ConsoleBackend>,
 }
+
+/// Makes the files of the firmware configuration device that depend on where firmware has put the ECAM (`None`: nowhere).
+pub type EcamFiles = Box<dyn Fn(Option<u64>) -> Vec<(&'static str, Vec<u8>)>>;
 
 /// Owners of ports. Values from [`PORT_BAR`] on are I/O BARs, one for each slot.
 mod port {
@@ -106,6 +110,7 @@ pub struct Board {
     port_92: u8,
     apm_status: u8,
     without_firmware: bool,
+    ecam_files: Option<EcamFiles>,
     next_mmio: u64,
     next_io: u16,
     /// INTA of each slot, as last carried to the fabric.
@@ -138,6 +143,7 @@ impl Board {
             port_92: 2,
             apm_status: 0,
             without_firmware: config.without_firmware,
+            ecam_files: None,
             next_mmio: p::PCI_MMIO_BASE,
             next_io: p::PCI_IO_BASE,
             intx: 0,
@@ -237,6 +243,26 @@ impl Board {
             // On top of something else it decodes nothing.
             let _ = self.mmio.claim(base, size, Mmio::Ecam);
         }
+        if let Some(files) = &self.ecam_files {
+            for (name, data) in files(at.map(|(base, _)| base)) {
+                // Of another size it would not be the file that the directory names; the old one stays.
+                let _ = self.fw_cfg.replace(name, data);
+            }
+        }
+    }
+
+    /// Adds the files that `files` makes to the firmware configuration device, and makes them anew whenever the ECAM moves:
+    /// ACPI tables say where it is, and it is firmware that decides.
+    ///
+    /// # Errors
+    /// [`Refused`]: a name or a size is not possible.
+    pub fn add_ecam_files(&mut self, files: EcamFiles) -> Result<(), Refused> {
+        let at = self.pci.get_mut(0).and_then(|f| f.ecam());
+        for (name, data) in files(at.map(|(base, _)| base)) {
+            self.fw_cfg.add(name, data)?;
+        }
+        self.ecam_files = Some(files);
+        Ok(())
     }
 
     fn config_changed(&mut self, slot: u8, effect: ConfigEffect) {
@@ -278,6 +304,13 @@ impl Board {
         for slot in members(self.pci.plugged()) {
             self.sync_slot(slot);
         }
+    }
+
+    /// Shows what was written to the debug consoles and the serial port so far: when a line is complete, and at the end.
+    pub fn flush(&mut self, now: u64) {
+        self.uart.print(self.debug.drain(), now);
+        self.fabric.set_isa(p::COM1_IRQ, self.uart.irq());
+        self.deadline_stale = true;
     }
 
     /// The machine as after power-on. Wall clock, CMOS memory and time go on.
