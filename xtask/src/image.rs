@@ -239,7 +239,9 @@ mod tests {
     fn the_command_line_is_quoted_or_refused() {
         assert!(config("a=1 $b;c", &MULTIBOOT_COMMANDS).unwrap().contains("multiboot2 /boot/kernel 'a=1' '$b;c'\n"));
         assert!(config("", &MULTIBOOT_COMMANDS).unwrap().contains("multiboot2 /boot/kernel\n"));
-        assert!(config("quiet", &LINUX_COMMANDS).unwrap().contains("linux /boot/kernel 'quiet'\ninitrd /boot/initrd\n"));
+        assert!(
+            config("quiet", &LINUX_COMMANDS).unwrap().contains("linux /boot/kernel 'quiet'\ninitrd /boot/initrd\n")
+        );
         for bad in ["it's", "a\nb", "\"", "\\"] {
             assert!(config(bad, &MULTIBOOT_COMMANDS).is_err(), "{bad}");
         }

@@ -56,12 +56,7 @@ impl fmt::Display for BootError {
 ///
 /// # Errors
 /// [`BootError`]; RAM may be partly written.
-pub fn load(
-    ram: &mut Ram<'_>,
-    map: &MemoryMap,
-    guest: &Guest<'_>,
-    signature: u32,
-) -> Result<InitialState, BootError> {
+pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, guest: &Guest<'_>, signature: u32) -> Result<InitialState, BootError> {
     if let Some(image) = guest.firmware {
         return firmware::load(ram, image, signature).map_err(BootError::Firmware);
     }

@@ -18,6 +18,7 @@ use crate::bus::{MmioMap, PortMap};
 use crate::debug::DebugPorts;
 use crate::fabric::Fabric;
 use crate::fw_cfg::{FwCfg, Refused};
+use crate::hpet::Hpet;
 use crate::i8042::I8042;
 use crate::pci::host::{HostBridge, LpcBridge};
 use crate::pci::{BARS, BarKind, ConfigEffect, PciBus, PciFunction, SLOTS};
@@ -89,6 +90,7 @@ mod port {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mmio {
     IoApic,
+    Hpet,
     Ecam,
     Bar { slot: u8, bar: u8 },
 }
@@ -97,6 +99,7 @@ enum Mmio {
 pub struct Board {
     fabric: Fabric,
     pit: Pit,
+    hpet: Hpet,
     rtc: Rtc,
     uart: Uart,
     i8042: I8042,
@@ -131,6 +134,7 @@ impl Board {
         let mut board = Self {
             fabric: Fabric::new(ApicBus::new(config.apic_ids, config.apic_timer_hz, config.tsc_hz)),
             pit: Pit::new(),
+            hpet: Hpet::new(),
             rtc,
             uart: Uart::new(config.console),
             i8042: I8042::new(),
@@ -151,8 +155,11 @@ impl Board {
             deadline_stale: true,
         };
         board.claim_ports();
-        // The map is empty, so this cannot meet another range.
+        // The map is empty, so these cannot meet other ranges.
         let _ = board.mmio.claim(p::IOAPIC_BASE, p::IOAPIC_SIZE, Mmio::IoApic);
+        if !board.without_firmware {
+            let _ = board.mmio.claim(p::HPET_BASE, p::HPET_SIZE, Mmio::Hpet);
+        }
         board.map_ecam();
         board
     }
@@ -317,6 +324,7 @@ impl Board {
     pub fn reset(&mut self) {
         self.fabric.reset();
         self.pit = Pit::new();
+        self.hpet = Hpet::new();
         self.uart.reset();
         self.i8042 = I8042::new();
         self.pm = AcpiPm::new();

@@ -99,10 +99,7 @@ impl Loader {
 
     /// Makes the byte at `offset` of `file` the checksum of `length` bytes from `start` on.
     fn checksum(&mut self, file: &str, offset: u32, start: u32, length: u32) {
-        self.step(
-            ADD_CHECKSUM,
-            &[&name(file), &offset.to_le_bytes(), &start.to_le_bytes(), &length.to_le_bytes()],
-        );
+        self.step(ADD_CHECKSUM, &[&name(file), &offset.to_le_bytes(), &start.to_le_bytes(), &length.to_le_bytes()]);
     }
 
     fn pointers_of(&mut self, table: &Table) {
