@@ -30,6 +30,11 @@ pub const OVMF: &[Tool] = &[tool("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf", "UEF
 pub const OVMF_WHOLE: &[Tool] = &[tool("/usr/share/ovmf/OVMF.fd", "ovmf", "UEFI firmware for guests")];
 /// A BIOS for guests.
 pub const SEABIOS: &[Tool] = &[tool("/usr/share/seabios/bios-256k.bin", "seabios", "BIOS for guests")];
+/// What a system's own files are made from, beyond what its machine needs.
+pub fn of_system(name: &str) -> &'static [&'static [Tool]] {
+    if name == "firmware" { &[SEABIOS, OVMF_WHOLE, GRUB] } else { &[] }
+}
+
 /// Bochs and the two ROM images it starts with.
 pub const BOCHS: &[Tool] = &[
     tool("bochs", "bochs", "the emulator with Intel VT-x"),

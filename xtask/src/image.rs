@@ -144,11 +144,18 @@ struct Commands {
     kernel: &'static str,
     module: &'static str,
     terminals: &'static str,
+    graphics: &'static str,
 }
 
-const MULTIBOOT_COMMANDS: Commands = Commands { kernel: "multiboot2", module: "module2", terminals: "console serial" };
+const MULTIBOOT_COMMANDS: Commands = Commands {
+    kernel: "multiboot2",
+    module: "module2",
+    terminals: "console serial",
+    graphics: "if [ \"$grub_platform\" = efi ]; then insmod all_video; fi",
+};
 /// A guest has no screen; its firmware shows its own on the same serial line.
-const LINUX_COMMANDS: Commands = Commands { kernel: "linux", module: "initrd", terminals: "serial" };
+const LINUX_COMMANDS: Commands =
+    Commands { kernel: "linux", module: "initrd", terminals: "serial", graphics: "set gfxpayload=text" };
 
 /// GRUB's configuration. Both consoles, since a box may have only one of them. UEFI has no text screen, so GRUB wants
 /// a graphics mode there; on a BIOS it would take the text screen away.
@@ -157,13 +164,13 @@ fn config(command_line: &str, commands: &Commands) -> Result<String> {
         bail!("the command line holds {bad:?}, which GRUB's configuration cannot carry");
     }
     let words: Vec<String> = command_line.split_whitespace().map(|word| format!(" '{word}'")).collect();
-    let Commands { kernel, module, terminals } = commands;
+    let Commands { kernel, module, terminals, graphics } = commands;
     Ok(format!(
         "serial --unit=0 --speed=115200\n\
          terminal_input {terminals}\n\
          terminal_output {terminals}\n\
          set timeout=0\n\
-         if [ \"$grub_platform\" = efi ]; then insmod all_video; fi\n\
+         {graphics}\n\
          {kernel} /boot/kernel{}\n\
          {module} /boot/initrd\n\
          boot\n",

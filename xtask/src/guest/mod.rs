@@ -73,7 +73,7 @@ pub fn disk(cache: &Path) -> Result<PathBuf> {
 const DISK_CMDLINE: &str = "console=ttyS0";
 
 /// The firmware images that Debian's packages bring.
-pub fn firmware(name: &str) -> Option<&'static crate::hosttools::Tool> {
+pub fn firmware(name: &str) -> Option<&'static hosttools::Tool> {
     match name {
         "seabios" => hosttools::SEABIOS.first(),
         "ovmf" => hosttools::OVMF_WHOLE.first(),
