@@ -13,8 +13,8 @@ use vmm_machine::memory_map::{E820Kind, MemoryMap};
 /// # Errors
 /// What could not be made.
 pub fn tell(board: &mut Board, map: &MemoryMap, debug: bool) -> Result<(), &'static str> {
-    if debug {
-        board.debug().show_firmware();
+    if !debug {
+        board.debug().mute_firmware();
     }
     let low_end = map.low_end();
     let make = move |ecam| FirmwareFiles::build(&AcpiConfig::for_firmware(1, low_end, ecam));

@@ -27,7 +27,7 @@ mod machine;
 mod processor;
 
 use log::{error, info};
-use moira_rt::Env;
+use moira_rt::{Env, end};
 use vmm_core::boot::Guest;
 use vmm_core::report;
 use vmm_core::vm::Ending;
@@ -38,21 +38,16 @@ fn main(env: Env) {
     let firmware = env.file("guest-firmware");
     let kernel = env.file("guest-kernel").unwrap_or_default();
     if firmware.is_none() && kernel.is_empty() {
-        error!("there is neither a file `guest-kernel` nor `guest-firmware`: nothing to boot");
-        return;
+        fail("there is neither a file `guest-kernel` nor `guest-firmware`: nothing to boot");
     }
     let cmdline = alloc::string::String::from(env.argument("cmdline").unwrap_or_default());
     let guest = Guest { firmware, kernel, initrd: env.file("guest-initrd"), cmdline: cmdline.as_bytes() };
     let (mut vm, mut processor) = match machine::build(env) {
         Ok(built) => built,
-        Err(failure) => {
-            error!("the machine cannot be built: {failure}");
-            return;
-        }
+        Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),
     };
     if let Err(failure) = vm.boot(&guest) {
-        error!("the guest cannot be booted: {failure}");
-        return;
+        fail(format_args!("the guest cannot be booted: {failure}"));
     }
     let mut resets = 0;
     loop {
@@ -62,11 +57,20 @@ fn main(env: Env) {
             info!("the machine resets, for the {resets}. time");
             match vm.restart(&guest) {
                 Ok(()) => continue,
-                Err(failure) => error!("the guest cannot be booted again: {failure}"),
+                Err(failure) => fail(format_args!("the guest cannot be booted again: {failure}")),
             }
         }
         let failed = report::is_failure(&ending);
         report::write(&vm, &ending, |line| if failed { error!("{line}") } else { info!("{line}") });
+        if failed {
+            end::fail(format_args!("{ending}"));
+        }
         return;
     }
+}
+
+/// Ends the monitor before there is a guest to report on.
+fn fail(why: impl core::fmt::Display) -> ! {
+    error!("{why}");
+    end::fail(format_args!("{why}"))
 }

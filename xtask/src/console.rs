@@ -4,6 +4,7 @@ use std::time::Duration;
 
 /// The line with which a system announces that it ended as it should.
 const ENDED: &str = "moira: system ended: ";
+const REFUSED: &str = "moira: cannot boot: ";
 const PANIC: &str = "moira: kernel panic";
 const FAULT: &str = "moira: task fault";
 
@@ -29,6 +30,8 @@ pub struct Watch {
     unfinished: bool,
     /// The end that the system announced.
     pub end: Option<End>,
+    /// Why the kernel could not boot.
+    pub refused: Option<String>,
     /// The first line of a kernel panic.
     pub panic: Option<String>,
     /// The first task fault that nobody handled.
@@ -96,6 +99,8 @@ impl Watch {
             let how = how.trim();
             let why = || how.strip_prefix("failed: ").unwrap_or(how).to_string();
             self.end.get_or_insert_with(|| if how == "ok" { End::Ok } else { End::Failed(why()) });
+        } else if let Some(why) = message.strip_prefix(REFUSED) {
+            self.refused.get_or_insert_with(|| why.to_string());
         } else if message.starts_with(PANIC) {
             self.panic.get_or_insert_with(|| message.to_string());
         } else if message.starts_with(FAULT) {

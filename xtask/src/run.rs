@@ -238,7 +238,7 @@ fn console(mut running: Running, stay: bool, symbols: &mut Symbols) -> Result<Ex
             Err(_) => break,
         }
         // A kernel that panicked under gdb stays for a look at it.
-        if watch.end.is_some() || (watch.panic.is_some() && !stay) {
+        if watch.end.is_some() || watch.refused.is_some() || (watch.panic.is_some() && !stay) {
             ended.get_or_insert_with(Instant::now);
         }
     }
@@ -261,6 +261,10 @@ fn verdict(watch: &Watch, running: &mut Running) -> Result<ExitCode> {
         // The system itself said so already.
         Some(End::Failed(_)) => return Ok(ExitCode::FAILURE),
         None => {}
+    }
+    if watch.refused.is_some() {
+        // The kernel said why.
+        return Ok(ExitCode::FAILURE);
     }
     if let Some(panic) = &watch.panic {
         eprintln!("the kernel panicked: {panic}");

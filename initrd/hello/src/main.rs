@@ -4,9 +4,8 @@
 //! | --- | --- | --- |
 //! | `ping` | `pong`, `console` | calls `pong` (or `server=`) `rounds=` times (100), checks each answer, prints the mean time, finishes |
 //! | `pong` | `console`; serves | answers each call with its words plus one |
-//! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again, it says so and runs on |
+//! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again, it says so and finishes |
 //! | `maker` | `memory` (an untyped), `console` | makes pages from it, checks that they are zero, writes them, begins to revoke them and dies in the middle; started again, does the same but finishes |
-//! | `sleeper` | | sleeps `ms=` milliseconds (1000) and finishes |
 //! | `panicker` | `console` | panics; started again, it says so and finishes |
 #![no_std]
 #![no_main]
@@ -30,7 +29,6 @@ fn main(env: Env) {
         Some("crasher") => crasher(&env),
         Some("maker") => maker(env),
         Some("panicker") => panicker(&env),
-        Some("sleeper") => sleeper(&env),
         other => error!("no such role: {other:?}"),
     }
 }
@@ -94,14 +92,7 @@ fn crasher(env: &Env) {
         info!("writing to address 0");
         end::write_to_null();
     }
-    info!("running on after {} restarts", env.info.restarts);
-    loop {
-        // Nobody calls or signals; this sleeps. An error would make it spin, so it ends instead.
-        if let Err(error) = sys::receive(Deadline::after(env.ticks(1_000_000_000))) {
-            error!("cannot sleep: {error:?}");
-            return;
-        }
-    }
+    info!("finished after {} restarts", env.info.restarts);
 }
 
 /// Bytes that a maker makes pages of.
@@ -130,16 +121,6 @@ fn maker(env: Env) {
         end::write_to_null();
     }
     info!("finished after {} restarts", env.info.restarts);
-}
-
-fn sleeper(env: &Env) {
-    let until = sys::now().saturating_add(env.ticks(number(env, "ms", 1000).saturating_mul(1_000_000)));
-    while sys::now() < until {
-        if let Err(error) = sys::receive(Deadline(until)) {
-            error!("cannot sleep: {error:?}");
-            return;
-        }
-    }
 }
 
 fn panicker(env: &Env) {

@@ -12,7 +12,7 @@ use log::debug;
 use moira_abi::{FrameSize, ObjectType, PAGE};
 use moira_proto::{
     start::{StartInfo, layout, slot},
-    system::Task,
+    system::{Grant, Task},
 };
 use moira_root::{
     archive,
@@ -336,6 +336,11 @@ impl Root {
         if next > slot_count + 2 {
             return Err(format!("its capability table has {slot_count} slots, it needs {}", next - 2));
         }
+        let mut arguments = spec.arguments.clone();
+        if spec.grants.iter().any(|(_, grant)| matches!(grant, Grant::Platform)) {
+            // Where UEFI booted, only the loader knows where the tables are.
+            arguments.extend(self.machine.tables_argument());
+        }
         let info = StartInfo {
             name: spec.name.clone(),
             heap_address: layout::HEAP,
@@ -348,7 +353,7 @@ impl Root {
             free_slot: next,
             capabilities,
             regions: mapped.iter().map(|one| one.region.clone()).collect(),
-            arguments: spec.arguments.clone(),
+            arguments,
         };
         let bytes = postcard::to_allocvec(&info).doing(|| "its start information".into())?;
         if bytes.len() as u64 > layout::BUFFER - layout::START - PAGE {

@@ -69,7 +69,7 @@ impl Root {
                     Device::Ports(PLATFORM.make_ports(first, last, slot).doing(doing)?)
                 }
                 Grant::Interrupt { gsi, level, active_low, bits } => {
-                    self.machine.need_io_apic()?;
+                    self.machine.need_io_apics()?;
                     let slot = self.slot()?;
                     own.retype_interrupts(1, slot).doing(doing)?;
                     let (interrupt, slot) = (Interrupt::new(slot), self.slot()?);

@@ -155,7 +155,7 @@ impl Root {
             .retype_notifications(1, memory.slots.take(1).ok_or_else(no_slots)?)
             .doing(|| failure("the root task's notification"))?;
         let stopped = stopped.get(0).ok_or_else(no_slots)?;
-        let machine = Machine::new();
+        let machine = Machine::new(info, &mut memory);
         let store = Store::default();
         let (identities, tasks) = (Vec::new(), Vec::new());
         Ok(Root { info, system, files, machine, pool, memory, store, stopped, identities, tasks })

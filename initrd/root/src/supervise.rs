@@ -100,7 +100,7 @@ impl Root {
     fn died(&mut self, index: usize, spec: &Task, restarts: u32, how: &str) -> Result<(), Failure> {
         let name = &spec.name;
         match spec.restart {
-            Restart::Always => {
+            Restart::Always | Restart::OnFailure => {
                 let restarts = restarts.saturating_add(1);
                 warn!("root: task {name}: {how}: restart {restarts}");
                 self.remove(index, Life::Dead)?;

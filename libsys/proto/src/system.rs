@@ -81,8 +81,10 @@ pub enum Role {
 pub enum Restart {
     /// It is left dead; its memory is returned.
     Never,
-    /// It is made anew.
+    /// It is made anew, for as long as the system runs: the system's end does not wait for it.
     Always,
+    /// It is made anew; the system waits until it has finished.
+    OnFailure,
     /// The whole system ends as failed.
     EndSystem,
 }

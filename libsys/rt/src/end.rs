@@ -23,6 +23,15 @@ pub fn finish() -> ! {
     with_marker(FINISHED, b"")
 }
 
+/// Ends the task as failed: the supervisor is given the reason, as for a panic, and does what the manifest wants of a death.
+pub fn fail(reason: core::fmt::Arguments) -> ! {
+    use core::fmt::Write;
+    let mut text = crate::logging::Line::new();
+    // What does not fit is cut off.
+    let _ = text.write_fmt(reason);
+    with_marker(PANICKED, text.as_str().as_bytes())
+}
+
 /// Writes to address 0, where no task has memory: the plainest of faults (vector 14), for tests of supervisors.
 pub fn write_to_null() -> ! {
     #[cfg(target_os = "none")]

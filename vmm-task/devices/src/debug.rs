@@ -12,7 +12,8 @@ pub struct DebugPorts {
     log: [u8; LOG],
     len: usize,
     lost: u64,
-    firmware: bool,
+    /// Nobody listens at 402h.
+    mute: bool,
 }
 
 impl Default for DebugPorts {
@@ -25,12 +26,12 @@ impl DebugPorts {
     /// Nothing written yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { post: 0, log: [0; LOG], len: 0, lost: 0, firmware: false }
+        Self { post: 0, log: [0; LOG], len: 0, lost: 0, mute: false }
     }
 
-    /// Switches firmware's own debug console (402h) on; it talks a lot.
-    pub fn show_firmware(&mut self) {
-        self.firmware = true;
+    /// Takes firmware's own debug console (402h) away, on which it talks a lot.
+    pub fn mute_firmware(&mut self) {
+        self.mute = true;
     }
 
     /// Reads port 80h, E9h or 402h; the consoles answer E9h, which says that they are there.
@@ -38,7 +39,7 @@ impl DebugPorts {
     pub fn read(&self, port: u16) -> u8 {
         match port {
             0x80 => self.post,
-            FIRMWARE if !self.firmware => 0xFF,
+            FIRMWARE if self.mute => 0xFF,
             _ => 0xE9,
         }
     }
@@ -47,7 +48,7 @@ impl DebugPorts {
     pub fn write(&mut self, port: u16, v: u8) {
         if port == 0x80 {
             self.post = v;
-        } else if port == FIRMWARE && !self.firmware {
+        } else if port == FIRMWARE && self.mute {
             // Nobody listens.
         } else if let Some(cell) = self.log.get_mut(self.len) {
             *cell = v;
@@ -98,9 +99,10 @@ mod tests {
         assert_eq!(d.lost(), 300 - LOG as u64);
         assert!(d.drain().is_empty());
         d.write(0x402, b'\n');
-        assert_eq!((d.wants_drain(), d.read(0xE9), d.read(0x402)), (false, 0xE9, 0xFF));
-        d.show_firmware();
+        assert!(d.wants_drain());
+        assert_eq!((d.read(0xE9), d.read(0x402), d.drain().len()), (0xE9, 0xE9, 1));
+        d.mute_firmware();
         d.write(0x402, b'\n');
-        assert_eq!((d.wants_drain(), d.read(0x402)), (true, 0xE9));
+        assert_eq!((d.wants_drain(), d.read(0xE9), d.read(0x402)), (false, 0xE9, 0xFF));
     }
 }

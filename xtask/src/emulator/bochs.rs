@@ -20,7 +20,7 @@ const LOG: &str = "bochs.log";
 
 /// Starts Bochs; its first serial port connects to `port` of this host.
 pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, port: u16) -> Result<Guarded> {
-    let image = iso::make(system, cmdline, machine.firmware, folder)?;
+    let image = iso::make(system, cmdline, machine, folder)?;
     let settings = folder.join("bochsrc.txt");
     fs::write(&settings, configuration(machine, &image, folder, port)?)?;
     // Debian's Bochs starts in its debugger, which is told to continue.

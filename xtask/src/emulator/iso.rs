@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::Firmware;
+use super::{Firmware, Machine, Module};
 use crate::build::{System, is_newer};
 use crate::process;
 
@@ -14,12 +14,12 @@ const NAME: &str = "boot.iso";
 /// All of GRUB that a CD needs.
 const MODULES: &str = "--install-modules=multiboot2 normal iso9660 biosdisk configfile";
 
-/// Makes the image that `firmware` starts `system` from in `folder`.
-pub fn make(system: &System, cmdline: &str, firmware: Firmware, folder: &Path) -> Result<PathBuf> {
-    match firmware {
+/// Makes the image that `machine` starts `system` from in `folder`.
+pub fn make(system: &System, cmdline: &str, machine: &Machine, folder: &Path) -> Result<PathBuf> {
+    match machine.firmware {
         Firmware::Pvh => bail!("PVH needs no image"),
         // BIOS only: Bochs knows nothing else, and without the rest the image is small and quickly made.
-        Firmware::Grub => cd(system, cmdline, folder),
+        Firmware::Grub => cd(system, cmdline, machine.module, folder),
         // The image that `cargo xtask image` makes for people: what is tested is what they get.
         Firmware::Seabios | Firmware::Ovmf => {
             let disk = folder.join("disk.img");
@@ -30,16 +30,17 @@ pub fn make(system: &System, cmdline: &str, firmware: Firmware, folder: &Path) -
 }
 
 /// The menu of GRUB that starts the kernel at once.
-fn grub_menu(cmdline: &str) -> Result<String> {
+fn grub_menu(cmdline: &str, module: Module) -> Result<String> {
     if cmdline.contains(['\'', '\n', '\\', '"', '$', ';', '{', '}']) {
         bail!("GRUB would not pass this command line on as it is: {cmdline}");
     }
-    Ok(format!("set timeout=0\nmultiboot2 /moira/kernel {cmdline}\nmodule2 /moira/initrd\nboot\n"))
+    let module = if module == Module::None { "" } else { "module2 /moira/initrd\n" };
+    Ok(format!("set timeout=0\nmultiboot2 /moira/kernel {cmdline}\n{module}boot\n"))
 }
 
 /// Makes the image with GRUB's own tool, unless the one that is there is still right.
-fn cd(system: &System, cmdline: &str, folder: &Path) -> Result<PathBuf> {
-    let menu = grub_menu(cmdline)?;
+fn cd(system: &System, cmdline: &str, module: Module, folder: &Path) -> Result<PathBuf> {
+    let menu = grub_menu(cmdline, module)?;
     let image = folder.join(NAME);
     let tree = folder.join("tree");
     let menu_file = tree.join("boot/grub/grub.cfg");
@@ -56,7 +57,9 @@ fn cd(system: &System, cmdline: &str, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(tree.join("moira"))?;
     fs::write(&menu_file, menu)?;
     copy(&system.kernel, &tree.join("moira/kernel"))?;
-    copy(&system.initrd, &tree.join("moira/initrd"))?;
+    if let Some(module) = module.of(&system.initrd, folder)? {
+        copy(&module, &tree.join("moira/initrd"))?;
+    }
     process::output(
         Command::new("grub-mkrescue")
             .args(["--locales=", "--themes=", "--fonts="])
@@ -79,8 +82,12 @@ mod tests {
 
     #[test]
     fn the_menu_takes_plain_command_lines_only() {
-        assert!(grub_menu("exit=debug selftest=panic").unwrap().contains("kernel exit=debug selftest=panic\n"));
-        assert!(grub_menu("a; reboot").is_err());
-        assert!(grub_menu("$root").is_err());
+        assert!(
+            grub_menu("exit=debug selftest=panic", Module::Whole)
+                .unwrap()
+                .contains("kernel exit=debug selftest=panic\n")
+        );
+        assert!(grub_menu("a; reboot", Module::Whole).is_err());
+        assert!(grub_menu("$root", Module::Whole).is_err());
     }
 }

@@ -96,8 +96,40 @@ pub struct Machine {
     pub gdb: bool,
     /// Whether someone sits at its console.
     pub interactive: bool,
+    /// What becomes of the module on its way.
+    pub module: Module,
     /// Further arguments of QEMU, or lines of Bochs' configuration.
     pub extra: Vec<String>,
+}
+
+/// What a boot loader hands over for the module; for tests of what the kernel makes of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Module {
+    /// All of it.
+    #[default]
+    Whole,
+    /// All but its last quarter.
+    Cut,
+    /// Its first page.
+    Page,
+    /// Nothing.
+    None,
+}
+
+impl Module {
+    /// The file to hand over in place of `whole`, in `folder` if it had to be made.
+    fn of(self, whole: &Path, folder: &Path) -> Result<Option<PathBuf>> {
+        let part = match self {
+            Module::Whole => return Ok(Some(whole.into())),
+            Module::None => return Ok(None),
+            Module::Cut | Module::Page => folder.join("part-of-module"),
+        };
+        let mut bytes = std::fs::read(whole).with_context(|| format!("cannot read {}", whole.display()))?;
+        bytes.truncate(if self == Module::Cut { bytes.len() / 4 * 3 } else { 4096 });
+        std::fs::write(&part, bytes).with_context(|| format!("cannot write {}", part.display()))?;
+        Ok(Some(part))
+    }
 }
 
 impl Machine {
@@ -113,6 +145,7 @@ impl Machine {
             icount: false,
             gdb: false,
             interactive: false,
+            module: Module::Whole,
             extra: Vec::new(),
         }
     }
@@ -180,8 +213,11 @@ impl Machine {
             _ if self.icount && self.cpus != 1 => {
                 bail!("instruction counting works with one CPU only")
             }
+            (_, Firmware::Seabios | Firmware::Ovmf) if self.module != Module::Whole => {
+                bail!("the disk image holds whole modules only; take pvh or grub")
+            }
             _ if self.cpus == 0 => bail!("a machine needs a CPU"),
-            _ if self.memory < 32 => bail!("{} MiB of memory is too little to start anything", self.memory),
+            _ if self.memory < 4 => bail!("{} MiB of memory is too little for an emulator", self.memory),
             _ => Ok(()),
         }
     }

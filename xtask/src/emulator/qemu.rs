@@ -49,7 +49,7 @@ fn accelerate(command: &mut Command, machine: &Machine) {
         return;
     }
     let cpu = machine.cpu.as_deref().unwrap_or("max");
-    command.args(["-M", "q35", "-accel", "tcg", "-cpu", &format!("{cpu},+svm")]);
+    command.args(["-M", "q35", "-accel", "tcg", "-cpu", &with_svm(cpu)]);
     if machine.icount {
         // One TSC tick is one instruction is one nanosecond, and the date is always the same.
         command.args(["-icount", "shift=0,sleep=off", "-seed", "1"]);
@@ -57,9 +57,17 @@ fn accelerate(command: &mut Command, machine: &Machine) {
     }
 }
 
+/// `cpu` with SVM, unless it says itself whether it has it.
+fn with_svm(cpu: &str) -> String {
+    if cpu.split(',').any(|feature| matches!(feature, "+svm" | "-svm")) { cpu.into() } else { format!("{cpu},+svm") }
+}
+
 fn boot(command: &mut Command, machine: &Machine, system: &System, cmdline: &str, folder: &Path) -> Result<()> {
     if machine.firmware == Firmware::Pvh {
-        command.arg("-kernel").arg(&system.kernel).arg("-initrd").arg(&system.initrd).args(["-append", cmdline]);
+        command.arg("-kernel").arg(&system.kernel).args(["-append", cmdline]);
+        if let Some(module) = machine.module.of(&system.initrd, folder)? {
+            command.arg("-initrd").arg(module);
+        }
         return Ok(());
     }
     if machine.firmware == Firmware::Ovmf {
@@ -72,7 +80,7 @@ fn boot(command: &mut Command, machine: &Machine, system: &System, cmdline: &str
     }
     // A VGA adapter: firmware and GRUB write their own messages there, away from the serial port.
     command.args(["-vga", "std"]);
-    let image = iso::make(system, cmdline, machine.firmware, folder)?;
+    let image = iso::make(system, cmdline, machine, folder)?;
     match machine.firmware {
         Firmware::Grub => command.args(["-drive", &format!("if=ide,media=cdrom,readonly=on,file={}", image.display())]),
         _ => command.args(["-drive", &format!("if=ide,format=raw,snapshot=on,file={}", image.display())]),

@@ -117,6 +117,7 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
         },
         restart: match task.restart.as_ref().map(Spanned::get_ref) {
             Some(manifest::Restart::Always) => Restart::Always,
+            Some(manifest::Restart::OnFailure) => Restart::OnFailure,
             Some(manifest::Restart::EndSystem) => Restart::EndSystem,
             Some(manifest::Restart::Never) | None => Restart::Never,
         },
@@ -210,7 +211,7 @@ fn rights(manifest: &Manifest, name: &Name, task: &manifest::Task) -> Grants {
     let controlled = task.controls.iter().map(Spanned::get_ref).cloned();
     let supervised = manifest.tasks.iter().filter(|(other, task)| {
         let restart = task.get_ref().restart.as_ref().map(Spanned::get_ref);
-        supervisor && *other != name && restart == Some(&manifest::Restart::Always)
+        supervisor && *other != name && restart.is_some_and(|restart| restart.makes_anew())
     });
     let mut all: Vec<String> = controlled.collect();
     for (other, _) in supervised {

@@ -202,12 +202,21 @@ pub enum Role {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
-    /// It is started again.
+    /// It is started again, for as long as the system runs.
     Always,
+    /// It is started again; the system waits until it has finished.
+    OnFailure,
     /// It stays dead.
     Never,
     /// The system ends.
     EndSystem,
+}
+
+impl Restart {
+    /// Whether a task that died is started again, which is for a supervisor to do.
+    pub fn makes_anew(self) -> bool {
+        matches!(self, Self::Always | Self::OnFailure)
+    }
 }
 
 /// A right on the CPU that the task lives on.

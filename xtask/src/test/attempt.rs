@@ -104,7 +104,7 @@ fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -
             evidence.all_said = true;
             break;
         }
-        if watch.end.is_some() || watch.panic.is_some() || watch.fault.is_some() {
+        if watch.end.is_some() || watch.refused.is_some() || watch.panic.is_some() || watch.fault.is_some() {
             known.get_or_insert_with(Instant::now);
         }
         if known.is_some_and(|since| since.elapsed() > AFTERMATH) {

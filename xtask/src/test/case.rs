@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::expect::Step;
 use super::judge::Word;
-use crate::emulator::{Accel, Emulator, Firmware, Machine};
+use crate::emulator::{Accel, Emulator, Firmware, Machine, Module};
 use crate::paths;
 
 #[derive(Deserialize)]
@@ -58,6 +58,8 @@ struct MachineEntry {
     memory: Option<u32>,
     #[serde(default)]
     icount: bool,
+    #[serde(default)]
+    module: Module,
     #[serde(default)]
     extra: Vec<String>,
     long: Option<bool>,
@@ -158,6 +160,7 @@ impl Entry {
             memory: entry.memory.unwrap_or(usual.memory),
             accel: Accel::Tcg,
             icount: entry.icount,
+            module: entry.module,
             extra: entry.extra.clone(),
             ..usual
         };

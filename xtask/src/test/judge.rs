@@ -13,9 +13,15 @@ pub enum Word {
     /// It ended as it should and said what it should.
     #[serde(rename = "passed")]
     Passed,
-    /// It ended, but not as it should, or did not say what it should.
+    /// It ended as failed, and said why.
+    #[serde(rename = "failed")]
+    Failed,
+    /// It ended, but did not say what it should.
     #[serde(rename = "wrong output")]
     WrongOutput,
+    /// The kernel said why it cannot run on this machine.
+    #[serde(rename = "cannot boot")]
+    CannotBoot,
     /// The kernel found itself wrong and stopped.
     #[serde(rename = "kernel panic")]
     KernelPanic,
@@ -37,7 +43,9 @@ impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Word::Passed => "passed",
+            Word::Failed => "failed",
             Word::WrongOutput => "wrong output",
+            Word::CannotBoot => "cannot boot",
             Word::KernelPanic => "kernel panic",
             Word::TaskFault => "task fault",
             Word::TripleFault => "triple fault",
@@ -76,6 +84,9 @@ pub fn judge(watch: &Watch, evidence: &Evidence, expect: &[Step], forbid: &[Step
     if evidence.triple_fault {
         return verdict(Word::TripleFault, "the machine reset itself");
     }
+    if let Some(why) = &watch.refused {
+        return verdict(Word::CannotBoot, why);
+    }
     if let Some(panic) = &watch.panic {
         return verdict(Word::KernelPanic, panic);
     }
@@ -91,7 +102,7 @@ pub fn judge(watch: &Watch, evidence: &Evidence, expect: &[Step], forbid: &[Step
                 return verdict(Word::EmulatorDied, evidence.emulator.as_deref().unwrap_or("it ended"));
             }
             Some(End::Failed(why)) => {
-                return verdict(Word::WrongOutput, &format!("the system ended: failed: {why}"));
+                return verdict(Word::Failed, why);
             }
             Some(End::Ok) => {}
         }
@@ -140,7 +151,7 @@ mod tests {
         assert_eq!(word("second\nfirst\nmoira: system ended: ok\n", none()), Word::WrongOutput);
         assert_eq!(word(&format!("forbidden\n{GOOD}"), none()), Word::WrongOutput);
         let failed = "first\nsecond\nmoira: system ended: failed: two were one\n";
-        assert_eq!(word(failed, none()), Word::WrongOutput);
+        assert_eq!(word(failed, none()), Word::Failed);
     }
 
     #[test]

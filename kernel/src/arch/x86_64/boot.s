@@ -94,6 +94,15 @@ boot_start:
     ljmp $8, $(boot_long - KB)
 
 no_long_mode:
+    movw $0x3fb, %dx            # 115,200 baud, 8 bits: no firmware need have set the line up
+    movb $0x80, %al
+    outb %al, %dx
+    movw $0x3f8, %dx
+    movw $1, %ax
+    outw %ax, %dx
+    movw $0x3fb, %dx
+    movb $3, %al
+    outb %al, %dx
     movl $(boot_no_long_mode - KB), %esi
     movl $0xb8000, %edi
 3:  lodsb
@@ -200,7 +209,7 @@ boot_gdt_pointer:
     .short 15
     .long boot_gdt - KB
 boot_no_long_mode:
-    .asciz "moira: this processor has no 64-bit mode with NX; Moira cannot run here\r\n"
+    .asciz "moira: cannot boot: this processor has no 64-bit mode with NX\r\n"
 
 .section .bss
 .balign 4096

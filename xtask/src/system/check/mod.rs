@@ -7,7 +7,7 @@ mod time;
 pub use resources::parse_ports;
 
 use super::diagnostic::{Diagnostic, Report, nearest};
-use super::manifest::{Manifest, Name, Restart, Role, Task};
+use super::manifest::{Manifest, Name, Role, Task};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -251,7 +251,7 @@ impl<'a> Checker<'a> {
             let level = *task.level.get_ref();
             // A level-7 task cannot send its fault as a message: its supervisor is signalled instead.
             let reachable = level < above || level == LEVELS - 1 || name.get_ref() == supervisor;
-            if *restart.get_ref() == Restart::Always && !reachable {
+            if restart.get_ref().makes_anew() && !reachable {
                 let message = format!(
                     "`{}` on level {level} cannot send its faults to the supervisor on level {above}",
                     name.get_ref()

@@ -131,7 +131,7 @@ fn details(task: &Task) -> Vec<String> {
         lines.insert(0, format!("image {}", task.image));
     }
     match task.restart {
-        Restart::Always => lines.push("restarted when it dies".to_owned()),
+        Restart::Always | Restart::OnFailure => lines.push("restarted when it dies".to_owned()),
         Restart::EndSystem => lines.push("the system ends with it".to_owned()),
         Restart::Never => {}
     }
