@@ -29,6 +29,8 @@ pub fn tell(board: &mut Board, map: &MemoryMap, debug: bool) -> Result<(), &'sta
         ("etc/e820", e820(map)),
         // SeaBIOS shows its text screen here.
         ("etc/sercon-port", platform::COM1_PORT.to_le_bytes().into()),
+        // Milliseconds that SeaBIOS waits before it resets a machine that nothing boots.
+        ("etc/boot-fail-wait", 5000u32.to_le_bytes().into()),
     ];
     files.into_iter().try_for_each(|(name, data)| board.fw_cfg().add(name, data).map_err(|_| "files"))
 }
