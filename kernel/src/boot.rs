@@ -4,15 +4,15 @@
 //! the first program of the initrd, with untyped memory for all that is left.
 
 use crate::{
-    arch::{self, apic, paging, serial, smp as start, tables, tsc, virt, vm},
+    arch::{self, apic, mitigations, paging, serial, smp as start, tables, tsc, virt, vm},
     memory::{DIRECT_MAP, KERNEL_BASE},
-    object::thread,
     percpu, sched,
 };
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 
 mod loader;
 mod root;
+mod selftest;
 
 pub use loader::{Loaded, Range};
 
@@ -161,6 +161,7 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
         arch::stop();
     }
     check_processor();
+    mitigations::choose(option);
     let vendor = virt::detect();
 
     // SAFETY: linker symbols: only their addresses are used.
@@ -181,8 +182,12 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     let base = early.take(limit * start::bytes_per_cpu(), 4096);
     CPU_BASE.store(base, Relaxed);
     CPU_LIMIT.store(limit, Relaxed);
+    for index in 0..limit {
+        start::map(index as u32, base + index * start::bytes_per_cpu(), &mut || early.take(4096, 4096));
+    }
     let cpu = start::prepare(0, base);
     tables::init_idt();
+    tables::show(&mut || early.take(4096, 4096));
     start::init_this(cpu);
     percpu::register(cpu);
     cpu.online.store(true, Release);
@@ -197,11 +202,6 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
             moira_abi::boot::virtualization::NONE
         }
     };
-    match option("selftest") {
-        Some("panic") => panic!("asked for by selftest=panic"),
-        Some("triple") => tables::triple_fault(),
-        _ => {}
-    }
     crate::log!(
         "moira: {} MiB, TSC {} kHz, {}, virtualization: {}",
         loaded.ranges().iter().map(|range| range.end - range.start).sum::<u64>() >> 20,
@@ -212,9 +212,7 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     // SAFETY: nobody else reads it yet.
     unsafe { *MEMORY.0.get() = loaded.memory() };
     let thread = root::make(cpu, &loaded, early, early_start, image, boot_tsc, virtualization);
-    if option("selftest") == Some("task-fault") {
-        thread.regs[thread::reg::RIP].set(0x10);
-    }
+    selftest::run(option("selftest").unwrap_or(""), cpu, thread);
     let now = arch::now();
     cpu.account_since.set(now);
     cpu.ledger_start.set(now);

@@ -9,6 +9,7 @@
 mod arch;
 mod boot;
 mod cap;
+mod checks;
 mod ipc;
 mod log;
 mod memory;

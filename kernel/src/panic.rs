@@ -78,10 +78,11 @@ fn record(stack: u64) -> ! {
             ));
         }
     }
+    let end = arch::smp::stack_end(at);
     let mut number = 1;
     for offset in 0..256 {
         let address = at + offset * 8;
-        if address & 7 != 0 || address < crate::memory::DIRECT_MAP || address & 0x3fff > 0x3ff0 && offset > 0 {
+        if address & 7 != 0 || address < crate::memory::DIRECT_MAP || address >= end {
             break;
         }
         // SAFETY: an aligned word of the kernel stack.

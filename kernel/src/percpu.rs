@@ -2,6 +2,7 @@
 
 use crate::{
     cap::Slot,
+    checks::Checks,
     memory::{Obj, Object},
     object::{
         address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread,
@@ -17,7 +18,7 @@ use moira_abi::{
     ObjectType,
     time::{STATUS_CONTEXTS, StatusPage},
 };
-use moira_kernel_core::plan::Position;
+use moira_kernel_core::{flush, plan::Position};
 
 /// Bits of `Cpu::attention`.
 pub mod attention {
@@ -25,6 +26,8 @@ pub mod attention {
     pub const TRACE: u8 = 1;
     /// A guest's state is still in registers that only its own VMM may run with.
     pub const GUEST: u8 = 2;
+    /// Another space is loaded with measures against leaks.
+    pub const HARDEN: u8 = 4;
 }
 
 /// Value of `Cpu::next_plan`: follow no plan.
@@ -35,7 +38,7 @@ pub const MAX_CPUS: usize = 256;
 static CPUS: [AtomicPtr<Cpu>; MAX_CPUS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// One CPU. `entry.s` knows the first six words.
+/// One CPU. `entry.s` knows the first page; where tasks run on tables without the kernel, it is what they keep of this.
 #[repr(C, align(4096))]
 pub struct Cpu {
     /// Its own address.
@@ -50,6 +53,14 @@ pub struct Cpu {
     pub epoch: AtomicU64,
     /// Saved words of the interrupt entry.
     pub save: [Cell<u64>; 3],
+    /// What CR3 gets in the kernel; 0: it stays.
+    pub kernel_cr3: Cell<u64>,
+    /// What CR3 gets for the loaded space, where the other is not 0.
+    pub task_cr3: Cell<u64>,
+    /// Measures against leaks that the entry code knows; above them a selector for VERW.
+    pub measures: Cell<u64>,
+    /// What interrupts of tasks begin on.
+    entry_stack: [Cell<u64>; 501],
 
     /// Index.
     pub index: u32,
@@ -133,8 +144,6 @@ pub struct Cpu {
     pub flush_wanted: AtomicU64,
     /// See `flush_wanted`.
     pub flush_done: AtomicU64,
-    /// Wants the structural lock.
-    pub wants_lock: AtomicBool,
 
     /// Trace.
     pub trace: Ring,
@@ -144,11 +153,12 @@ pub struct Cpu {
     pub virt: Cell<*mut crate::arch::virt::CpuVirt>,
     /// Physical address of pages for the virtualization hardware.
     pub virt_pages: Cell<u64>,
-    /// Longest hold of the structural lock and longest stay in the kernel, in ticks (feature `checks`).
-    pub longest: [Cell<u64>; 2],
+    /// What a checking kernel saw.
+    pub checks: Checks,
 }
 
 static_assertions::const_assert_eq!(core::mem::offset_of!(Cpu, save), 40);
+static_assertions::const_assert_eq!(core::mem::offset_of!(Cpu, index), 4096);
 
 impl Object for Cpu {
     const KIND: ObjectType = ObjectType::Cpu;
@@ -272,6 +282,7 @@ impl Cpu {
 
     /// Whether a space is loaded here.
     pub fn has_loaded(&self, space: Obj<AddressSpace>) -> bool {
-        self.loaded_space.load(SeqCst) == space.physical() || self.loaded_guest.load(SeqCst) == space.physical()
+        flush::must_ask(self.loaded_space.load(SeqCst), space.physical())
+            || flush::must_ask(self.loaded_guest.load(SeqCst), space.physical())
     }
 }

@@ -5,7 +5,7 @@
 //! the scheduler dispatched, idle.
 
 use crate::{
-    arch, ipc,
+    arch, checks, ipc,
     memory::Obj,
     object::{
         life,
@@ -151,7 +151,7 @@ fn walk_on(cpu: &Cpu, first: Obj<Thread>, now: u64) -> Walked {
                     return Walked::Run(thread);
                 }
             },
-            State::Calling | State::Faulting => match ipc::retry(cpu, thread) {
+            State::Calling | State::Faulting => match ipc::retry(cpu, thread, false) {
                 ipc::Attempt::Ready(ready) => return Walked::Run(ready),
                 ipc::Attempt::Busy(server) => thread = server,
             },
@@ -423,7 +423,7 @@ pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
         let chosen = choose(cpu);
         if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
             // However much there is, interrupts are not kept out longer than one go takes.
-            arch::take_interrupts();
+            let_in(cpu, arch::take_interrupts);
             continue;
         }
         let Some(thread) = chosen else {
@@ -449,8 +449,16 @@ fn idle(cpu: &Cpu) {
         smp::enter_kernel(cpu);
         return;
     }
-    arch::halt();
+    let_in(cpu, arch::halt);
     smp::enter_kernel(cpu);
+}
+
+/// Lets interrupts in.
+#[inline(always)]
+pub fn let_in(cpu: &Cpu, how: fn()) {
+    checks::left(cpu);
+    how();
+    checks::again(cpu);
 }
 
 /// After a system call or trap: the same thread goes on, unless something asks for a choice.

@@ -3,7 +3,7 @@
 use crate::{
     arch,
     cap::{self, Cap, Slot},
-    ipc,
+    checks, ipc,
     memory::Obj,
     object::{
         address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
@@ -15,28 +15,38 @@ use crate::{
 };
 use moira_abi::{Error, Method, Rights, Tag};
 
+/// Runs the whole of a system call; a checking kernel looks how long it is.
+#[inline(always)]
+fn checked(cpu: &'static Cpu, what: u8, work: impl FnOnce() -> Obj<Thread>) -> Obj<Thread> {
+    checks::entered(cpu, what);
+    let next = work();
+    checks::left(cpu);
+    checks::before_task(cpu, next);
+    next
+}
+
 /// `call`, from `entry.s`; answers the thread to resume.
 #[unsafe(no_mangle)]
 extern "C" fn syscall_call(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
-    ipc::call(cpu, thread, tag)
+    checked(cpu, Method::Call as u8, || ipc::call(cpu, thread, tag))
 }
 
 /// `reply_receive`, from `entry.s`.
 #[unsafe(no_mangle)]
 extern "C" fn syscall_reply_receive(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
-    ipc::reply_receive(cpu, thread, tag)
+    checked(cpu, Method::ReplyReceive as u8, || ipc::reply_receive(cpu, thread, tag))
 }
 
 /// `run`, from `entry.s`.
 #[unsafe(no_mangle)]
 extern "C" fn syscall_run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    vcpu::run(cpu, thread)
+    checked(cpu, Method::VcpuRun as u8, || vcpu::run(cpu, thread))
 }
 
 /// `signal`, from `entry.s`.
 #[unsafe(no_mangle)]
 extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    ipc::signal(cpu, thread)
+    checked(cpu, Method::Signal as u8, || ipc::signal(cpu, thread))
 }
 
 const _: () = {
@@ -53,11 +63,11 @@ const _: () = {
 extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     const DISPATCH: u8 = Method::Dispatch as u8;
     const RECEIVE: u8 = Method::Receive as u8;
-    match tag.low() {
+    checked(cpu, tag.low(), || match tag.low() {
         DISPATCH => ipc::dispatch(cpu, thread),
         RECEIVE => ipc::receive(cpu, thread),
         _ => other(cpu, thread, tag),
-    }
+    })
 }
 
 #[inline(never)]
@@ -71,7 +81,10 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
         Some(method) => {
             let result = invoke(cpu, thread, method);
             match result {
-                Err(Busy::Lock) => thread.restart_call(),
+                Err(Busy::Restart) => {
+                    trace::event(cpu, trace::RESTART, thread.physical(), method as u64);
+                    thread.restart_call();
+                }
                 Err(Busy::Answer(error)) => thread.set_status(Err(error)),
                 Ok(()) => thread.set_status(Ok(())),
             }
@@ -86,8 +99,8 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
 
 /// Why an invocation did not succeed.
 enum Busy {
-    /// The structural lock is taken: the call runs again.
-    Lock,
+    /// The structural lock is taken, or this was a part of the work: the call runs again.
+    Restart,
     /// This is the answer.
     Answer(Error),
 }
@@ -115,7 +128,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
             let begun = arch::now();
             let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
             account_structural(cpu, begun);
-            return result.map_err(|error| if error == Error::Again { Busy::Lock } else { Busy::Answer(error) });
+            return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
         }
         Method::ContextLosers => {
             sched::charge(cpu);
@@ -124,18 +137,21 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         Method::VcpuKick => return Ok(vcpu::kick(cpu, cap.object(Rights::USE)?)?),
         Method::CapInspect => return Ok(cap_table::inspect(cap.object(Rights::USE)?, thread)?),
         Method::CpuLedger => return Ok(cpu_object::ledger(cpu, cap.object(Rights(0))?, thread)?),
-        Method::PlatformLog => return Ok(platform::log(cap.object(Rights::USE)?, thread)?),
+        Method::PlatformLog => {
+            return if platform::log(cap.object(Rights::USE)?, thread)? { Ok(()) } else { Err(Busy::Restart) };
+        }
         Method::PlatformEnd => return Ok(platform::end(cap.object(Rights::USE)?, thread)?),
         Method::PlatformTrace => return Ok(platform::trace(cap.object(Rights::USE)?, thread)?),
         _ => {}
     }
-    if !smp::try_lock(cpu) {
-        return Err(Busy::Lock);
+    if !smp::lock(cpu) {
+        return Err(Busy::Restart);
     }
     let begun = arch::now();
     trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
-    let result = structural(cpu, thread, method, slot, cap);
-    smp::unlock();
+    // Read anew: until the lock was taken, others may have changed the slot.
+    let result = structural(cpu, thread, method, slot, slot.read());
+    smp::unlock(cpu);
     account_structural(cpu, begun);
     Ok(result?)
 }

@@ -20,6 +20,12 @@ pub const STRUCTURAL: u32 = 5;
 pub const EXIT: u32 = 6;
 /// A system call; argument: method.
 pub const SYSCALL: u32 = 7;
+/// The structural lock was taken, and this CPU waits for its turn.
+pub const WAIT: u32 = 8;
+/// A system call runs again from its start; argument: the thread.
+pub const RESTART: u32 = 9;
+/// Translations were dropped; arguments: reason ([`moira_kernel_core::flush::Reason`]), space or page.
+pub const FLUSH: u32 = 10;
 
 /// Events of a ring.
 pub const EVENTS: usize = 512;

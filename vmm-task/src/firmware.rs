@@ -12,12 +12,12 @@ use vmm_machine::memory_map::{E820Kind, MemoryMap};
 ///
 /// # Errors
 /// What could not be made.
-pub fn tell(board: &mut Board, map: &MemoryMap, debug: bool) -> Result<(), &'static str> {
+pub fn tell(board: &mut Board, map: &MemoryMap, cpus: u32, debug: bool) -> Result<(), &'static str> {
     if !debug {
         board.debug().mute_firmware();
     }
     let low_end = map.low_end();
-    let make = move |ecam| FirmwareFiles::build(&AcpiConfig::for_firmware(1, low_end, ecam));
+    let make = move |ecam| FirmwareFiles::build(&AcpiConfig::for_firmware(cpus, low_end, ecam));
     make(None).map_err(|_| "ACPI tables")?;
     let files = Box::new(move |ecam| match make(ecam) {
         Ok(files) => Vec::from([(RSDP_FILE, files.rsdp), (TABLES_FILE, files.tables), (LOADER_FILE, files.loader)]),

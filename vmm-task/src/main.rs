@@ -3,14 +3,17 @@
 //! | capability | what for |
 //! | --- | --- |
 //! | `guest` | untyped: all of it becomes the guest's memory, so its size is the machine's |
-//! | `objects` | untyped: the vCPU, the guest's address space and page tables |
+//! | `objects` | untyped: the vCPUs, the guest's address space and page tables |
 //! | `console` | where the serial port and the virtio console write to and read from, and this task's own log |
 //! | `guest-firmware` | file, optional: a BIOS or UEFI image, started at the reset vector in place of a kernel |
 //! | `rom` | untyped, with firmware: at least the image's size in whole 2 MiB |
-//! | `guest-kernel` | file, without firmware: a bzImage, a PVH ELF, or a 64-bit ELF of our own |
-//! | `guest-initrd` | file, optional: the initial RAM disk |
+//! | `guest-kernel` | file, without firmware: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file |
+//! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
+//! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
+//!
+//! The machine has as many processors as this task has threads, each run by its own.
 //!
 //! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0), `firmware-debug=on` (show
 //! what firmware writes to its debug port, 402h).
@@ -26,11 +29,14 @@ mod hardware;
 mod machine;
 mod processor;
 
+use alloc::vec::Vec;
 use log::{error, info};
+use machine::Cpu;
 use moira_rt::{Env, end};
-use vmm_core::boot::Guest;
+use processor::Kernel;
+use vmm_core::boot::{self, Guest, Module};
 use vmm_core::report;
-use vmm_core::vm::Ending;
+use vmm_core::vm::{Ending, Processor, Vm};
 
 moira_rt::entry!(main);
 
@@ -41,27 +47,56 @@ fn main(env: Env) {
         fail("there is neither a file `guest-kernel` nor `guest-firmware`: nothing to boot");
     }
     let cmdline = alloc::string::String::from(env.argument("cmdline").unwrap_or_default());
-    let guest = Guest { firmware, kernel, initrd: env.file("guest-initrd"), cmdline: cmdline.as_bytes() };
-    let (mut vm, mut processor) = match machine::build(env) {
-        Ok(built) => built,
+    let mut modules: Vec<Module<'_>> = Vec::new();
+    modules.extend(env.file("guest-initrd").map(|bytes| Module { bytes, cmdline: b"initrd" }));
+    modules.extend(env.file("guest-modules").map(boot::modules).unwrap_or_default());
+    let guest = Guest { firmware, kernel, modules: &modules, cmdline: cmdline.as_bytes() };
+    let mut cpus = match machine::build(&env) {
+        Ok(cpus) => cpus.into_iter(),
         Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),
     };
-    if let Err(failure) = vm.boot(&guest) {
+    let Some(boot) = cpus.next() else { fail("the machine has no processor") };
+    for (cpu, number) in cpus.zip(1..) {
+        if !env.spawn(number, move || further(cpu)) {
+            fail(format_args!("there is no thread for processor {number}"));
+        }
+    }
+    if let Err(failure) = boot.settle() {
+        fail(format_args!("the boot processor cannot be set up: {failure}"));
+    }
+    boot_processor(boot, &guest);
+}
+
+/// The main thread: boots the machine, again after each reset, and reports how it ended.
+fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
+    let Cpu { mut vm, mut kernel, .. } = cpu;
+    let machine = vm.machine();
+    if let Err(failure) = vm.boot(guest) {
         fail(format_args!("the guest cannot be booted: {failure}"));
     }
     let mut resets = 0;
+    info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
-        let ending = vm.run(&mut processor);
+        let ending = vm.run(&mut kernel);
+        wait_for_others(&vm, &mut kernel);
+        let _ = kernel.console.lock().flush();
         if ending == Ending::Reset {
             resets += 1;
             info!("the machine resets, for the {resets}. time");
-            match vm.restart(&guest) {
+            match vm.restart(guest) {
                 Ok(()) => continue,
                 Err(failure) => fail(format_args!("the guest cannot be booted again: {failure}")),
             }
         }
         let failed = report::is_failure(&ending);
-        report::write(&vm, &ending, |line| if failed { error!("{line}") } else { info!("{line}") });
+        let say = |line: core::fmt::Arguments<'_>| if failed { error!("{line}") } else { info!("{line}") };
+        match machine.ending() {
+            Some((_, by)) if by != 0 => {
+                say(format_args!("on processor {by}:"));
+                machine.take_report().iter().for_each(|line| say(format_args!("{line}")));
+            }
+            _ => report::write(&vm, &ending, say),
+        }
         if failed {
             end::fail(format_args!("{ending}"));
         }
@@ -73,4 +108,41 @@ fn main(env: Env) {
 fn fail(why: impl core::fmt::Display) -> ! {
     error!("{why}");
     end::fail(format_args!("{why}"))
+}
+
+/// Waits until no other processor runs; they were told. One that does not come in time is left to its end with this task.
+fn wait_for_others(vm: &Vm<'_>, kernel: &mut Kernel) {
+    /// In TSC ticks, and how often.
+    const STEP: u64 = 1_000_000;
+    const STEPS: u32 = 1000;
+    for _ in 0..STEPS {
+        if vm.machine().all_left() {
+            return;
+        }
+        let until = kernel.now().saturating_add(STEP);
+        kernel.sleep(until);
+    }
+    log::warn!("a processor does not stop");
+}
+
+/// A further processor's thread.
+fn further(cpu: Cpu) {
+    let settled = cpu.settle();
+    let Cpu { mut vm, mut kernel, .. } = cpu;
+    let (machine, index) = (vm.machine(), vm.index());
+    if let Err(failure) = settled {
+        machine.report_line(alloc::format!("processor {index} cannot be set up: {failure}"));
+        machine.end(Ending::Unsupported("a processor that cannot be set up"), index);
+    }
+    loop {
+        let ending = vm.run(&mut kernel);
+        if machine.ending().is_some_and(|(_, by)| by == index) {
+            report::write(&vm, &ending, |line| machine.report_line(alloc::format!("{line}")));
+        }
+        machine.leave(index);
+        while machine.ending().is_some() {
+            kernel.sleep(0);
+        }
+        vm.power_on();
+    }
 }

@@ -1,5 +1,7 @@
 //! `bench`: what things cost, in instructions of a deterministic machine.
 
+mod linux;
+
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
@@ -8,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+
+mod kernel;
 
 use crate::build;
 use crate::cli::Global;
@@ -18,6 +22,10 @@ use crate::paths;
 use crate::progress;
 use crate::toolchain::Toolchain;
 
+mod costs;
+
+/// What the figures are made with: the measures against processor leaks have columns of their own.
+const OFF: &str = "mitigations=off";
 /// What the names of the systems that measure begin with.
 const SYSTEMS: &str = "bench";
 /// Wall time after which a system that says nothing new is given up.
@@ -28,9 +36,15 @@ const SILENCE: Duration = Duration::from_secs(300);
 pub struct Options {
     /// Only figures whose name contains this
     pattern: Option<String>,
+    /// Boot only this one of the systems that measure
+    #[arg(long, value_name = "NAME")]
+    system: Option<String>,
     /// Print a JSON array in place of a table
     #[arg(long)]
     json: bool,
+    /// What each measure against processor leaks adds, in place of the figures
+    #[arg(long)]
+    mitigations: bool,
     /// Where to measure: QEMU counts instructions as nanoseconds, Bochs by its own clock
     #[arg(long, default_value = "qemu")]
     emulator: Emulator,
@@ -58,15 +72,53 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
+    let wanted = |names: &[&str]| {
+        options.emulator == Emulator::Qemu
+            && options.pattern.as_ref().is_none_or(|pattern| names.iter().any(|name| name.contains(pattern.as_str())))
+    };
+    let looks = options.system.is_none() && wanted(&kernel::CHECKED.map(|(_, name)| name));
+    // Before the others: what is built last is what cargo leaves under the kernel's name.
+    let checking = if looks { Some(build::checking_kernel(&toolchain)?) } else { None };
     let images = build::images(&toolchain, global.install())?;
+    if options.mitigations {
+        print!("{}", costs::table(options, &images, &machine)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut all = Vec::new();
     let mut failed = None;
-    for name in systems()? {
-        match measure(&name, options, &images, &machine) {
+    // The kernel's own figures and those of a whole Linux need no system that measures.
+    let asked = |name: &String| match (&options.system, &options.pattern) {
+        (Some(only), _) => only == name,
+        (None, Some(pattern)) => !linux::is_all_of(pattern) && !pattern.starts_with("kernel."),
+        (None, None) => true,
+    };
+    for name in systems()?.into_iter().filter(asked) {
+        match measure(&name, options, OFF, &images, &machine) {
             Ok(figures) => all.extend(figures),
             Err(error) => {
                 eprintln!("error: {name}: {error:#}");
                 failed = Some(name);
+            }
+        }
+    }
+    if options.emulator == Emulator::Qemu && options.system.is_none() {
+        match linux::measure(options.pattern.as_deref(), &images, &machine) {
+            Ok(figures) => all.extend(figures),
+            Err(error) => {
+                eprintln!("error: linux: {error:#}");
+                failed = Some("linux".to_owned());
+            }
+        }
+    }
+    if options.system.is_none() && wanted(&kernel::SIZES) {
+        all.extend(kernel::sizes(&images)?);
+    }
+    if let Some(checking) = checking {
+        match kernel::checked(&images, &checking, &machine) {
+            Ok(figures) => all.extend(figures),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                failed = Some("the checking kernel".into());
             }
         }
     }
@@ -95,14 +147,20 @@ fn systems() -> Result<Vec<String>> {
 }
 
 /// Boots one system and reads its figures.
-fn measure(name: &str, options: &Options, images: &build::Images, machine: &Machine) -> Result<Vec<Figure>> {
+fn measure(
+    name: &str,
+    options: &Options,
+    cmdline: &str,
+    images: &build::Images,
+    machine: &Machine,
+) -> Result<Vec<Figure>> {
     let mut system = build::system(name, images, &BTreeMap::new())?;
     if let Some(kernel) = &options.kernel {
         system.kernel.clone_from(kernel);
     }
     let folder = paths::target().join(SYSTEMS).join(machine.label()).join(name);
     let step = progress::step(format!("{name} in {}", machine.label()));
-    let watch = follow(machine, &system, &folder)?;
+    let watch = follow(machine, &system, cmdline, &folder)?;
     step.finish();
     let log = folder.join("serial.log");
     std::fs::write(&log, watch.text())?;
@@ -114,8 +172,8 @@ fn measure(name: &str, options: &Options, images: &build::Images, machine: &Mach
 }
 
 /// Runs the system until it ends or falls silent.
-pub fn follow(machine: &Machine, system: &build::System, folder: &std::path::Path) -> Result<Watch> {
-    let mut running = machine.start(system, "", folder)?;
+pub fn follow(machine: &Machine, system: &build::System, cmdline: &str, folder: &std::path::Path) -> Result<Watch> {
+    let mut running = machine.start(system, cmdline, folder)?;
     running.serial.set_read_timeout(Some(Duration::from_millis(100)))?;
     let mut watch = Watch::default();
     let mut heard = Instant::now();

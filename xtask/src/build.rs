@@ -98,6 +98,19 @@ pub fn images(toolchain: &Toolchain, install: Install) -> Result<Images> {
     Ok(Images { kernel, kernel_symbols, tasks })
 }
 
+/// Builds the kernel with the checks of its own that cost time, beside the usual one.
+pub fn checking_kernel(toolchain: &Toolchain) -> Result<PathBuf> {
+    let mut command = toolchain.cargo("build");
+    command.args(["--release", "--message-format=json-render-diagnostics", "-p", KERNEL]);
+    command.args(["--features", "checks"]);
+    let kernel = run_cargo(&mut command)?.remove(KERNEL).context("the build made no kernel")?;
+    let folder = toolchain.target_dir().join("images/checks");
+    fs::create_dir_all(&folder)?;
+    let copy = folder.join(KERNEL);
+    process::output(Command::new("objcopy").arg("--strip-debug").arg(kernel).arg(&copy))?;
+    Ok(copy)
+}
+
 /// Runs cargo, lets its progress and complaints through, and returns its executables by name.
 fn run_cargo(command: &mut Command) -> Result<HashMap<String, PathBuf>> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;

@@ -142,7 +142,7 @@ fn boot(experiment: &Experiment, value: &str, images: &build::Images, machine: &
     let system = build::system(&format!("exp-{}", experiment.name), images, &values)?;
     let folder = folder.join(value);
     let step = progress::step(format!("{} with {value}", experiment.name));
-    let watch = bench::follow(machine, &system, &folder)?;
+    let watch = bench::follow(machine, &system, "", &folder)?;
     step.finish();
     let log = folder.join("serial.log");
     fs::write(&log, watch.text())?;

@@ -4,10 +4,10 @@ use crate::{Doing, Failure, PLATFORM, Root, build::Built, identity::Device, stor
 use alloc::{format, string::String, vec::Vec};
 use moira_abi::FrameSize;
 use moira_proto::{
-    start::{Region, layout, slot},
+    start::{Region, THREADS, layout, slot},
     system::{Grant, Role, Task},
 };
-use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, Slot};
+use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, SchedContext, Slot};
 
 /// What goes into one slot.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +16,8 @@ pub enum Item {
     Call(usize, u64),
     /// The notification of a task, with bits.
     Signal(usize, u64),
-    /// The scheduling context of a task.
-    Context(usize),
+    /// A scheduling context.
+    Context(SchedContext),
     /// A processor, with rights.
     Cpu(u32, Rights),
     /// The machine.
@@ -34,6 +34,8 @@ pub enum Item {
     Thread(usize),
     /// The space of a task.
     Space(usize),
+    /// The notification of one of its own further threads, by its index.
+    OwnThread(usize),
 }
 
 /// Something that is mapped for a task.
@@ -56,13 +58,18 @@ impl Root {
         self.system.tasks.iter().position(|task| task.name == name).ok_or_else(|| format!("there is no task `{name}`"))
     }
 
-    /// Contexts that live on the slack of a CPU, in the order in which they were bound: by index.
+    /// Contexts that live on the slack of a CPU, in the order of their tasks and threads.
     fn slack_contexts(&self, cpu: u32) -> Vec<Item> {
-        let tasks = self.system.tasks.iter().enumerate();
-        tasks
-            .filter(|(_, task)| task.cpu == cpu && task.time.context && task.time.extra)
-            .map(|(index, _)| Item::Context(index))
+        self.accounts()
+            .filter(|account| account.cpu == cpu && account.time.extra)
+            .map(|one| Item::Context(one.context))
             .collect()
+    }
+
+    /// The scheduling context of a task's main thread.
+    fn context(&self, task: usize) -> Result<SchedContext, Failure> {
+        let identity = self.identities.get(task).ok_or_else(|| format!("there is no task {task}"))?;
+        identity.context.ok_or_else(|| String::from("it has no time of its own"))
     }
 
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
@@ -80,8 +87,7 @@ impl Root {
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
                 items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
-                let all = self.system.tasks.iter().enumerate().filter(|(_, task)| task.time.context);
-                items.push(("contexts".into(), all.map(|(index, _)| Item::Context(index)).collect()));
+                items.push(("contexts".into(), self.accounts().map(|one| Item::Context(one.context)).collect()));
             }
         }
         for (name, grant) in &spec.grants {
@@ -96,7 +102,7 @@ impl Root {
                 (Grant::Signal { task, bits }, _) => {
                     alloc::vec![Item::Signal(self.find(task)?, *bits)]
                 }
-                (Grant::Context { task }, _) => alloc::vec![Item::Context(self.find(task)?)],
+                (Grant::Context { task }, _) => alloc::vec![Item::Context(self.context(self.find(task)?)?)],
                 (Grant::Control { task }, _) => {
                     alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
                 }
@@ -109,6 +115,9 @@ impl Root {
                 _ => continue,
             };
             items.push((name.clone(), list));
+        }
+        if !identity.threads.is_empty() {
+            items.push((THREADS.into(), (0..identity.threads.len()).map(Item::OwnThread).collect()));
         }
         Ok(items)
     }
@@ -176,7 +185,8 @@ impl Root {
         };
         table.copy(table, Slot(slot::TABLE), Rights::ALL).doing(doing)?;
         table.copy(built.space, Slot(slot::SPACE), Rights::ALL).doing(doing)?;
-        table.copy(built.thread, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
+        let main = built.threads.first().ok_or_else(doing)?;
+        table.copy(*main, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
         table.copy(identity.notification, Slot(slot::NOTIFICATION), Rights::ALL).doing(doing)?;
         let mut lent = built.lent.iter();
         let mut at = Slot(slot::NAMED);
@@ -189,7 +199,7 @@ impl Root {
                     };
                     table.copy(memory.untyped, at, Rights::ALL).doing(doing)?;
                 } else {
-                    self.put(table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
+                    self.put(index, table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
                 }
                 at = at.plus(1);
             }
@@ -197,7 +207,7 @@ impl Root {
         Ok(())
     }
 
-    fn put(&self, table: CapTable, at: Slot, item: Item) -> Result<(), Failure> {
+    fn put(&self, index: usize, table: CapTable, at: Slot, item: Item) -> Result<(), Failure> {
         let all = Rights::ALL;
         fn done<T: Capability, E: core::fmt::Debug>(result: Result<T, E>) -> Result<(), Failure> {
             result.map(|_| ()).doing(|| String::from("copying"))
@@ -209,9 +219,10 @@ impl Root {
                 done(table.mint(endpoint, at, Rights::CALL, badge))
             }
             Item::Signal(task, bits) => done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits)),
-            Item::Context(task) => {
-                let context = identity(task)?.context.ok_or_else(|| String::from("it has no time of its own"))?;
-                done(table.copy(context, at, all))
+            Item::Context(context) => done(table.copy(context, at, all)),
+            Item::OwnThread(number) => {
+                let thread = identity(index)?.threads.get(number).ok_or_else(|| String::from("no such thread"))?;
+                done(table.copy(thread.notification, at, all))
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),
@@ -238,7 +249,10 @@ impl Root {
                 continue;
             };
             let result = match item {
-                Item::Thread(_) => table.copy(other.thread, at, Rights::ALL).map(|_| ()),
+                Item::Thread(_) => match other.threads.first() {
+                    Some(main) => table.copy(*main, at, Rights::ALL).map(|_| ()),
+                    None => continue,
+                },
                 _ => table.copy(other.space, at, Rights::ALL).map(|_| ()),
             };
             // A holder may have put something else there, or the capability is still good.

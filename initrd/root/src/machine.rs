@@ -155,7 +155,7 @@ impl Root {
                 waiting.next().ok_or_else(|| format!("the system needs {needs} CPUs, the machine has {has}"))?;
             let slot = self.memory.slots.take(1).ok_or_else(no_slots)?;
             let limit = now() + self.info.tsc_hz;
-            // The kernel waits up to a second itself; what does not answer then is not there.
+            // Each call is a step; what does not run after a second is not there.
             let cpu = fully(|| {
                 let started = PLATFORM.start_cpu(apic_id, slot);
                 if now() > limit { started.map_err(|_| Error::NoHardware) } else { started }

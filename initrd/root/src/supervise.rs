@@ -80,13 +80,32 @@ impl Root {
             return Ok(());
         }
         let restarts = built.restarts;
-        let end = match built.thread.read_registers(buffer) {
-            // It runs, here or on its own CPU: another task has the same bit.
-            Err(Error::Active | Error::WrongCpu) => return Ok(()),
-            Err(error) => End::Fault(format!("stopped; its registers cannot be read: {error:?}")),
-            Ok(snapshot) if snapshot.fault.is_none() => return Ok(()),
-            Ok(snapshot) => self.end_of(index, &snapshot),
-        };
+        let mut ends = Vec::new();
+        for (number, thread) in built.threads.iter().enumerate() {
+            match thread.read_registers(buffer) {
+                // It runs, here or on its own CPU: another thread, or another task with the same bit, has stopped.
+                Err(Error::Active | Error::WrongCpu) => {}
+                Err(error) => ends.push((number, Err(error))),
+                Ok(snapshot) if snapshot.fault.is_none() => {}
+                Ok(snapshot) => ends.push((number, Ok(snapshot))),
+            }
+        }
+        let mut end = None;
+        for (number, stopped) in ends {
+            let found = match stopped {
+                Err(error) => End::Fault(format!("stopped; its registers cannot be read: {error:?}")),
+                Ok(snapshot) => self.end_of(index, number, &snapshot),
+            };
+            match found {
+                // A task ends with its main thread.
+                End::Finished if number != 0 => {}
+                found => {
+                    end = Some(found);
+                    break;
+                }
+            }
+        }
+        let Some(end) = end else { return Ok(()) };
         match end {
             End::Finished => {
                 info!("root: task {}: finished", spec.name);
@@ -136,7 +155,7 @@ impl Root {
         Ok(())
     }
 
-    fn end_of(&mut self, index: usize, snapshot: &Snapshot) -> End {
+    fn end_of(&mut self, index: usize, number: usize, snapshot: &Snapshot) -> End {
         let Some(fault) = snapshot.fault else {
             return End::Finished;
         };
@@ -146,7 +165,7 @@ impl Root {
             return End::Finished;
         }
         if fault.vector == end::VECTOR && marker == end::PANICKED {
-            let text = self.text(index, (length as usize).min(MOST_TEXT));
+            let text = self.text(index, number, (length as usize).min(MOST_TEXT));
             return End::Panicked(text.unwrap_or_else(|why| format!("panicked; its text cannot be read: {why}")));
         }
         let mut text = format!("fault vector {} ({}) at rip {:#x}", fault.vector, name_of(fault.vector), fault.rip);
@@ -164,9 +183,10 @@ impl Root {
         End::Fault(text)
     }
 
-    /// The text at the start of a task's message buffer, printable characters only.
-    fn text(&mut self, index: usize, length: usize) -> Result<String, Failure> {
-        let buffer = self.tasks.get(index).map(|built| built.buffer).ok_or_else(|| failure("no such task"))?;
+    /// The text at the start of the message buffer of a task's thread, printable characters only.
+    fn text(&mut self, index: usize, number: usize, length: usize) -> Result<String, Failure> {
+        let buffer = self.tasks.get(index).and_then(|built| built.buffers.get(number)).copied();
+        let buffer = buffer.ok_or_else(|| failure("no such thread"))?;
         let copy = self.copy(buffer, Rights::READ.or(Rights::WRITE))?;
         let mut bytes = alloc::vec![0; length];
         let read = self.memory.view(copy, FrameSize::Small).map(|view| {

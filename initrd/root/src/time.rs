@@ -4,7 +4,7 @@ use crate::{Doing, Failure, Root, grants::status_of};
 use alloc::{format, vec::Vec};
 use log::{debug, info};
 use moira_abi::boot::slot;
-use moira_proto::system::Role;
+use moira_proto::system::{Role, Time};
 use moira_root::plan::{self, Contract, Terms};
 use moira_rt::sys::{SchedContext, Slot};
 
@@ -17,10 +17,34 @@ const QUANTUM: u64 = 2_000_000;
 /// Shortest window: what a switch costs should be small beside it.
 const SHORTEST: u64 = 10_000;
 
+/// A thread with time of its own.
+pub struct Account<'a> {
+    /// Its task.
+    pub name: &'a str,
+    /// Where it lives.
+    pub cpu: u32,
+    /// What it was promised.
+    pub time: &'a Time,
+    /// Who pays.
+    pub context: SchedContext,
+}
+
 impl Root {
     fn ticks(&self, nanoseconds: u64) -> u64 {
         let ticks = u128::from(nanoseconds) * u128::from(self.info.tsc_hz) / 1_000_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
+    }
+
+    /// All that have time of their own: main threads and further ones, in the order of the tasks.
+    pub fn accounts(&self) -> impl Iterator<Item = Account<'_>> {
+        self.system.tasks.iter().zip(&self.identities).flat_map(|(spec, identity)| {
+            let main = (spec.cpu, &spec.time, identity.context);
+            let further = spec.threads.iter().zip(&identity.threads);
+            let further = further.map(|(thread, known)| (thread.cpu, &thread.time, known.context));
+            core::iter::once(main)
+                .chain(further)
+                .filter_map(|(cpu, time, context)| Some(Account { name: &spec.name, cpu, time, context: context? }))
+        })
     }
 
     /// Makes the scheduler tasks what they are.
@@ -56,17 +80,14 @@ impl Root {
                     extra: false,
                 });
             }
-            for (spec, identity) in self.system.tasks.iter().zip(&self.identities) {
-                let Some(context) = identity.context.filter(|_| spec.cpu == index) else {
-                    continue;
-                };
-                owners.push(context);
-                names.push(&spec.name);
+            for account in self.accounts().filter(|account| account.cpu == index) {
+                owners.push(account.context);
+                names.push(account.name);
                 contracts.push(Contract {
-                    slice: self.ticks(spec.time.slice_ns),
-                    period: self.ticks(spec.time.period_ns),
-                    latency: self.ticks(spec.time.latency_ns),
-                    extra: spec.time.extra,
+                    slice: self.ticks(account.time.slice_ns),
+                    period: self.ticks(account.time.period_ns),
+                    latency: self.ticks(account.time.latency_ns),
+                    extra: account.time.extra,
                 });
             }
             if owners.is_empty() {

@@ -6,7 +6,9 @@
 pub mod capword;
 pub mod derivation;
 pub mod flush;
+pub mod mitigations;
 pub mod plan;
 pub mod radix;
+pub mod turns;
 pub mod untyped;
 pub mod vcpu_check;

@@ -9,14 +9,17 @@ use crate::{
     arch,
     cap::{self, Cap, Slot},
     memory::{Obj, Object, Page},
-    smp,
+    smp, trace,
 };
 use core::{
     cell::Cell,
     sync::atomic::{AtomicU64, Ordering::*},
 };
 use moira_abi::{Error, ObjectType, Rights, USER_END, method::map, object::space_kind};
-use moira_kernel_core::radix::{self, Cache, EptFormat, MapError, NptFormat, Tables, TaskFormat};
+use moira_kernel_core::{
+    flush::{self, Own, Reason},
+    radix::{self, Cache, EptFormat, MapError, NptFormat, Tables, TaskFormat},
+};
 
 /// Spaces that can exist at once on the machine.
 const IDS: usize = 4096;
@@ -131,7 +134,7 @@ pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
             NEXT_ID.store(id + 1, Relaxed);
             space.id.set(id | entry >> 48 << 12);
             space.kind.set(kind);
-            space.load.set(arch::paging::root());
+            space.load.set(arch::paging::task_root());
             return Ok(());
         }
     }
@@ -305,10 +308,14 @@ fn change(space: Obj<AddressSpace>, cap: Cap, rights: Option<(Rights, Cache)>) -
     }
     let found = with_format!(space, format => radix::change(&space, format, root, address, physical, size, rights));
     if found {
-        if space.kind.get() == space_kind::TASK {
-            arch::paging::invalidate(address);
-        } else {
-            space.generation.fetch_add(1, SeqCst);
+        match flush::after_change(space.kind.get() != space_kind::TASK) {
+            Own::Page => {
+                trace::event(arch::cpu(), trace::FLUSH, Reason::Page as u64, address);
+                arch::paging::invalidate(address);
+            }
+            Own::Generation => {
+                space.generation.fetch_add(1, SeqCst);
+            }
         }
         smp::flush_space(space);
     }
@@ -329,7 +336,7 @@ pub fn retire(space: Obj<AddressSpace>) {
     let id = space.id.get();
     if id != 0 {
         space.id.set(0);
-        space.load.set(arch::paging::root());
+        space.load.set(arch::paging::task_root());
         // vCPUs look at the root anew.
         space.generation.fetch_add(1, SeqCst);
         SPACES[(id & 0xfff) as usize].store(((id >> 12) + 1 & 0xffff) << 48, Release);

@@ -123,7 +123,7 @@ impl Platform {
     fn log_with(self, buffer: &mut MessageBuffer, text: &[u8], how: u64) -> Result<usize, Error> {
         let bytes = buffer.write(text);
         let tag = Tag::new(0, bytes, 0);
-        raw::invoke(Method::PlatformLog, tag, self.slot().0, &[how]).check().map(|_| bytes)
+        raw::invoke(Method::PlatformLog, tag, self.slot().0, &[how, 0]).check().map(|_| bytes)
     }
 
     /// Ends the run or the machine; `why` goes to the kernel's log.

@@ -2,7 +2,10 @@
 
 use crate::thread::answered;
 use alloc::vec::Vec;
-use moira_abi::{Error, Method, Rights, Tag, fault::FAULT_LABEL};
+use moira_abi::{
+    Error, Method, Rights, Tag,
+    fault::{FAULT_LABEL, Registers},
+};
 use moira_lab::{Answer, Check, Lab, Outcome, Puppet, Stub, With, code_of, invoke, store, stored};
 use moira_sys::{Capability, Deadline, Endpoint, FrameSize, Message, Notification, Slot, Untyped};
 
@@ -256,6 +259,7 @@ fn buffer(lab: &mut Lab, check: &mut Check) {
         check.equal("answer", answer.map(|answer| (answer.tag.low(), answer.tag.bytes() as u64)), Some((0, bytes)));
         check.equal("its first byte", stored(client.buffer_at) as u8, bytes as u8);
     }
+    backwards(lab, check, &server, &client, endpoint);
     // The buffer's frame is taken back: no buffer then.
     check.good("delete", client.buffer.map_or(Ok(()), |frame| Lab::TABLE.delete_fully(frame.slot())));
     check.equal(
@@ -263,6 +267,24 @@ fn buffer(lab: &mut Lab, check: &mut Check) {
         answered(client.invoke(lab, Tag::new(0, 8, 0).0 | CALL, slot(endpoint), &[])),
         Some(Err(Error::NotMapped)),
     );
+}
+
+/// A caller whose direction flag is set: the kernel copies forwards all the same, for it and for an interrupt that comes meanwhile.
+fn backwards(lab: &mut Lab, check: &mut Check, server: &Puppet, client: &Puppet, endpoint: Endpoint) {
+    for word in 0..512 {
+        store(client.buffer_at + word * 8, word);
+    }
+    let mut registers = Registers { rflags: 0x402, ..Registers::default() };
+    registers.gpr[0] = Tag::new(0, 4096, 0).0 | CALL;
+    registers.gpr[7] = slot(endpoint);
+    check.good("call", client.execute(lab, Stub::Syscall, registers));
+    check.good("its end", server.outcome(lab));
+    let straight = (0..512).all(|word| stored(server.buffer_at + word * 8) == word);
+    check.holds("copied forwards", straight);
+    check.good("prepare", server.prepare(lab, REPLY_RECEIVE, 0, &[], 0));
+    check.good("answer", client.run(lab));
+    check.equal("interrupts", client.execute(lab, Stub::Count, registers), Ok(Outcome::Runs));
+    check.good("stop", client.thread.stop());
 }
 
 fn capabilities(lab: &mut Lab, check: &mut Check) {

@@ -301,6 +301,18 @@ fn selectors(lab: &mut Lab, check: &mut Check) {
         let outcome = puppet.execute(lab, Stub::LoadSs, registers);
         check.holds("a kernel selector for SS", matches!(outcome, Ok(Outcome::Fault(13, _, 0))));
     }
+    // Code segments: a far jump finds none but the task's own, in particular none of 32 bits.
+    let Some((memory, _)) = check.good("memory", lab.memory(1)) else { return };
+    registers.gpr[3] = memory;
+    for selector in 0..0x60u64 {
+        (registers.gpr[0], registers.gpr[1]) = (selector, Stub::Stop.address());
+        let outcome = puppet.execute(lab, Stub::Far, registers);
+        let good = match selector & !3 {
+            0x20 => outcome == Ok(Outcome::Fault(6, 0, 0)),
+            _ => matches!(outcome, Ok(Outcome::Fault(13, _, 0))),
+        };
+        check.holds(&alloc::format!("far jump to {selector:#x}: {outcome:x?}"), good);
+    }
     registers.gpr[0] = 0;
     let outcome = puppet.execute(lab, Stub::LoadDs, registers);
     check.equal("null for DS", outcome, Ok(Outcome::Fault(6, 0, 0)));

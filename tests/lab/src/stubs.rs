@@ -80,6 +80,12 @@ core::arch::global_asm!(
     "pop rcx",
     "ud2",
     "stub load_ss, mov ss, ax",
+    ".globl lab_far",
+    "lab_far:",
+    "mov [rbx], ecx",
+    "mov [rbx + 4], ax",
+    "jmp fword ptr [rbx]",
+    "ud2",
     ".globl lab_load_ds",
     "lab_load_ds:",
     "mov ds, ax",
@@ -207,6 +213,8 @@ stubs! {
     Popf = lab_popf,
     /// SS from `ax`.
     LoadSs = lab_load_ss,
+    /// Far jump to the code segment in `rax`, at `rcx` (below 4 GiB); `rbx`: memory for the pointer.
+    Far = lab_far,
     /// DS from `ax`.
     LoadDs = lab_load_ds,
     /// GS from `ax`, then a load through it.

@@ -177,16 +177,44 @@ fn archive(
         if path.is_empty() {
             continue;
         }
-        let bytes = match path.strip_prefix("zeros:") {
-            Some(size) => zeros(size)?,
-            None => {
-                let path = source_file(path, images, options)?;
-                fs::read(&path).with_context(|| format!("cannot read `{file}` from {}", path.display()))?
-            }
+        let bytes = if let Some(size) = path.strip_prefix("zeros:") {
+            zeros(size)?
+        } else if let Some(list) = path.strip_prefix(MODULES) {
+            modules(list, images, options).with_context(|| format!("cannot pack `{file}`"))?
+        } else {
+            let path = source_file(path, images, options)?;
+            fs::read(&path).with_context(|| format!("cannot read `{file}` from {}", path.display()))?
         };
         archive.file(file, &bytes).with_context(|| format!("cannot pack `{file}`"))?;
     }
     Ok(archive.finish())
+}
+
+/// What a list of modules begins with, and what stands between two of them: `modules:FILE[:COMMAND LINE]|FILE…`.
+pub const MODULES: &str = "modules:";
+/// See [`MODULES`].
+pub const NEXT_MODULE: char = '|';
+
+/// An archive of modules for a guest, whose names are their command lines.
+fn modules(list: &str, images: &HashMap<String, PathBuf>, options: &PackOptions) -> Result<Vec<u8>> {
+    let mut archive = cpio::Archive::new();
+    for module in list.split(NEXT_MODULE).filter(|module| !module.is_empty()) {
+        let (file, cmdline) = split_module(module);
+        let path = source_file(file, images, options)?;
+        let bytes = fs::read(&path).with_context(|| format!("cannot read the module {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        archive.file(cmdline.unwrap_or(&name), &bytes)?;
+    }
+    Ok(archive.finish())
+}
+
+/// A module's file and command line. The colon of `guest:` and `image:` belongs to the file.
+pub fn split_module(module: &str) -> (&str, Option<&str>) {
+    let skip = ["guest:", "image:"].iter().find(|prefix| module.starts_with(**prefix)).map_or(0, |prefix| prefix.len());
+    match module[skip..].find(':') {
+        Some(at) => (&module[..skip + at], Some(&module[skip + at + 1..])),
+        None => (module, None),
+    }
 }
 
 /// An empty disk of so many MiB.
@@ -205,18 +233,7 @@ fn source_file(path: &str, images: &HashMap<String, PathBuf>, options: &PackOpti
         return images.get(name).cloned().with_context(|| format!("the image `{name}` was not built"));
     }
     match path.strip_prefix("guest:") {
-        Some("kernel") => Ok(crate::guest::linux(&options.cache)?.kernel),
-        Some("initrd") => Ok(crate::guest::linux(&options.cache)?.initrd),
-        Some("disk") => crate::guest::disk(&options.cache),
-        Some(part) => {
-            let image = crate::guest::firmware(part).with_context(|| {
-                format!("`guest:{part}` is unknown; there are guest:kernel, initrd, disk, seabios and ovmf")
-            })?;
-            if !image.is_there() {
-                bail!("{} is not there; it comes with Debian's package {}", image.name, image.package);
-            }
-            Ok(PathBuf::from(image.name))
-        }
+        Some(part) => crate::guest::file(&options.cache, part),
         None => Ok(options.root.join(path)),
     }
 }

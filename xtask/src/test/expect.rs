@@ -13,6 +13,8 @@ pub enum Step {
     Contains(String),
     /// A whole line or a part of it must match. `^` and `$` are the ends of a line.
     Matches(Regex),
+    /// All of these must appear, in whatever order.
+    All(Vec<Step>),
     /// This is typed once everything before it has been seen.
     Send(String),
 }
@@ -23,7 +25,20 @@ impl Step {
         match self {
             Step::Contains(part) => text.find(part.as_str()).map(|at| (at, at + part.len())),
             Step::Matches(regex) => regex.find(text).map(|found| (found.start(), found.end())),
+            Step::All(steps) => steps.iter().try_fold((usize::MAX, 0), |(from, to), step| {
+                let (start, end) = step.find(text)?;
+                Some((from.min(start), to.max(end)))
+            }),
             Step::Send(_) => None,
+        }
+    }
+
+    /// Whether it can be judged by whole lines only.
+    fn has_pattern(&self) -> bool {
+        match self {
+            Step::Matches(_) => true,
+            Step::All(steps) => steps.iter().any(Step::has_pattern),
+            Step::Contains(_) | Step::Send(_) => false,
         }
     }
 }
@@ -33,6 +48,10 @@ impl fmt::Display for Step {
         match self {
             Step::Contains(text) => write!(f, "{text:?}"),
             Step::Matches(regex) => write!(f, "/{regex}/"),
+            Step::All(steps) => {
+                f.write_str("all of")?;
+                steps.iter().try_for_each(|step| write!(f, " {step}"))
+            }
             Step::Send(text) => write!(f, "(typing {text:?})"),
         }
     }
@@ -45,6 +64,7 @@ impl<'de> Deserialize<'de> for Step {
         struct Table {
             regex: Option<String>,
             send: Option<String>,
+            all: Option<Vec<Step>>,
         }
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -55,12 +75,17 @@ impl<'de> Deserialize<'de> for Step {
         match Form::deserialize(from)? {
             Form::Text(text) if text.is_empty() => Err(Error::custom("an empty string is always found")),
             Form::Text(text) => Ok(Step::Contains(text)),
-            Form::Table(Table { regex: Some(pattern), send: None }) => {
+            Form::Table(Table { regex: Some(pattern), send: None, all: None }) => {
                 let regex = RegexBuilder::new(&pattern).multi_line(true).build();
                 regex.map(Step::Matches).map_err(|error| Error::custom(format!("{pattern:?}: {error}")))
             }
-            Form::Table(Table { regex: None, send: Some(text) }) => Ok(Step::Send(text)),
-            Form::Table(_) => Err(Error::custom("either `regex` or `send`")),
+            Form::Table(Table { regex: None, send: Some(text), all: None }) => Ok(Step::Send(text)),
+            Form::Table(Table { regex: None, send: None, all: Some(steps) })
+                if !steps.is_empty() && !steps.iter().any(|step| matches!(step, Step::Send(_))) =>
+            {
+                Ok(Step::All(steps))
+            }
+            Form::Table(_) => Err(Error::custom("one of `regex`, `send`, and `all` with something to see")),
         }
     }
 }
@@ -86,7 +111,7 @@ impl<'a> Matcher<'a> {
             if let Step::Send(keys) = step {
                 typed.push_str(keys);
             } else {
-                let seen = if matches!(step, Step::Matches(_)) { whole_lines } else { text };
+                let seen = if step.has_pattern() { whole_lines } else { text };
                 let Some((_, end)) = seen.get(self.from..).and_then(|seen| step.find(seen)) else {
                     break;
                 };
@@ -138,10 +163,26 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_in_any_order_is_all_seen_before_the_next() {
+        let steps = steps(r#"[{ all = ["a", { regex = "^b$" }] }, "c"]"#);
+        for (text, left) in [("a\nc\n", true), ("b\nc\na\n", true), ("b\na\nc\n", false), ("a\nb\nc\n", false)] {
+            let mut matcher = Matcher::new(&steps);
+            matcher.advance(text, text);
+            assert_eq!(matcher.waiting_for().is_some(), left, "{text}");
+        }
+    }
+
+    #[test]
     fn wrong_lists_are_refused() {
-        for list in
-            [r#"[""]"#, r#"[{ regex = "(" }]"#, r#"[{}]"#, r#"[{ regex = "a", send = "b" }]"#, r#"[{ x = "a" }]"#]
-        {
+        for list in [
+            r#"[{ all = [] }]"#,
+            r#"[{ all = [{ send = "a" }] }]"#,
+            r#"[""]"#,
+            r#"[{ regex = "(" }]"#,
+            r#"[{}]"#,
+            r#"[{ regex = "a", send = "b" }]"#,
+            r#"[{ x = "a" }]"#,
+        ] {
             assert!(toml::from_str::<List>(&format!("steps = {list}")).is_err(), "{list}");
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod apic;
 pub mod ioapic;
+pub mod mitigations;
 pub mod paging;
 pub mod serial;
 pub mod smp;

@@ -3,7 +3,8 @@
 //! All memory is mapped at `DIRECT_MAP`, writable and not executable; the image at `KERNEL_BASE`: text executable, constants
 //! read-only, data writable; device registers of the kernel uncached in a small window above the image.
 
-use crate::memory::{DIRECT_MAP, KERNEL_BASE, Page};
+use super::mitigations;
+use crate::memory::{self, DIRECT_MAP, KERNEL_BASE, Page};
 use core::sync::atomic::{AtomicU64, Ordering::*};
 
 const PRESENT: u64 = 1;
@@ -17,6 +18,8 @@ const NO_EXECUTE: u64 = 1 << 63;
 const DEVICES: u64 = KERNEL_BASE + 0x3fe0_0000;
 
 static ROOT: AtomicU64 = AtomicU64::new(0);
+/// The same for tasks: where they are kept apart from the kernel, only what entering it takes.
+static TASK_ROOT: AtomicU64 = AtomicU64::new(0);
 static DEVICE_TABLE: AtomicU64 = AtomicU64::new(0);
 static DEVICE_COUNT: AtomicU64 = AtomicU64::new(0);
 
@@ -72,7 +75,25 @@ pub fn init(memory: impl Iterator<Item = (u64, u64)>, sections: &[(u64, u64, boo
         }
     }
     ROOT.store(root, Release);
+    TASK_ROOT.store(if apart() { allocate() } else { root }, Release);
     load_kernel();
+}
+
+/// Whether tasks run on tables without the kernel.
+fn apart() -> bool {
+    mitigations::has(mitigations::measure::PTI)
+}
+
+/// Maps a page of data for the kernel.
+pub fn map(address: u64, physical: u64, allocate: Allocate) {
+    map_4k(root(), address, physical, WRITE | NO_EXECUTE, allocate);
+}
+
+/// Leaves a page of the kernel's to the tables of tasks: what entering the kernel touches.
+pub fn show(address: u64, physical: u64, executable: bool, allocate: Allocate) {
+    if apart() {
+        map_4k(task_root(), address, physical, if executable { 0 } else { WRITE | NO_EXECUTE }, allocate);
+    }
 }
 
 /// Maps a page of device registers for the kernel; answers its address. Bounded: at most 512 pages are ever mapped.
@@ -95,11 +116,16 @@ pub fn identity(on: bool, table: u64) {
     } else {
         root.write(0, 0);
         // This processor may have a task's tables loaded, and keeps them; a load drops what it remembers of the others.
-        let loaded: u64;
-        // SAFETY: reading CR3.
-        unsafe { core::arch::asm!("mov {}, cr3", out(reg) loaded, options(nomem, nostack, preserves_flags)) };
-        load(loaded);
+        load(loaded());
     }
+}
+
+/// What is loaded: CR3.
+pub fn loaded() -> u64 {
+    let loaded: u64;
+    // SAFETY: reading CR3.
+    unsafe { core::arch::asm!("mov {}, cr3", out(reg) loaded, options(nomem, nostack, preserves_flags)) };
+    loaded
 }
 
 /// Physical address of the kernel's top-level table.
@@ -107,17 +133,20 @@ pub fn root() -> u64 {
     ROOT.load(Acquire)
 }
 
+/// Physical address of a top-level table with the kernel's half as tasks have it, and nothing else.
+pub fn task_root() -> u64 {
+    TASK_ROOT.load(Acquire)
+}
+
 /// Gives a task's top-level table the kernel's half.
 pub fn copy_kernel_half(table: u64) {
-    for index in 256..512 {
-        Page(table).write(index * 8, Page(root()).read(index * 8));
-    }
+    memory::copy(task_root() + 2048, table + 2048, 2048);
 }
 
 /// Loads a task's tables.
 #[inline(always)]
 pub fn load(root: u64) {
-    // SAFETY: every top-level table holds the kernel's half.
+    // SAFETY: every top-level table holds the kernel's half, as far as it is not kept apart.
     unsafe { core::arch::asm!("mov cr3, {}", in(reg) root, options(nostack, preserves_flags)) }
 }
 

@@ -12,14 +12,24 @@ pub fn init() {
     }
 }
 
+/// Whether the transmitter is empty. Also true where there is no such port.
+pub fn is_ready() -> bool {
+    port_read(COM1 + 5, 1) & 0x20 != 0
+}
+
+/// Sends a byte without a look.
+pub fn send(byte: u8) {
+    port_write(COM1, 1, byte as u32);
+}
+
 /// Sends a byte; gives up after a while where there is no such port.
 pub fn put(byte: u8) {
     for _ in 0..100_000 {
-        if port_read(COM1 + 5, 1) & 0x20 != 0 {
+        if is_ready() {
             break;
         }
     }
-    port_write(COM1, 1, byte as u32);
+    send(byte);
 }
 
 /// Waits until everything is sent.

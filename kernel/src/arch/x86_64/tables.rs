@@ -1,6 +1,7 @@
 //! GDT, TSS, IDT, control registers and MSRs of one processor.
 
-use crate::percpu::Cpu;
+use super::{mitigations, paging};
+use crate::{memory::KERNEL_BASE, percpu::Cpu};
 use core::{arch::asm, cell::UnsafeCell};
 use x86::{
     dtables::{DescriptorTablePointer, lgdt, lidt},
@@ -19,6 +20,9 @@ pub const TSS: u16 = 0x28;
 
 /// Flags that SYSCALL clears: TF, IF, DF, IOPL, NT, RF, AC.
 const SYSCALL_MASK: u64 = 0x100 | 0x200 | 0x400 | 0x3000 | 0x4000 | 0x1_0000 | 0x4_0000;
+
+/// Bytes of an entry stub (`entry.s`).
+const STUB: u64 = 12;
 
 /// The 64-bit TSS (SDM 8.7), without I/O bitmap.
 #[repr(C, packed(4))]
@@ -57,6 +61,9 @@ static IDT: SharedIdt = SharedIdt(UnsafeCell::new(Idt([Gate { low: 0, high: 0 };
 unsafe extern "C" {
     fn entry_syscall();
     fn entry_stubs();
+    fn entry_debug();
+    static kernel_entry_start: u8;
+    static kernel_entry_end: u8;
     fn entry_paranoid_nmi();
     fn entry_paranoid_df();
     fn entry_paranoid_mc();
@@ -80,13 +87,21 @@ pub fn init_idt() {
     for (vector, slot) in idt.0.iter_mut().enumerate() {
         // INT3 and INTO may be used by tasks; everything else from user mode by INT n is #GP.
         let dpl = if vector == 3 || vector == 4 { 3 } else { 0 };
-        *slot = gate(entry_stubs as *const () as u64 + vector as u64 * 16, 0, dpl);
+        *slot = gate(entry_stubs as *const () as u64 + vector as u64 * STUB, 0, dpl);
     }
     // A MOV SS before SYSCALL can put a debug exception on the kernel's first instruction, on the user's stack and GS.
-    idt.0[1] = gate(entry_stubs as *const () as u64 + 16, 4, 0);
+    idt.0[1] = gate(entry_debug as *const () as u64, 4, 0);
     idt.0[2] = gate(entry_paranoid_nmi as *const () as u64, 1, 0);
     idt.0[8] = gate(entry_paranoid_df as *const () as u64, 2, 0);
     idt.0[18] = gate(entry_paranoid_mc as *const () as u64, 3, 0);
+}
+
+/// Leaves the entry code and the IDT to the tables of tasks.
+pub fn show(allocate: paging::Allocate) {
+    let entry = (&raw const kernel_entry_start as u64..&raw const kernel_entry_end as u64).step_by(4096);
+    for (page, executable) in entry.map(|page| (page, true)).chain([(IDT.0.get() as u64, false)]) {
+        paging::show(page, page - KERNEL_BASE, executable, allocate);
+    }
 }
 
 /// Loads a processor's tables and points GS at its structure. `ist` are the tops of the NMI, double-fault, machine-check and debug stacks.
@@ -98,7 +113,7 @@ pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 4]) {
     unsafe {
         let tss_address = tables.tss.get() as u64;
         let tss = &mut *tables.tss.get();
-        tss.rsp = [cpu.stack.get(), 0, 0];
+        tss.rsp = [cpu.me.get() + 4096, 0, 0];
         tss.ist = [ist[0], ist[1], ist[2], ist[3], 0, 0, 0];
         tss.io_map = size_of::<Tss>() as u16;
         let limit = size_of::<Tss>() as u64 - 1;
@@ -140,7 +155,9 @@ pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 4]) {
 fn init_control() {
     let features = raw_cpuid::CpuId::new();
     let extended = features.get_extended_feature_info();
-    let mut cr4: u64 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10;
+    // No translation of the kernel's outlives a load of CR3 where tasks must not have it.
+    let global = !mitigations::has(mitigations::measure::PTI) as u64;
+    let mut cr4: u64 = 1 << 5 | global << 7 | 1 << 9 | 1 << 10;
     if let Some(features) = &extended {
         cr4 |= (features.has_smep() as u64) << 20
             | (features.has_smap() as u64) << 21

@@ -1,17 +1,22 @@
 //! Exceptions and interrupts, from user mode and from the few places in the kernel where interrupts are let in.
 
 use super::{apic, paging};
-use crate::{ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, smp, trace};
+use crate::{checks, ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, smp, trace};
 
 /// From user mode (`entry.s`): answers the thread to resume.
 #[unsafe(no_mangle)]
 extern "C" fn user_trap(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64) -> Obj<Thread> {
-    if vector < 32 {
+    checks::entered(cpu, 0);
+    let next = if vector < 32 {
         let address = if vector == 14 { paging::fault_address() } else { 0 };
-        return ipc::fault(cpu, thread, vector, error, address);
-    }
-    interrupt(cpu, vector as u8);
-    sched::resume(cpu, thread)
+        ipc::fault(cpu, thread, vector, error, address)
+    } else {
+        interrupt(cpu, vector as u8);
+        sched::resume(cpu, thread)
+    };
+    checks::left(cpu);
+    checks::before_task(cpu, next);
+    next
 }
 
 /// Handles an interrupt. The kernel must choose afterwards if `must_choose` is set.
@@ -59,10 +64,6 @@ extern "C" fn kernel_trap(vector: u64, frame: *const u64, saved: *const u64) {
         if halted {
             smp::leave_kernel(cpu);
         }
-        return;
-    }
-    if vector == 1 {
-        // Only a task's MOV SS before its SYSCALL leads here, before GS was swapped: nothing of the CPU may be touched.
         return;
     }
     panic::exception(vector, frame, saved);

@@ -26,12 +26,17 @@ use moira_abi::vcpu::Exit;
 use moira_kernel_core::vcpu_check::{self as check, Control};
 use x86::msr;
 
-use super::{svm, vmx};
+use super::{
+    mitigations::{self, measure},
+    svm, vmx,
+};
 use block::Block;
 pub use block::VcpuHw;
 pub(super) use block::{Nmi, Shadow, slow};
 pub use cpu::CpuVirt;
-pub(super) use cpu::{TableRegister, Tags, cpuid, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl};
+pub(super) use cpu::{
+    TableRegister, Tags, cpuid, cpuid_count, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl,
+};
 pub use page::StatePage;
 pub(super) use page::{
     get, put, put_segment, read_control, read_debug, read_inject, read_msrs, read_rip, read_segments, read_tables,
@@ -146,6 +151,7 @@ pub fn init(vendor: Vendor, hw: VcpuHw) {
     let shadow = hw.shadow();
     shadow.dr6 = 0xffff_0ff0;
     shadow.xcr0 = 1;
+    set_slow(shadow, slow::HARDEN, mitigations::has(measure::L1D | measure::VERW | measure::RSB));
     // SAFETY: inside the block.
     unsafe { hw.vector().add(24).cast::<u32>().write(MXCSR_RESET) };
     match vendor {
@@ -254,6 +260,7 @@ fn settle_resident(cpu: &mut CpuVirt) {
 /// Loads the lazily swapped state of a vCPU that becomes resident.
 pub(super) fn become_resident(cpu: &mut CpuVirt, hw: VcpuHw) {
     settle(cpu);
+    mitigations::barrier();
     cpu.resident = hw.address();
     let shadow = hw.shadow();
     load_debug(shadow);

@@ -65,7 +65,7 @@ pub struct BoardConfig<'a> {
 }
 
 /// Makes the files of the firmware configuration device that depend on where firmware has put the ECAM (`None`: nowhere).
-pub type EcamFiles = Box<dyn Fn(Option<u64>) -> Vec<(&'static str, Vec<u8>)>>;
+pub type EcamFiles = Box<dyn Fn(Option<u64>) -> Vec<(&'static str, Vec<u8>)> + Send>;
 
 /// Owners of ports. Values from [`PORT_BAR`] on are I/O BARs, one for each slot.
 mod port {
@@ -119,6 +119,10 @@ pub struct Board {
     /// INTA of each slot, as last carried to the fabric.
     intx: u32,
     deadline: Option<u64>,
+    /// The same without the local APICs.
+    device_deadline: Option<u64>,
+    /// Deadlines were computed anew and nobody has asked since.
+    deadlines_changed: bool,
     deadline_stale: bool,
 }
 
@@ -152,6 +156,8 @@ impl Board {
             next_io: p::PCI_IO_BASE,
             intx: 0,
             deadline: None,
+            device_deadline: None,
+            deadlines_changed: true,
             deadline_stale: true,
         };
         board.claim_ports();

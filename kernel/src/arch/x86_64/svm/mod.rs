@@ -10,6 +10,7 @@ use moira_abi::vcpu::VcpuState;
 use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
+use super::mitigations;
 use super::virt::{
     CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow,
     write_spec_ctrl,
@@ -153,6 +154,9 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
         }
         if shadow.slow & slow::SPEC_CTRL != 0 {
             write_spec_ctrl(shadow.spec_ctrl);
+        }
+        if shadow.slow & slow::HARDEN != 0 {
+            mitigations::before_entry();
         }
     }
     // SAFETY: the caller's contract; the VMCB's controls are this module's, and its state was checked as it was loaded.

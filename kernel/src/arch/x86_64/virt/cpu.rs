@@ -101,7 +101,7 @@ impl Tags {
 
 pub(in super::super) const IA32_SPEC_CTRL: u32 = 0x48;
 
-/// SPEC_CTRL around the guest, where it exists and the guest uses it.
+/// SPEC_CTRL around the guest, where it exists and the guest uses it: the guest's value, or the host's.
 pub(in super::super) fn write_spec_ctrl(value: u64) {
     // SAFETY: only called where the MSR exists, with bits that exist.
     unsafe { msr::wrmsr(IA32_SPEC_CTRL, value) };

@@ -7,6 +7,7 @@ mod switch;
 
 use x86::msr;
 
+use super::mitigations;
 use super::virt::{
     self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, slow,
     write_spec_ctrl,
@@ -146,7 +147,7 @@ fn tags(vpid: bool) -> Tags {
 ///
 /// # Safety
 /// As for `virt::run`.
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let shadow = hw.shadow();
     // Resident implies current: `load_vmcs` settles.
@@ -191,12 +192,15 @@ fn swap_in(shadow: &Shadow, differs: u32) {
     if differs & slow::SPEC_CTRL != 0 {
         write_spec_ctrl(shadow.spec_ctrl);
     }
+    if differs & slow::HARDEN != 0 {
+        mitigations::before_entry();
+    }
 }
 
 #[inline(always)]
 fn swap_out(cpu: &CpuVirt, differs: u32) {
     if differs & slow::SPEC_CTRL != 0 {
-        write_spec_ctrl(0);
+        write_spec_ctrl(mitigations::host_spec_ctrl());
     }
     switch::write_if(differs & slow::STAR != 0, msr::IA32_STAR, cpu.host.star);
     switch::write_if(differs & slow::LSTAR != 0, msr::IA32_LSTAR, cpu.host.lstar);

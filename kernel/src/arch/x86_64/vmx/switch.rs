@@ -6,13 +6,13 @@ use moira_abi::vcpu::VcpuState;
 use x86::msr;
 use x86::vmx::vmcs::host;
 
-use super::super::virt::TableRegister;
+use super::super::{mitigations, virt::TableRegister};
 
 /// Enters the guest of the current VMCS. True: the instruction failed and there was no entry; the general registers in the
 /// page are then as they were.
 ///
 /// Host RSP and RIP are written only when the stack pointer is another than last time (`host_rsp`). That is right because
-/// this function is one piece of code: it must not be inlined.
+/// this function is one piece of code: it must not be inlined. With the measure RSB the exit goes by way of filling the return stack.
 ///
 /// # Safety
 /// The current VMCS's controls and other host fields are right.
@@ -30,6 +30,10 @@ pub(super) unsafe fn enter(page: *mut VcpuState, launched: &mut bool, host_rsp: 
             "mov eax, {host_rsp}",
             "vmwrite rax, rsp",
             "lea rcx, [rip + 5f]",
+            "test dword ptr [rip + {measures}], {rsb}",
+            "jz 7f",
+            "lea rcx, [rip + 8f]",
+            "7:",
             "mov eax, {host_rip}",
             "vmwrite rax, rcx",
             "2:",
@@ -46,6 +50,8 @@ pub(super) unsafe fn enter(page: *mut VcpuState, launched: &mut bool, host_rsp: 
             "vmlaunch",
             "4:",
             "pop rdi", "pop rsi", "mov eax, 1", "jmp 6f",
+            "8:",
+            "call {fill}",
             "5:",
             "push rdi",
             "mov rdi, [rsp + 8]",
@@ -61,6 +67,9 @@ pub(super) unsafe fn enter(page: *mut VcpuState, launched: &mut bool, host_rsp: 
             gpr = const offset_of!(VcpuState, gpr),
             host_rsp = const host::RSP,
             host_rip = const host::RIP,
+            measures = sym mitigations::ON,
+            rsb = const mitigations::measure::RSB,
+            fill = sym mitigations::fill_return_stack,
             out("rax") failed, inout("rdi") page => _, inout("rsi") core::ptr::from_mut(launched) => _,
             inout("rdx") core::ptr::from_mut(host_rsp) => _,
             out("rcx") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
