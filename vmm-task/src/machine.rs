@@ -13,7 +13,9 @@ use moira_rt::sys::{
     Capability, Cpu as HostCpu, Endpoint, Error, Frame, FrameSize, GuestSpace, IoPorts, MapFlags, Notification, Rights,
     Slot, Space, Untyped, Vcpu, abi,
 };
+use spin::Once;
 use vmm_core::disk::MemoryDisk;
+use vmm_core::history::History;
 use vmm_core::machine::{MOST_CPUS, Machine};
 use vmm_core::ram::Ram;
 use vmm_core::state::StatePage;
@@ -105,6 +107,19 @@ impl Cpu {
     }
 }
 
+/// State pages and exits of the machine's processors, for whoever reports on a panic.
+static PROCESSORS: Once<(Vec<StatePage<'static>>, &'static Machine<'static>)> = Once::new();
+
+/// The state pages of the machine's processors.
+pub fn pages() -> &'static [StatePage<'static>] {
+    PROCESSORS.get().map_or(&[], |(pages, _)| pages)
+}
+
+/// The last exits of a processor.
+pub fn history(cpu: usize) -> Option<&'static History> {
+    PROCESSORS.get().map(|(_, machine)| machine.history(cpu))
+}
+
 /// The machine: its processors, the boot processor first, one for each thread of this task.
 ///
 /// # Errors
@@ -160,7 +175,9 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
         crate::firmware::tell(&mut board, &map, apic_ids.len() as u32, debug).map_err(Failure::FirmwareFiles)?;
     }
     let wires: &Wires = Box::leak(Box::new(wires));
-    let machine: &Machine<'_> = Box::leak(Box::new(Machine::new(ram, map, board, tsc_hz, apic_ids.len(), wires)));
+    let machine: &'static Machine<'static> =
+        Box::leak(Box::new(Machine::new(ram, map, board, tsc_hz, apic_ids.len(), wires)));
+    PROCESSORS.call_once(|| (pages.clone(), machine));
     let mut cpus = Vec::new();
     let parts = apic_ids.iter().zip(notifications).zip(vcpus).zip(frames).zip(pages);
     for ((((&id, notification), vcpu), frame), page) in parts {

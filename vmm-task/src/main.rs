@@ -15,8 +15,12 @@
 //!
 //! The machine has as many processors as this task has threads, each run by its own.
 //!
+<<<<<<< HEAD
 //! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0), `firmware-debug=on` (show
 //! what firmware writes to its debug port, 402h).
+=======
+//! Arguments: `cmdline=…`, `panic-at-end=…` (for tests of what a panic leaves), `disk-changes=BYTES` (most that the guest may change of its disk, 0).
+>>>>>>> main
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -55,6 +59,7 @@ fn main(env: Env) {
         Ok(cpus) => cpus.into_iter(),
         Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),
     };
+    end::on_panic(last_words);
     let Some(boot) = cpus.next() else { fail("the machine has no processor") };
     for (cpu, number) in cpus.zip(1..) {
         if !env.spawn(number, move || further(cpu)) {
@@ -64,11 +69,21 @@ fn main(env: Env) {
     if let Err(failure) = boot.settle() {
         fail(format_args!("the boot processor cannot be set up: {failure}"));
     }
-    boot_processor(boot, &guest);
+    boot_processor(boot, &guest, env.argument("panic-at-end").is_some());
+}
+
+/// What a panic of the monitor leaves of its guest.
+fn last_words() {
+    for (cpu, page) in machine::pages().iter().enumerate() {
+        if let Some(history) = machine::history(cpu) {
+            error!("processor {cpu} of the guest:");
+            report::write_processor(page, history, |line| error!("{line}"));
+        }
+    }
 }
 
 /// The main thread: boots the machine, again after each reset, and reports how it ended.
-fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
+fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
     let Cpu { mut vm, mut kernel, .. } = cpu;
     let machine = vm.machine();
     if let Err(failure) = vm.boot(guest) {
@@ -78,7 +93,9 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
     info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
         let ending = vm.run(&mut kernel);
+        assert!(!panics, "a panic on purpose");
         wait_for_others(&vm, &mut kernel);
+        vm.board().flush(0);
         let _ = kernel.console.lock().flush();
         if ending == Ending::Reset {
             resets += 1;

@@ -99,7 +99,8 @@ pub struct GuestOptions {
     set: Vec<(String, String)>,
 }
 
-fn parse_pair(text: &str) -> Result<(String, String), String> {
+/// Parses `NAME=VALUE`.
+pub fn parse_pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} has no `=`"))?;
     Ok((name.to_string(), value.to_string()))
 }

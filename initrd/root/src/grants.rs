@@ -4,6 +4,7 @@ use crate::{Doing, Failure, PLATFORM, Root, build::Built, identity::Device, stor
 use alloc::{format, string::String, vec::Vec};
 use moira_abi::FrameSize;
 use moira_proto::{
+    planner,
     start::{Region, THREADS, layout, slot},
     system::{Grant, Role, Task},
 };
@@ -87,7 +88,10 @@ impl Root {
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
                 items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
-                items.push(("contexts".into(), self.accounts().map(|one| Item::Context(one.context)).collect()));
+                // In the order of the book, the root task's own first.
+                let own = core::iter::once(crate::time::OWN);
+                let all = own.chain(self.accounts().map(|one| one.context));
+                items.push(("contexts".into(), all.map(Item::Context).collect()));
             }
         }
         for (name, grant) in &spec.grants {
@@ -138,6 +142,10 @@ impl Root {
             let whole = self.region(&name)?;
             mapped.push(place("status", whole, MapFlags::READ, false, 0, &mut next));
         }
+        if spec.role == Role::Planner {
+            let whole = self.book_page()?;
+            mapped.push(place(planner::BOOK, whole, MapFlags::READ, false, 0, &mut next));
+        }
         for (name, grant) in &spec.grants {
             let one = match grant {
                 Grant::File { file } => {
@@ -170,6 +178,29 @@ impl Root {
             mapped.push(one);
         }
         Ok(mapped)
+    }
+
+    /// The book of contracts, for the planner.
+    fn book_page(&mut self) -> Result<Whole, Failure> {
+        if let Ok(whole) = self.region(planner::BOOK) {
+            return Ok(whole);
+        }
+        let doing = || String::from("the planner's book");
+        let bytes = postcard::to_allocvec(&self.book()).doing(doing)?;
+        let length = bytes.len() as u64;
+        if length + 8 > planner::BOOK_BYTES {
+            return Err(format!("{}: too many contracts", doing()));
+        }
+        let whole = self.make_region(length + 8)?;
+        let bytes = [&length.to_le_bytes()[..], &bytes].concat();
+        for part in &whole.parts {
+            let from = part.offset as usize;
+            let view = self.memory.view(part.frame, part.size).doing(doing)?;
+            view.shared().write(0, bytes.get(from..(from + 4096).min(bytes.len())).unwrap_or_default());
+            self.memory.release(view).doing(doing)?;
+        }
+        self.store.regions.insert(planner::BOOK.into(), whole.clone());
+        Ok(whole)
     }
 
     fn region(&self, name: &str) -> Result<Whole, Failure> {

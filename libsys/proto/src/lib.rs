@@ -7,6 +7,7 @@
 extern crate alloc;
 
 pub mod console;
+pub mod planner;
 pub mod platform;
 pub mod start;
 pub mod system;

@@ -6,6 +6,7 @@
 //! | word | what it does |
 //! | --- | --- |
 //! | `fuzz SEED COUNT` | does at random what a guest can do, then switches the machine off |
+//! | `vectors SEED COUNT` | holds patterns in vector registers until others ran so often |
 //! | `bench` | measures exits and switches the machine off |
 //! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
 //! | `off` | switches the machine off by ACPI |
@@ -22,6 +23,7 @@ mod serial;
 mod bench;
 mod fuzz;
 mod hardware;
+mod vectors;
 
 use hardware::{halt, in8, out8, out16};
 
@@ -61,6 +63,11 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(10_000));
             fuzz::run(seed, count);
             power_off()
+        }
+        "vectors" => {
+            let mut numbers = bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number);
+            let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(100));
+            if vectors::run(seed, count) { power_off() } else { vectors::fail() }
         }
         "bench" => {
             bench::run();

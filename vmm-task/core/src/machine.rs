@@ -13,6 +13,7 @@
 //! Either the one who brings news sees that it sleeps, or it sees the news. The lock's waiters are told in the same way.
 
 use crate::clock::TscClock;
+use crate::history::History;
 use crate::ram::Ram;
 use crate::vm::Ending;
 use alloc::string::String;
@@ -61,6 +62,8 @@ pub(crate) struct Seat {
     pub(crate) deadline: AtomicU64,
     /// Its thread has come to the end of the machine.
     left: AtomicBool,
+    /// Its last exits.
+    pub(crate) history: History,
 }
 
 impl Seat {
@@ -70,6 +73,7 @@ impl Seat {
             asleep: AtomicBool::new(false),
             deadline: AtomicU64::new(NEVER),
             left: AtomicBool::new(false),
+            history: History::new(),
         }
     }
 
@@ -147,6 +151,12 @@ impl<'a> Machine<'a> {
 
     fn seats(&self) -> impl Iterator<Item = &Seat> {
         self.seats.iter().take(self.cpus)
+    }
+
+    /// The last exits of processor `cpu`.
+    #[must_use]
+    pub fn history(&self, cpu: usize) -> &History {
+        &self.seat(cpu).history
     }
 
     pub(crate) fn seat(&self, cpu: usize) -> &Seat {

@@ -165,7 +165,6 @@ pub struct Vm<'a> {
     stalls: u32,
     /// How the machine ended, once it has.
     ending: Ending,
-    pub(crate) history: History,
 }
 
 /// What is known of the guest's interrupt shadow.
@@ -220,7 +219,6 @@ impl<'a> Vm<'a> {
             stalled_at: (0, 0),
             stalls: 0,
             ending: Ending::Killed,
-            history: History::new(),
         }
     }
 
@@ -298,7 +296,7 @@ impl<'a> Vm<'a> {
     /// The last exits.
     #[must_use]
     pub fn history(&self) -> &History {
-        &self.history
+        &self.seat.history
     }
 
     /// The state page.
@@ -334,7 +332,7 @@ impl<'a> Vm<'a> {
             };
             self.changed = 0;
             let page = self.page;
-            self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
+            self.seat.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
             const PORT: u64 = Exit::Port as u64;
             const HYPERCALL: u64 = Exit::Hypercall as u64;
             const CPUID: u64 = Exit::Cpuid as u64;
@@ -368,9 +366,9 @@ impl<'a> Vm<'a> {
         /// Most exits in a row at one instruction.
         const MOST: u32 = 1000;
         let rip = self.page.get(field::RIP);
-        let in_a_row = self.stalled_at == (rip, self.history.total().wrapping_sub(1));
+        let in_a_row = self.stalled_at == (rip, self.seat.history.total().wrapping_sub(1));
         self.stalls = if in_a_row { self.stalls + 1 } else { 0 };
-        self.stalled_at = (rip, self.history.total());
+        self.stalled_at = (rip, self.seat.history.total());
         (self.stalls > MOST).then_some(Ending::Unsupported("an instruction that cannot be read"))
     }
 
@@ -378,7 +376,6 @@ impl<'a> Vm<'a> {
     #[cold]
     pub(crate) fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
-        self.board().flush(0);
         Next::End
     }
 

@@ -145,7 +145,7 @@ fn read(log: &str) -> Result<Side> {
         ticks.insert(name.to_owned(), all.parse::<f64>()? / rounds.parse::<f64>()?);
     }
     let devices: Vec<&str> = after("device: ").collect();
-    let idle = after("idle: ").next().unwrap_or("?");
+    let idle = after("up and idle: ").next().unwrap_or("?");
     let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
     Ok(Side { entered: entered.parse()?, ticks, about })
 }
