@@ -15,12 +15,8 @@
 //!
 //! The machine has as many processors as this task has threads, each run by its own.
 //!
-<<<<<<< HEAD
 //! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0), `firmware-debug=on` (show
-//! what firmware writes to its debug port, 402h).
-=======
-//! Arguments: `cmdline=…`, `panic-at-end=…` (for tests of what a panic leaves), `disk-changes=BYTES` (most that the guest may change of its disk, 0).
->>>>>>> main
+//! what firmware writes to its debug port, 402h), `panic-at-end=…` (for tests of what a panic leaves).
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
