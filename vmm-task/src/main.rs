@@ -11,6 +11,7 @@
 //! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
 //! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
+//! | `NAME-mailbox`, `control-signal` | optional: a region and a signal, for orders of the control task |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
 //!
 //! The machine has as many processors as this task has threads, each run by its own.
@@ -24,6 +25,7 @@
 extern crate alloc;
 
 mod backend;
+mod control;
 mod firmware;
 mod hardware;
 mod machine;
@@ -32,6 +34,7 @@ mod processor;
 use alloc::vec::Vec;
 use log::{error, info};
 use machine::Cpu;
+use moira_rt::proto::mailbox::state;
 use moira_rt::{Env, end};
 use processor::Kernel;
 use vmm_core::boot::{self, Guest, Module};
@@ -88,6 +91,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
     let mut resets = 0;
     info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
+        kernel.control.state(state::RUNNING, resets);
         let ending = vm.run(&mut kernel);
         assert!(!panics, "a panic on purpose");
         wait_for_others(&vm, &mut kernel);
@@ -101,6 +105,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
                 Err(failure) => fail(format_args!("the guest cannot be booted again: {failure}")),
             }
         }
+        kernel.control.state(state::ENDED, resets);
         let failed = report::is_failure(&ending);
         let say = |line: core::fmt::Arguments<'_>| if failed { error!("{line}") } else { info!("{line}") };
         match machine.ending() {

@@ -37,6 +37,8 @@ pub struct System {
     pub kernel_symbols: PathBuf,
     /// The one module: the packed tasks and their manifest.
     pub initrd: PathBuf,
+    /// Whether it has a control channel on a second serial port.
+    pub control: bool,
 }
 
 #[derive(Deserialize)]
@@ -172,5 +174,6 @@ pub fn system_with(name: &str, images: &Images, options: &BTreeMap<String, Strin
         more: more.to_owned(),
     };
     let initrd = crate::system::pack(name, &images.tasks, &options)?;
-    Ok(System { kernel: images.kernel.clone(), kernel_symbols: images.kernel_symbols.clone(), initrd })
+    let control = crate::system::has_control(&options.root, name, &options.options)?;
+    Ok(System { kernel: images.kernel.clone(), kernel_symbols: images.kernel_symbols.clone(), initrd, control })
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::control::commands::{self as control, Control};
 use crate::hosttools::Install;
 use crate::toolchain::Choice;
 use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test, trace};
@@ -47,6 +48,8 @@ enum Command {
     /// Build and boot a system; this terminal is its console, Ctrl-A x leaves
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Options>),
+    #[command(flatten)]
+    Control(Control),
     /// Run the host tests, then every test case in its emulator
     #[command(after_help = "The last line is `N passed, N failed`; the exit status is 0 when nothing failed.\n\
         Cases are in tests/cases, their logs in target/test-logs.")]
@@ -90,6 +93,7 @@ pub fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => run::main(options, global),
+        Command::Control(command) => control::main(command),
         Command::Test(options) => test::main(options, global),
         Command::Bench(options) => bench::main(options, global),
         Command::Experiment(options) => experiment::main(options, global),

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod cli;
 mod console;
+mod control;
 mod cpio;
 mod doctor;
 mod emulator;

@@ -13,8 +13,6 @@ use moira_rt::sys::{SchedContext, Slot};
 
 /// The root task's own account.
 pub const OWN: SchedContext = SchedContext::new(Slot(slot::CONTEXT));
-/// The root task's own account.
-pub const OWN: SchedContext = SchedContext::new(Slot(slot::CONTEXT));
 /// What the root task keeps for itself on CPU 0, to see to tasks that died: nanoseconds in each period.
 const OWN_SLICE: u64 = 500_000;
 const OWN_PERIOD: u64 = 10_000_000;

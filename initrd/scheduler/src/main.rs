@@ -6,9 +6,9 @@
 //! | capabilities `contexts` | the contexts that live on slack, in consecutive slots |
 //! | region `status` | the CPU's status page, read-only |
 //!
-//! | region `control`, optional | its first word: number of the policy that is wanted (from 1, in the order of `POLICIES`); 0: no wish |
+//! | region `policy`, optional | word N, the CPU's number: number of the policy that is wanted (from 1, in the order of `POLICIES`), 0: no wish; word 64 + N: this task says there which one is in force, if it may write |
 //!
-//! Arguments: `policy=round-robin` (or another name of `POLICIES`), `quantum_us=1000`, and lists in the order of the contexts: `weights=`,
+//! Arguments: `cpu=0` (the CPU's number), `policy=round-robin` (or another name of `POLICIES`), `quantum_us=1000`, and lists in the order of the contexts: `weights=`,
 //! `slices_us=`, `periods_us=`, `warps_us=` (`docs/how-to/add-a-policy.md` says which policy looks at which). `policy_again=`: the policy after a restart. `fail=hang`,
 //! `storm`, `crash` or `hostile`, `after_ms=N`: for experiments, the scheduler goes bad after so long.
 #![no_std]
@@ -35,6 +35,9 @@ moira_rt::entry!(main);
 
 /// Missing contexts are tried again this often; also how long this task waits until it is registered.
 const RETRY_NS: u64 = 100_000_000;
+
+/// First word of region `policy` that tells which policy is in force.
+const IN_FORCE: usize = 64;
 
 /// Least time that a context is given.
 const SHORTEST_NS: u64 = 5_000;
@@ -75,7 +78,8 @@ fn main(env: Env) {
         contexts,
         slack: Slack::new(page, chosen, count, &[], retry, env.ticks(SHORTEST_NS)),
         retry,
-        control: env.shared("control"),
+        wishes: env.shared("policy"),
+        number: env.argument("cpu").and_then(|text| text.parse().ok()).unwrap_or(0) % IN_FORCE,
         wanted: 0,
         shares,
         quantum,
@@ -85,6 +89,7 @@ fn main(env: Env) {
             sys::now().saturating_add(env.ticks(after.saturating_mul(1_000_000)))
         }),
     };
+    scheduler.tell(POLICIES.iter().position(|policy| policy.0 == name));
     scheduler.run();
 }
 
@@ -120,7 +125,10 @@ struct Scheduler<'a> {
     contexts: Caps<SchedContext>,
     slack: Slack<'a>,
     retry: u64,
-    control: Option<Shared<'static>>,
+    /// Where somebody says which policy is wanted.
+    wishes: Option<Shared<'static>>,
+    /// The CPU's number.
+    number: usize,
     wanted: u64,
     shares: Vec<Share>,
     quantum: u64,
@@ -151,11 +159,10 @@ impl Scheduler<'_> {
 
     /// Takes another policy if one is wanted.
     fn obey(&mut self, now: u64) {
-        let Some(wanted) =
-            self.control.and_then(|region| region.words64().first().map(|word| word.load(Ordering::Relaxed)))
-        else {
+        let Some(wanted) = self.wishes.and_then(|region| region.words64().get(self.number)) else {
             return;
         };
+        let wanted = wanted.load(Ordering::Relaxed);
         if wanted == self.wanted {
             return;
         }
@@ -164,6 +171,15 @@ impl Scheduler<'_> {
         if let Some((name, make)) = POLICIES.get(index) {
             self.slack.replace_policy(make(&self.shares, self.quantum), now);
             info!("policy is now {name}");
+            self.tell(Some(index));
+        }
+    }
+
+    /// Says which policy is in force.
+    fn tell(&self, index: Option<usize>) {
+        let word = self.wishes.filter(Shared::writable).and_then(|region| region.words64().get(IN_FORCE + self.number));
+        if let (Some(word), Some(index)) = (word, index) {
+            word.store(index as u64 + 1, Ordering::Relaxed);
         }
     }
 

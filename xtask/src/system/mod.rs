@@ -76,6 +76,11 @@ pub fn describe(root: &Path, name: &str, options: &Options) -> Result<System> {
     Ok(compile::compile(name, &load(root, name, &known, options, "")?))
 }
 
+/// Whether the system `name` has a control channel.
+pub fn has_control(root: &Path, name: &str, options: &Options) -> Result<bool> {
+    Ok(describe(root, name, options)?.tasks.iter().any(compile::is_control))
+}
+
 /// The binaries that a system's tasks run, without repetition; the root task's first.
 pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>> {
     let known = Known { images: workspace_images(root)? };

@@ -43,10 +43,14 @@ const RECEIVED: u8 = 1;
 const READY: u8 = 1;
 /// LSR: the transmit FIFO is empty.
 const EMPTY: u8 = 0x20;
+/// IER: the transmit FIFO is empty.
+const SEND: u8 = 2;
+/// IIR: no interrupt is pending.
+const QUIET: u8 = 1;
+/// Bytes of each FIFO.
+pub const DEPTH: usize = 16;
 /// LSR: all is sent.
 const SENT: u8 = 0x40;
-/// Bytes of the transmit FIFO.
-const DEPTH: usize = 16;
 
 /// Looks at the status this often before the hardware is given up. A full FIFO is sent in 1.4 ms, and a line of the kernel's log,
 /// which is printed a piece at a time, may take some windows of the root task; one look takes a microsecond on hardware.
@@ -97,6 +101,38 @@ impl<R: Registers> Uart<R> {
             }
         }
         Ok(false)
+    }
+
+    /// Which interrupts come: for input, and for an empty transmit FIFO.
+    ///
+    /// # Errors
+    /// Of the register access.
+    pub fn set_interrupts(&mut self, received: bool, sent: bool) -> Result<(), R::Error> {
+        self.0.write(INTERRUPTS, if received { RECEIVED } else { 0 } | if sent { SEND } else { 0 })
+    }
+
+    /// Whether an interrupt is pending. Looking acknowledges that of an empty transmit FIFO.
+    ///
+    /// # Errors
+    /// Of the register access.
+    pub fn pending(&mut self) -> Result<bool, R::Error> {
+        Ok(self.0.read(FIFO)? & QUIET == 0)
+    }
+
+    /// Whether the transmit FIFO takes [`DEPTH`] bytes now.
+    ///
+    /// # Errors
+    /// Of the register access.
+    pub fn idle(&mut self) -> Result<bool, R::Error> {
+        Ok(self.0.read(STATUS)? & EMPTY != 0)
+    }
+
+    /// Puts a byte into the transmit FIFO; at most [`DEPTH`] after [`Uart::idle`].
+    ///
+    /// # Errors
+    /// Of the register access.
+    pub fn put(&mut self, byte: u8) -> Result<(), R::Error> {
+        self.0.write(DATA, byte)
     }
 
     /// One received byte, if there is one.
