@@ -239,16 +239,24 @@ impl<'a> Vm<'a> {
     /// [`BootError`].
     pub fn boot(&mut self, guest: &Guest<'_>) -> Result<(), BootError> {
         let cpus = self.machine.cpus() as u32;
-        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest)?;
+        let signature = self.signature();
+        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest, signature)?;
         self.power_on();
         self.start(&initial);
         Ok(())
     }
 
+    /// CPUID leaf 1's EAX, which reset leaves in EDX.
+    fn signature(&self) -> u32 {
+        self.cpuid.answer(1, 0, Live::default()).eax
+    }
+
     /// As after power-on.
     pub fn power_on(&mut self) {
         self.msr = MsrPolicy::new(self.msr_config);
-        self.msr.mtrr_mut().set_like_firmware();
+        if self.ram.rom().is_empty() {
+            self.msr.mtrr_mut().set_like_firmware();
+        }
         self.tsc_offset = 0;
         (self.parked, self.started, self.attention) = (self.index != 0, false, true);
     }
@@ -566,8 +574,7 @@ impl<'a> Vm<'a> {
             CpuEvent::Init if self.index == 0 => self.machine.end(Ending::Reset, self.index),
             CpuEvent::Init => self.parked = true,
             CpuEvent::Startup(vector) => {
-                let signature = self.cpuid.answer(1, 0, Live::default()).eax;
-                self.start(&InitialState::startup(vector, signature));
+                self.start(&InitialState::startup(vector, self.signature()));
             }
         }
     }
