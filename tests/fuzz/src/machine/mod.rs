@@ -20,7 +20,9 @@ use moira_sys::{
 /// One turn of the attacker, in microseconds.
 const TURN: u64 = 20_000;
 /// The attacker's world is torn down, with its vCPU in the middle of a run or not, after so many entries.
-const LIFE: u64 = 20_000;
+const LIFE: u64 = 5_000;
+/// Microseconds that a guest may take at most, unless the command line says otherwise.
+const PATIENCE: u64 = 50;
 /// Pages of the guest's memory.
 const PAGES: u32 = (guest::MEMORY / 4096) as u32;
 /// Where the victim's guest counts.
@@ -147,7 +149,9 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
     }
     SHARED.state.store(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1), Relaxed);
     SHARED.left.store(count, Relaxed);
-    SHARED.patience.store(lab.micros(20), Relaxed);
+    SHARED.svm.store(u64::from(lab.info.virtualization == virtualization::SVM), Relaxed);
+    let patience = lab.option("patience").and_then(|text| text.parse().ok()).unwrap_or(PATIENCE);
+    SHARED.patience.store(lab.micros(patience), Relaxed);
     let (stack, _) = lab.memory(4)?;
     let (context, at) = victim(lab)?;
     let (free, begin, used) = (lab.home.info()?.free, moira_sys::now(), context.consumed()?.own);
