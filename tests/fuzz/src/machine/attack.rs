@@ -41,6 +41,8 @@ pub struct Shared {
     pub patience: AtomicU64,
     /// Whether this is SVM.
     pub svm: AtomicU64,
+    /// Whether the victim's share is held to what was promised.
+    pub counted: AtomicU64,
     /// Digest of all that the exits said: the same seed gives the same one where time is counted.
     pub digest: AtomicU64,
 }
@@ -56,6 +58,7 @@ pub static SHARED: Shared = Shared {
     memory: AtomicU64::new(0),
     patience: AtomicU64::new(0),
     svm: AtomicU64::new(0),
+    counted: AtomicU64::new(0),
     digest: AtomicU64::new(0),
 };
 
@@ -134,6 +137,9 @@ fn prepare(random: &Random, page: u64, memory: u64, last: Exit) -> u64 {
     }
     if svm {
         guest::spare(page);
+    } else if SHARED.counted.load(Relaxed) != 0 {
+        guest::interruptible(page);
+        mask |= group::RIP;
     }
     mask & 0xffff_ffff
 }
