@@ -190,6 +190,11 @@ pub fn good(random: &Random, page: u64, rip: u64) {
     set!(page, interruptibility = random.of(&[0, 0, 0, 1, 2, 8]));
     set!(page, request = if random.one_in(4) { random.below(4) } else { 0 });
     set!(page, cr2 = random.next(), tsc_offset = random.next());
+    if random.one_in(4) {
+        // XSETBV and CR4's other bits exist only with this one.
+        let cr4 = page + offset_of!(VcpuState, cr4) as u64;
+        store(cr4, stored(cr4) | 1 << 18);
+    }
 }
 
 /// A state in one mode: real, protected, long.
