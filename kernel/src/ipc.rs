@@ -49,9 +49,10 @@ fn server_of(cpu: &Cpu, caller: Obj<Thread>, endpoint: Obj<Endpoint>) -> Result<
 /// `call`. The common case is tested as a whole; whatever is not it is decoded again, with a reason, by [`retry`].
 #[inline(always)]
 pub fn call(cpu: &'static Cpu, caller: Obj<Thread>, tag: Tag) -> Obj<Thread> {
-    if let Some((server, badge)) = waiting_server(cpu, caller)
-        && !tag.is_long()
-    {
+    if let Some((server, badge)) = waiting_server(cpu, caller) {
+        if tag.is_long() {
+            return call_long(cpu, caller, server, tag, badge);
+        }
         deliver(caller, server, tag, badge);
         return go(cpu, server);
     }
@@ -77,9 +78,18 @@ fn waiting_server(cpu: &Cpu, caller: Obj<Thread>) -> Option<(Obj<Thread>, u64)> 
 #[inline(never)]
 fn call_slow(cpu: &'static Cpu, caller: Obj<Thread>) -> Obj<Thread> {
     caller.state.set(State::Calling);
-    match retry(cpu, caller) {
-        Attempt::Ready(thread) => go(cpu, thread),
-        Attempt::Busy(_) => sched::run_next(cpu),
+    match retry(cpu, caller, true) {
+        Attempt::Ready(thread) if !cpu.must_choose.get() => go(cpu, thread),
+        _ => sched::run_next(cpu),
+    }
+}
+
+/// A call with a buffer or capabilities to a server that waits for it.
+#[inline(never)]
+fn call_long(cpu: &'static Cpu, caller: Obj<Thread>, server: Obj<Thread>, tag: Tag, badge: u64) -> Obj<Thread> {
+    match deliver_long(cpu, caller, server, tag, badge, true) {
+        Attempt::Ready(thread) if !cpu.must_choose.get() => go(cpu, thread),
+        _ => sched::run_next(cpu),
     }
 }
 
@@ -120,8 +130,9 @@ fn go_slowly(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     if switch::to(cpu, thread) { thread } else { sched::run_next(cpu) }
 }
 
-/// Decodes a blocked call (or fault) again and hands it over if the server is free.
-pub fn retry(cpu: &Cpu, caller: Obj<Thread>) -> Attempt {
+/// Decodes a blocked call (or fault) again and hands it over if the server is free. `patient`: it may wait for the structural
+/// lock, which Choose may not.
+pub fn retry(cpu: &Cpu, caller: Obj<Thread>, patient: bool) -> Attempt {
     if caller.state.get() == State::Faulting {
         return retry_fault(cpu, caller);
     }
@@ -140,36 +151,41 @@ pub fn retry(cpu: &Cpu, caller: Obj<Thread>) -> Attempt {
     if server.state.get() != State::Receiving {
         return Attempt::Busy(server);
     }
-    if tag.is_long() {
-        match long(cpu, caller, server, tag) {
-            Ok(tag) => {
-                sched::news(cpu, server);
-                words(caller, server);
-                received_caps(server, tag);
-                server.regs[reg::RAX].set(tag.with_low(0).0);
-                server.regs[reg::RDI].set(badge);
-                link(caller, server);
-                return Attempt::Ready(server);
-            }
-            Err(Error::Again) => {
-                // The structural lock is taken: the whole call runs again.
-                caller.restart_call();
-                caller.state.set(State::Ready);
-                return Attempt::Ready(caller);
-            }
-            Err(error) => {
-                caller.finish(Err(error));
-                return Attempt::Ready(caller);
-            }
-        }
-    }
     sched::news(cpu, server);
+    if tag.is_long() {
+        return deliver_long(cpu, caller, server, tag, badge, patient);
+    }
     deliver(caller, server, tag, badge);
     Attempt::Ready(server)
 }
 
+/// Hands a message with a buffer or capabilities over, if nothing is wrong with it.
+fn deliver_long(cpu: &Cpu, caller: Obj<Thread>, server: Obj<Thread>, tag: Tag, badge: u64, patient: bool) -> Attempt {
+    match long(cpu, caller, server, tag, patient) {
+        Ok(()) => {
+            deliver(caller, server, tag, badge);
+            received_caps(server, tag);
+            return Attempt::Ready(server);
+        }
+        Err(Error::Again) => {
+            // The structural lock is taken: the whole call runs again.
+            restart(cpu, caller);
+            caller.state.set(State::Ready);
+        }
+        Err(error) => caller.finish(Err(error)),
+    }
+    Attempt::Ready(caller)
+}
+
+/// The call runs again when the thread does.
+#[cold]
+fn restart(cpu: &Cpu, thread: Obj<Thread>) {
+    trace::event(cpu, trace::RESTART, thread.physical(), 0);
+    thread.restart_call();
+}
+
 /// The buffer and the capabilities of a message: everything is checked before anything is done.
-fn long(cpu: &Cpu, from: Obj<Thread>, to: Obj<Thread>, tag: Tag) -> Result<Tag, Error> {
+fn long(cpu: &Cpu, from: Obj<Thread>, to: Obj<Thread>, tag: Tag, patient: bool) -> Result<(), Error> {
     let (bytes, caps) = (tag.bytes(), tag.caps());
     if bytes > FrameSize::Small.bytes() as usize || caps > MESSAGE_CAPS {
         return Err(Error::BadArgument);
@@ -180,12 +196,12 @@ fn long(cpu: &Cpu, from: Obj<Thread>, to: Obj<Thread>, tag: Tag) -> Result<Tag, 
         Some((from.buffer().ok_or(Error::NotMapped)?, to.buffer().ok_or(Error::NotMapped)?))
     };
     if caps > 0 {
-        smp::structural(cpu, || transfer_caps(from, to, caps))?;
+        smp::structural(cpu, patient, || transfer_caps(from, to, caps))?;
     }
     if let Some((source, target)) = buffers {
         memory::copy(source, target, bytes);
     }
-    Ok(tag)
+    Ok(())
 }
 
 fn transfer_caps(from: Obj<Thread>, to: Obj<Thread>, caps: usize) -> Result<(), Error> {
@@ -304,8 +320,8 @@ fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool
     } else {
         let (mut tag, mut status) = (tag, 0);
         if tag.is_long() {
-            match long(cpu, server, caller, tag) {
-                Ok(_) => {}
+            match long(cpu, server, caller, tag, true) {
+                Ok(()) => {}
                 Err(Error::Again) => return Err(Error::Again),
                 Err(error) => {
                     // The caller must not hang on a message that cannot be delivered: it gets this error for an answer.
@@ -337,7 +353,7 @@ pub fn reply(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
             sched::run_next(cpu)
         }
         Err(Error::Again) => {
-            server.restart_call();
+            restart(cpu, server);
             sched::resume(cpu, server)
         }
         Err(error) => done(server, Err(error)),
@@ -382,7 +398,7 @@ fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<T
         }
         Err(Error::CallerGone | Error::NoCaller) => receive(cpu, server),
         Err(Error::Again) => {
-            server.restart_call();
+            restart(cpu, server);
             sched::resume(cpu, server)
         }
         Err(error) => done(server, Err(error)),

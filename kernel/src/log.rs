@@ -2,7 +2,7 @@
 
 use crate::arch::{serial, tsc};
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use spin::mutex::TicketMutex;
 
 /// Whether a task that drives COM1 itself is in the middle of a line.
@@ -19,14 +19,27 @@ pub fn task_wrote(register: u16, value: u32) {
     }
 }
 
+/// Whether a thread's text is being printed a piece at a time: a task that drives COM1 itself comes after it.
+pub fn is_busy() -> bool {
+    let recent = crate::arch::now().wrapping_sub(WRITER.1.load(Relaxed)) < tsc::hz() / PATIENCE;
+    recent && WRITER.0.load(Relaxed) != 0
+}
+
 /// Whether a line of a task's would be cut in two now.
 pub fn is_open() -> bool {
     OPEN.load(Relaxed)
 }
 
+/// Whose text is printed a piece at a time, and since when nothing came of it: a thread's address; 0: nobody's.
+static WRITER: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
+/// Bytes that an empty transmitter takes at once (16550).
+const FIFO: usize = 16;
+/// How long others leave a line alone that does not go on: this part of a second.
+const PATIENCE: u64 = 50;
+
 /// Ends a task's line.
 fn close(serial: &mut Serial) {
-    if OPEN.swap(false, Relaxed) {
+    if WRITER.0.swap(0, Relaxed) != 0 || OPEN.swap(false, Relaxed) {
         let _ = serial.write_str("\n");
     }
 }
@@ -59,13 +72,35 @@ pub fn line(arguments: fmt::Arguments) {
     let _ = serial.write_str("\n");
 }
 
-/// Writes bytes as they are.
-pub fn bytes(bytes: &[u8]) {
-    let mut serial = SERIAL.lock();
-    close(&mut serial);
-    for byte in bytes {
-        serial::put(*byte);
+/// Writes the next of a thread's bytes, as they are and as many as the transmitter takes at once. Answers how many: none while it is
+/// busy, and while another thread is in the middle of a text.
+pub fn piece(bytes: &[u8], who: u64) -> usize {
+    let Some(_serial) = SERIAL.try_lock() else { return 0 };
+    let now = crate::arch::now();
+    let (writer, recent) = (WRITER.0.load(Relaxed), now.wrapping_sub(WRITER.1.load(Relaxed)) < tsc::hz() / PATIENCE);
+    if writer != who {
+        if writer != 0 && recent {
+            return 0;
+        }
+        // A text that somebody left unfinished is ended like a task's line.
+        OPEN.fetch_or(writer != 0, Relaxed);
+        WRITER.0.store(who, Relaxed);
+    } else if recent && !serial::is_ready() {
+        return 0;
     }
+    WRITER.1.store(now, Relaxed);
+    if writer != who && !serial::is_ready() {
+        return 0;
+    }
+    if OPEN.swap(false, Relaxed) {
+        serial::send(b'\n');
+    }
+    let count = bytes.len().min(FIFO - 1);
+    for byte in bytes.iter().take(count) {
+        serial::send(*byte);
+    }
+    WRITER.0.store(if count == bytes.len() { 0 } else { who }, Relaxed);
+    count
 }
 
 /// Writes one line even if this CPU was interrupted while it held the log (crash record).

@@ -9,9 +9,11 @@
 mod arch;
 mod boot;
 mod cap;
+mod checks;
 mod ipc;
 mod log;
 mod memory;
+mod mischarge;
 mod object;
 mod panic;
 mod percpu;

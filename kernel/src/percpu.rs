@@ -2,6 +2,7 @@
 
 use crate::{
     cap::Slot,
+    checks::Checks,
     memory::{Obj, Object},
     object::{
         address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread,
@@ -17,7 +18,7 @@ use moira_abi::{
     ObjectType,
     time::{STATUS_CONTEXTS, StatusPage},
 };
-use moira_kernel_core::plan::Position;
+use moira_kernel_core::{flush, plan::Position};
 
 /// Bits of `Cpu::attention`.
 pub mod attention {
@@ -143,8 +144,6 @@ pub struct Cpu {
     pub flush_wanted: AtomicU64,
     /// See `flush_wanted`.
     pub flush_done: AtomicU64,
-    /// Wants the structural lock.
-    pub wants_lock: AtomicBool,
 
     /// Trace.
     pub trace: Ring,
@@ -154,8 +153,8 @@ pub struct Cpu {
     pub virt: Cell<*mut crate::arch::virt::CpuVirt>,
     /// Physical address of pages for the virtualization hardware.
     pub virt_pages: Cell<u64>,
-    /// Longest hold of the structural lock and longest stay in the kernel, in ticks (feature `checks`).
-    pub longest: [Cell<u64>; 2],
+    /// What a checking kernel saw.
+    pub checks: Checks,
 }
 
 static_assertions::const_assert_eq!(core::mem::offset_of!(Cpu, save), 40);
@@ -234,9 +233,10 @@ impl Cpu {
         if self.chosen.get() == Some(context) || self.beneficiary.get() == Some(context) {
             crate::sched::charge(self);
             self.beneficiary.set(None);
-        }
-        if self.chosen.get() == Some(context) {
-            self.chosen.set(None);
+            if self.chosen.get() == Some(context) {
+                self.chosen.set(None);
+            }
+            crate::trace::account(self, 0);
         }
         self.gone.fetch_add(context.leave(), Relaxed);
         for cell in [&self.scheduler, &self.boot_context] {
@@ -283,6 +283,7 @@ impl Cpu {
 
     /// Whether a space is loaded here.
     pub fn has_loaded(&self, space: Obj<AddressSpace>) -> bool {
-        self.loaded_space.load(SeqCst) == space.physical() || self.loaded_guest.load(SeqCst) == space.physical()
+        flush::must_ask(self.loaded_space.load(SeqCst), space.physical())
+            || flush::must_ask(self.loaded_guest.load(SeqCst), space.physical())
     }
 }

@@ -5,8 +5,9 @@
 //! the scheduler dispatched, idle.
 
 use crate::{
-    arch, ipc,
+    arch, checks, ipc,
     memory::Obj,
+    mischarge,
     object::{
         life,
         sched_context::SchedContext,
@@ -50,7 +51,8 @@ fn charge_until(cpu: &Cpu, now: u64) {
             if cpu.in_dispatch.get() {
                 cpu.dispatched.set(cpu.dispatched.get() + ticks);
             }
-            context.charge(ticks, cpu.beneficiary.get());
+            let whom = cpu.beneficiary.get();
+            context.charge(ticks, if mischarge::is(mischarge::HELP) { Some(context) } else { whom });
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
     }
@@ -62,7 +64,7 @@ pub fn charge_interrupt(cpu: &Cpu, owner: Option<Obj<SchedContext>>) {
     let ticks = now.wrapping_sub(cpu.account_since.get());
     cpu.account_since.set(now);
     cpu.interrupt_time.set(cpu.interrupt_time.get() + ticks);
-    if let Some(owner) = owner {
+    if let Some(owner) = if mischarge::is(mischarge::INTERRUPT) { cpu.chosen.get() } else { owner } {
         owner.interrupts.set(owner.interrupts.get() + ticks);
     }
 }
@@ -151,7 +153,7 @@ fn walk_on(cpu: &Cpu, first: Obj<Thread>, now: u64) -> Walked {
                     return Walked::Run(thread);
                 }
             },
-            State::Calling | State::Faulting => match ipc::retry(cpu, thread) {
+            State::Calling | State::Faulting => match ipc::retry(cpu, thread, false) {
                 ipc::Attempt::Ready(ready) => return Walked::Run(ready),
                 ipc::Attempt::Busy(server) => thread = server,
             },
@@ -238,10 +240,11 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
         // Until the next choice: calls and replies on one context's time do not change whom they are for.
         cpu.beneficiary.set(thread.beneficiary.get());
         arch::apic::set_timer(cpu, deadline, now);
-        trace::event(cpu, trace::CHOOSE, context.physical(), thread.physical());
+        trace::account(cpu, thread.physical());
         Some(thread)
     } else {
         cpu.chosen.set(None);
+        trace::account(cpu, 0);
         arch::apic::set_timer(cpu, deadline, now);
         None
     }
@@ -332,7 +335,9 @@ fn next_stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     cpu.position.set(position);
     let owner = stretch.owner.unwrap_or(0);
     cpu.stretch.set((owner, stretch.until));
-    (cpu.window_owner(owner), stretch.until)
+    let context = cpu.window_owner(owner);
+    trace::event_at(cpu, now, trace::WINDOW, context.map_or(0, |context| context.physical()), stretch.until);
+    (context, stretch.until)
 }
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.
@@ -423,7 +428,7 @@ pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
         let chosen = choose(cpu);
         if cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
             // However much there is, interrupts are not kept out longer than one go takes.
-            arch::take_interrupts();
+            let_in(cpu, arch::take_interrupts);
             continue;
         }
         let Some(thread) = chosen else {
@@ -449,8 +454,16 @@ fn idle(cpu: &Cpu) {
         smp::enter_kernel(cpu);
         return;
     }
-    arch::halt();
+    let_in(cpu, arch::halt);
     smp::enter_kernel(cpu);
+}
+
+/// Lets interrupts in.
+#[inline(always)]
+pub fn let_in(cpu: &Cpu, how: fn()) {
+    checks::left(cpu);
+    how();
+    checks::again(cpu);
 }
 
 /// After a system call or trap: the same thread goes on, unless something asks for a choice.

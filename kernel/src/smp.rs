@@ -14,7 +14,7 @@
 //! until every CPU was seen even, or saw its own next entry.
 
 use crate::{
-    arch,
+    arch, checks,
     memory::{DIRECT_MAP, Obj},
     object::{
         Header,
@@ -24,10 +24,14 @@ use crate::{
         untyped,
     },
     percpu::{self, Cpu, MAX_CPUS},
-    sched,
+    sched, trace,
 };
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*, fence};
 use moira_abi::Error;
+use moira_kernel_core::{
+    flush::{self, Reason},
+    turns::Turns,
+};
 
 /// Messages.
 pub mod mail {
@@ -50,44 +54,65 @@ pub mod mail {
 /// Messages that are acted upon at a time.
 const MAIL_BATCH: usize = 16;
 
-/// A set of CPUs.
-pub type CpuSet = [u64; MAX_CPUS / 64];
-
-const FREE: u32 = u32::MAX;
 /// The address of no space (an empty slot's is 0, which must not look loaded).
 pub const NOTHING: u64 = 1;
 
-/// Holder of the structural lock.
-static HOLDER: AtomicU32 = AtomicU32::new(FREE);
+/// The structural lock.
+static LOCK: Turns<AtomicU64, { MAX_CPUS / 64 }> =
+    Turns::new(AtomicU64::new(0), AtomicU64::new(0), [const { AtomicU64::new(0) }; MAX_CPUS / 64]);
 /// Number of the last flush asked for.
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
-/// Tries to take the structural lock. On failure the system call is run again from user mode: interrupts, and a window that
-/// begins meanwhile, come first. Nothing is handed over and nobody is served in turn
-/// (`docs/decisions/0005-structural-lock-by-trying.md`).
-pub fn try_lock(cpu: &Cpu) -> bool {
-    for _ in 0..64 {
-        match HOLDER.compare_exchange(FREE, cpu.index, Acquire, Relaxed) {
-            Ok(_) => return true,
-            Err(holder) if holder == cpu.index => return true,
-            Err(_) => core::hint::spin_loop(),
-        }
+/// Takes the structural lock if it is free.
+#[inline(always)]
+fn try_lock(cpu: &Cpu) -> bool {
+    let taken = LOCK.try_take();
+    if taken {
+        checks::locked(cpu);
     }
-    false
+    taken
 }
 
-/// Gives it back.
-pub fn unlock() {
-    HOLDER.store(FREE, Release);
+/// Takes the structural lock, in turn. Interrupts are let in while others hold it; if one of them asks for a choice (a window
+/// began, somebody sent a message), the answer is false and the system call is to run again. Not for use within Choose.
+#[inline(always)]
+pub fn lock(cpu: &Cpu) -> bool {
+    try_lock(cpu) || wait_for_lock(cpu)
 }
 
-/// Runs a structural step of another operation; *Again* if the lock is taken.
-pub fn structural<T>(cpu: &Cpu, step: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    if !try_lock(cpu) {
+#[cold]
+fn wait_for_lock(cpu: &Cpu) -> bool {
+    LOCK.want(cpu.index);
+    trace::event(cpu, trace::WAIT, 0, 0);
+    let mut held = LOCK.poll(cpu.index);
+    while !held {
+        sched::let_in(cpu, arch::take_interrupts);
+        held = if cpu.must_choose.get() { break } else { LOCK.poll(cpu.index) };
+    }
+    // Called away: unless the lock was handed over at this very moment.
+    held = held || LOCK.cancel(cpu.index);
+    if held {
+        checks::locked(cpu);
+    }
+    held
+}
+
+/// Gives it on.
+#[inline(always)]
+pub fn unlock(cpu: &Cpu) {
+    checks::unlocked(cpu);
+    LOCK.give(cpu.index);
+}
+
+/// Runs a structural step of another operation; *Again* if the lock cannot be had, without waiting unless `patient`.
+#[inline(always)]
+pub fn structural<T>(cpu: &Cpu, patient: bool, step: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let held = try_lock(cpu) || patient && wait_for_lock(cpu);
+    if !held {
         return Err(Error::Again);
     }
     let result = step();
-    unlock();
+    unlock(cpu);
     result
 }
 
@@ -147,7 +172,7 @@ pub fn has_mail(cpu: &Cpu) -> bool {
 }
 
 fn flush_due(cpu: &Cpu) -> bool {
-    cpu.flush_wanted.load(Acquire) > cpu.flush_done.load(Relaxed)
+    !flush::settled(cpu.flush_wanted.load(Acquire), cpu.flush_done.load(Relaxed))
 }
 
 /// Acts on the messages for this CPU.
@@ -238,33 +263,46 @@ pub fn leave_kernel(cpu: &Cpu) {
     cpu.epoch.store(cpu.epoch.load(Relaxed) + 1, Release);
 }
 
-/// Begins a grace period: all other CPUs that run have yet to be seen outside of the kernel.
-pub fn grace_start(me: &Cpu) -> CpuSet {
-    fence(SeqCst);
-    let mut set = CpuSet::default();
-    for cpu in percpu::online().filter(|cpu| cpu.index != me.index) {
-        set[cpu.index as usize / 64] |= 1 << (cpu.index % 64);
-    }
-    grace_look(&mut set);
-    set
+/// A grace period: the CPUs that have yet to be seen outside of the kernel, and four bits of each one's epoch at the beginning. One that is
+/// found in the kernel with another epoch was outside meanwhile.
+#[derive(Clone, Copy, Default)]
+pub struct Grace {
+    left: [u64; MAX_CPUS / 64],
+    epochs: [u64; MAX_CPUS / 16],
 }
 
-/// Takes the CPUs that are outside of the kernel now out of the set; answers whether none is left.
-pub fn grace_look(set: &mut CpuSet) -> bool {
-    let mut left = 0;
-    for (i, word) in set.iter_mut().enumerate() {
-        let mut todo = *word;
-        while todo != 0 {
-            let bit = todo.trailing_zeros();
-            todo &= todo - 1;
-            let outside = percpu::get(i as u32 * 64 + bit).is_none_or(|cpu| cpu.epoch.load(SeqCst) & 1 == 0);
-            if outside {
-                *word &= !(1 << bit);
+impl Grace {
+    /// Begins one: all other CPUs that run.
+    pub fn begin(me: &Cpu) -> Grace {
+        fence(SeqCst);
+        let mut grace = Grace::default();
+        for cpu in percpu::online().filter(|cpu| cpu.index != me.index) {
+            let (index, epoch) = (cpu.index as usize, cpu.epoch.load(SeqCst));
+            if epoch & 1 != 0 {
+                grace.left[index / 64] |= 1 << (index % 64);
+                grace.epochs[index / 16] |= (epoch & 15) << (index % 16 * 4);
             }
         }
-        left |= *word;
+        grace
     }
-    left == 0
+
+    /// Looks again; answers whether it is over.
+    pub fn look(&mut self) -> bool {
+        let mut left = 0;
+        for (i, word) in self.left.iter_mut().enumerate() {
+            let mut todo = *word;
+            while todo != 0 {
+                let index = i * 64 + todo.trailing_zeros() as usize;
+                todo &= todo - 1;
+                let epoch = percpu::get(index as u32).map_or(0, |cpu| cpu.epoch.load(SeqCst));
+                if epoch & 1 == 0 || epoch & 15 != self.epochs[index / 16] >> (index % 16 * 4) & 15 {
+                    *word &= !(1 << (index % 64));
+                }
+            }
+            left |= *word;
+        }
+        left == 0
+    }
 }
 
 /// A translation of a space was removed or narrowed: other CPUs that have it loaded must flush.
@@ -282,10 +320,11 @@ fn flush_where(loaded: impl Fn(&Cpu) -> bool) {
         return;
     }
     fence(SeqCst);
-    let me = arch::cpu().index;
+    let me = arch::cpu();
     let mut number = 0;
-    for cpu in percpu::online().filter(|cpu| cpu.index != me) {
+    for cpu in percpu::online().filter(|cpu| cpu.index != me.index) {
         if loaded(cpu) {
+            trace::event(me, trace::FLUSH, Reason::Asks as u64, cpu.index as u64);
             if number == 0 {
                 number = FLUSHES.fetch_add(1, SeqCst) + 1;
             }
@@ -300,6 +339,7 @@ pub fn unload_space(space: Obj<AddressSpace>) {
     let me = arch::cpu();
     space.root.set(0);
     if me.has_loaded(space) {
+        trace::event(me, trace::FLUSH, Reason::Dead as u64, space.physical());
         arch::paging::load_kernel();
         me.loaded_space.store(NOTHING, SeqCst);
         me.loaded_guest.store(NOTHING, SeqCst);
@@ -310,9 +350,10 @@ pub fn unload_space(space: Obj<AddressSpace>) {
 
 fn flush_here(cpu: &Cpu) {
     let wanted = cpu.flush_wanted.load(Acquire);
-    if wanted <= cpu.flush_done.load(Relaxed) {
+    if flush::settled(wanted, cpu.flush_done.load(Relaxed)) {
         return;
     }
+    trace::event(cpu, trace::FLUSH, Reason::Asked as u64, cpu.loaded_space.load(Relaxed));
     // The loaded space may be the one that died: reload through the kernel's own tables, and look at it anew.
     arch::paging::load_kernel();
     cpu.loaded_space.store(NOTHING, SeqCst);
@@ -321,7 +362,16 @@ fn flush_here(cpu: &Cpu) {
     cpu.flush_done.store(wanted, Release);
 }
 
-/// Whether any CPU still has to flush.
-pub fn flushes_pending() -> bool {
-    percpu::count() > 1 && percpu::online().any(flush_due)
+/// Number of the last flush that was asked for.
+pub fn last_flush() -> u64 {
+    FLUSHES.load(SeqCst)
+}
+
+/// Whether everybody who was asked did the flushes up to this one; later ones are others' business.
+pub fn flushed(number: u64) -> bool {
+    percpu::count() == 1
+        || percpu::online().all(|cpu| {
+            let done = cpu.flush_done.load(Acquire);
+            flush::settled(number, done) || flush::settled(cpu.flush_wanted.load(Acquire), done)
+        })
 }

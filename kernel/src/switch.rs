@@ -5,15 +5,16 @@ use crate::{
     memory::Obj,
     object::{address_space::AddressSpace, thread::Thread},
     percpu::{Cpu, attention},
-    sched,
+    sched, trace,
 };
 use core::sync::atomic::Ordering::*;
+use moira_kernel_core::flush;
 
 /// Makes a thread the current one and loads its space. Answers false (and stops the thread) if it has none any more.
 #[inline(always)]
 pub fn to(cpu: &Cpu, thread: Obj<Thread>) -> bool {
     let address = thread.space.word().address();
-    if address != cpu.loaded_space.load(Relaxed) && !load(cpu, address) {
+    if !flush::may_stay(cpu.loaded_space.load(Relaxed), address) && !load(cpu, address) {
         return without_space(cpu, thread);
     }
     cpu.current.set(Some(thread));
@@ -28,7 +29,7 @@ pub fn quickly(cpu: &Cpu, thread: Obj<Thread>) -> bool {
     if cpu.attention.load(Relaxed) != 0 || address == 0 {
         return false;
     }
-    if address != cpu.loaded_space.load(Relaxed) {
+    if !flush::may_stay(cpu.loaded_space.load(Relaxed), address) {
         // SAFETY: as in `load`.
         let space = unsafe { Obj::<AddressSpace>::at(address) };
         cpu.loaded_space.store(address, Relaxed);
@@ -61,6 +62,7 @@ fn load(cpu: &Cpu, address: u64) -> bool {
     // Exchanged, not stored: seen by others before the root is read, so that whoever retires the space finds it loaded here
     // or has this CPU find the kernel's tables in its place.
     cpu.loaded_space.swap(address, SeqCst);
+    trace::event(cpu, trace::FLUSH, flush::Reason::Load as u64, address);
     arch::paging::load(space.load.get());
     true
 }

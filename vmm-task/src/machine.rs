@@ -1,19 +1,23 @@
-//! Building the machine: memory, vCPU, devices.
+//! Building the machine: memory, vCPUs, devices.
 
-use crate::backend::{Console, Device, Entropy, Line};
+use crate::backend::{Console, Device, Entropy, Line, Shared};
+use crate::control::Control;
 use crate::hardware;
-use crate::processor::{INPUT, Kernel};
+use crate::processor::{INPUT, Kernel, WAKE, Wires};
 use alloc::boxed::Box;
-use alloc::rc::Rc;
-use core::cell::{Cell, RefCell};
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::AtomicU64;
 use moira_rt::Env;
 use moira_rt::memory::{Mapping, Memory, MemoryError};
 use moira_rt::sys::{
-    Capability, Cpu, Endpoint, Error, FrameSize, GuestSpace, IoPorts, MapFlags, Rights, Slot, Space, Untyped, Vcpu, abi,
+    Capability, Cpu as HostCpu, Endpoint, Error, Frame, FrameSize, GuestSpace, IoPorts, MapFlags, Notification, Rights,
+    Slot, Space, Untyped, Vcpu, abi,
 };
+use spin::Once;
 use vmm_core::disk::MemoryDisk;
+use vmm_core::history::History;
+use vmm_core::machine::{MOST_CPUS, Machine};
 use vmm_core::ram::Ram;
 use vmm_core::state::StatePage;
 use vmm_core::vm::{Parts, Vm, cr4_bits};
@@ -70,46 +74,102 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The machine, and the kernel's side of it.
+/// A processor of the machine, for its own thread.
+pub struct Cpu {
+    /// The machine as it sees it.
+    pub vm: Vm<'static>,
+    /// The kernel's side.
+    pub kernel: Kernel,
+    frame: Frame,
+    space: GuestSpace,
+}
+
+impl Cpu {
+    /// Sets the vCPU up where the calling thread lives: it stays there.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn settle(&self) -> Result<(), Failure> {
+        let here = HostCpu::new(Slot::NONE);
+        let vcpu = self.kernel.vcpu;
+        vcpu.configure(self.frame, self.space, here).map_err(|error| Failure::Kernel("vCPU", error))?;
+        for number in OPEN_MSRS {
+            // Refused where the hardware cannot: then each access exits, and works as well.
+            let _ = vcpu.allow_msr(number, true, true).or_else(|_| vcpu.allow_msr(number, true, false));
+        }
+        Ok(())
+    }
+}
+
+/// State pages and exits of the machine's processors, for whoever reports on a panic.
+static PROCESSORS: Once<(Vec<StatePage<'static>>, &'static Machine<'static>)> = Once::new();
+
+/// The state pages of the machine's processors.
+pub fn pages() -> &'static [StatePage<'static>] {
+    PROCESSORS.get().map_or(&[], |(pages, _)| pages)
+}
+
+/// The last exits of a processor.
+pub fn history(cpu: usize) -> Option<&'static History> {
+    PROCESSORS.get().map(|(_, machine)| machine.history(cpu))
+}
+
+/// The machine: its processors, the boot processor first, one for each thread of this task.
 ///
 /// # Errors
 /// [`Failure`].
-pub fn build(env: Env) -> Result<(Vm<'static>, Kernel), Failure> {
+pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
     let objects: Untyped = env.capability("objects").ok_or(Failure::Missing("objects"))?;
     let guest: Untyped = env.capability("guest").ok_or(Failure::Missing("guest"))?;
     let bytes = 1u64 << guest.info().map_err(|error| Failure::Kernel("guest memory", error))?.size_bits.min(63);
     let map = MemoryMap::new(bytes).map_err(Failure::Size)?;
-    let mut memory = Memory::new(&env, objects);
+    let mut memory = Memory::new(env, objects);
     let space = guest_space(&mut memory, bytes)?;
-    let page: &Mapping = Box::leak(Box::new(small_page(&mut memory)?));
-    let vcpu = vcpu(&mut memory, page, space)?;
+    let mut notifications: Vec<Notification> =
+        core::iter::once(env.notification()).chain(env.threads().iter()).collect();
+    notifications.truncate(MOST_CPUS);
+    let mut vcpus = Vec::new();
+    let mut frames = Vec::new();
+    let mut pages = Vec::new();
+    for _ in &notifications {
+        let page: &Mapping = Box::leak(Box::new(small_page(&mut memory)?));
+        frames.push(page.frames().next().ok_or(Failure::Missing("state page"))?);
+        pages.push(StatePage::new(page.shared().words64()).ok_or(Failure::Missing("state page"))?);
+        vcpus.push(make_vcpu(&mut memory)?);
+    }
     let ram = guest_memory(&mut memory, guest, &map, space)?;
-    let page = StatePage::new(page.shared().words64()).ok_or(Failure::Missing("state page"))?;
+    let wires = wires(&mut memory, &notifications, &vcpus)?;
+    let console = Console::new(env.capability::<Endpoint>("console"), wires.input);
+    console.lock().listen(wires.input.slot());
 
-    let input = Rc::new(Cell::new(false));
-    let notification = env.notification();
     let tsc_hz = env.info.tsc_hz;
-    let unix_ns = clock_at_zero(&env);
-    let disk = env.file("guest-disk");
-    let changes = env.argument("disk-changes").and_then(|text| text.parse().ok()).unwrap_or(0);
-    let (cpuid, msr, xcr0) = processor_model(env.info.guest_xcr0, tsc_hz);
-    let console = Console::new(env.capability::<Endpoint>("console"), env.buffer);
-    listen(&mut memory, &console, notification)?;
-
+    let apic_ids: Vec<u32> = (0..notifications.len() as u32).collect();
     let mut board = Board::new(BoardConfig {
-        apic_ids: &[0],
+        apic_ids: &apic_ids,
         apic_timer_hz: APIC_TIMER_HZ.into(),
         tsc_hz,
-        unix_ns,
+        unix_ns: clock_at_zero(env),
         memory_below_4g: map.low_end(),
         memory_above_4g: map.high_size(),
         without_firmware: true,
-        console: Box::new(Line::new(&console, Device::Serial, &input)),
+        console: Box::new(Line::new(&console, Device::Serial)),
     });
-    plug(&mut board, &console, &input, disk, changes);
-    let cr4 = cr4_bits(&cpuid);
-    let vm = Vm::new(Parts { ram, map, page, board, cpuid, msr, tsc_hz, xcr0, cr4 });
-    Ok((vm, Kernel { vcpu, notification, input }))
+    let changes = env.argument("disk-changes").and_then(|text| text.parse().ok()).unwrap_or(0);
+    plug(&mut board, &console, env.file("guest-disk"), changes);
+    let wires: &Wires = Box::leak(Box::new(wires));
+    let machine: &'static Machine<'static> =
+        Box::leak(Box::new(Machine::new(ram, map, board, tsc_hz, apic_ids.len(), wires)));
+    PROCESSORS.call_once(|| (pages.clone(), machine));
+    let control: &Control = Box::leak(Box::new(Control::new(env, apic_ids.len())));
+    let mut cpus = Vec::new();
+    let parts = apic_ids.iter().zip(notifications).zip(vcpus).zip(frames).zip(pages);
+    for ((((&id, notification), vcpu), frame), page) in parts {
+        let (cpuid, msr, xcr0) = processor_model(env.info.guest_xcr0, tsc_hz, apic_ids.len() as u32, id);
+        let cr4 = cr4_bits(&cpuid);
+        let vm = Vm::new(Parts { machine, index: id as usize, page, cpuid, msr, xcr0, cr4 });
+        cpus.push(Cpu { vm, kernel: Kernel { vcpu, notification, console: console.clone(), control }, frame, space });
+    }
+    Ok(cpus)
 }
 
 fn slot(memory: &mut Memory) -> Result<Slot, Failure> {
@@ -136,18 +196,10 @@ fn guest_space(memory: &mut Memory, bytes: u64) -> Result<GuestSpace, Failure> {
     Ok(space)
 }
 
-fn vcpu(memory: &mut Memory, page: &Mapping, space: GuestSpace) -> Result<Vcpu, Failure> {
-    let failed = |error| Failure::Kernel("vCPU", error);
+fn make_vcpu(memory: &mut Memory) -> Result<Vcpu, Failure> {
     let at = slot(memory)?;
-    let vcpu = memory.untyped.retype_vcpus(1, at).map_err(failed)?.get(0).ok_or(Failure::Missing("vCPU"))?;
-    let frame = page.frames().next().ok_or(Failure::Missing("state page"))?;
-    // The home is the processor that this task lives on.
-    vcpu.configure(frame, space, Cpu::new(Slot::NONE)).map_err(failed)?;
-    for number in OPEN_MSRS {
-        // Refused where the hardware cannot: then each access exits, and works as well.
-        let _ = vcpu.allow_msr(number, true, true).or_else(|_| vcpu.allow_msr(number, true, false));
-    }
-    Ok(vcpu)
+    let vcpus = memory.untyped.retype_vcpus(1, at).map_err(|error| Failure::Kernel("vCPU", error))?;
+    vcpus.get(0).ok_or(Failure::Missing("vCPU"))
 }
 
 /// All of `guest`, mapped here and in the guest's space at the same offsets.
@@ -181,28 +233,26 @@ fn guest_memory(
     Ok(Ram::new(low, high))
 }
 
-/// Asks the console for a signal when something is typed.
-fn listen(
-    memory: &mut Memory,
-    console: &Rc<RefCell<Console>>,
-    notification: moira_rt::sys::Notification,
-) -> Result<(), Failure> {
-    let at = slot(memory)?;
-    let signal = memory
-        .table
-        .mint(notification, at, Rights::SIGNAL, INPUT)
-        .or_else(|_| memory.table.copy(notification, at, Rights::SIGNAL))
-        .map_err(|error| Failure::Kernel("notification", error))?;
-    console.borrow_mut().listen(signal.slot());
-    Ok(())
+/// Capabilities by which threads reach each other, and the console reaches the main one.
+fn wires(memory: &mut Memory, notifications: &[Notification], vcpus: &[Vcpu]) -> Result<Wires, Failure> {
+    let mut signal = |notification: Notification, bits: u64| -> Result<Notification, Failure> {
+        let at = slot(memory)?;
+        memory
+            .table
+            .mint(notification, at, Rights::SIGNAL, bits)
+            .map_err(|error| Failure::Kernel("notification", error))
+    };
+    let wake: Result<Vec<_>, _> = notifications.iter().map(|notification| signal(*notification, WAKE)).collect();
+    let main = notifications.first().copied().ok_or(Failure::Missing("notification"))?;
+    Ok(Wires { wake: wake?, vcpus: vcpus.to_vec(), input: signal(main, INPUT)? })
 }
 
 /// What CPUID and the MSRs say.
-fn processor_model(guest_xcr0: u64, tsc_hz: u64) -> (CpuidTable, MsrConfig, u64) {
+fn processor_model(guest_xcr0: u64, tsc_hz: u64, cpus: u32, apic_id: u32) -> (CpuidTable, MsrConfig, u64) {
     let host = &|leaf, subleaf| hardware::cpuid(leaf, subleaf);
     let physical_bits = (host(0x8000_0008, 0).eax & 0xff).clamp(36, 52) as u8;
     let config = CpuidConfig {
-        cpus: 1,
+        cpus,
         xcr0: guest_xcr0,
         tsc_khz: u32::try_from(tsc_hz / 1000).unwrap_or(0),
         apic_timer_hz: APIC_TIMER_HZ,
@@ -211,7 +261,7 @@ fn processor_model(guest_xcr0: u64, tsc_hz: u64) -> (CpuidTable, MsrConfig, u64)
         arch_capabilities: None,
         pcid: false,
     };
-    let cpuid = CpuidTable::new(&config, 0, host);
+    let cpuid = CpuidTable::new(&config, apic_id, host);
     let features = cpuid.answer(0x8000_0001, 0, Live::default()).edx;
     let msr = MsrConfig {
         vendor: Vendor::of(host(0, 0)),
@@ -224,14 +274,8 @@ fn processor_model(guest_xcr0: u64, tsc_hz: u64) -> (CpuidTable, MsrConfig, u64)
 }
 
 /// Devices on the PCI bus.
-fn plug(
-    board: &mut Board,
-    console: &Rc<RefCell<Console>>,
-    input: &Rc<Cell<bool>>,
-    disk: Option<&'static [u8]>,
-    changes: usize,
-) {
-    let line = Box::new(Line::new(console, Device::Virtio, input));
+fn plug(board: &mut Board, console: &Shared, disk: Option<&'static [u8]>, changes: usize) {
+    let line = Box::new(Line::new(console, Device::Virtio));
     board.plug(platform::SLOT_CONSOLE, Box::new(VirtioPci::new(Box::new(VirtioConsole::new(line)))));
     if let Some(image) = disk {
         let disk = Box::new(MemoryDisk::new(image, changes));

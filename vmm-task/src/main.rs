@@ -3,14 +3,18 @@
 //! | capability | what for |
 //! | --- | --- |
 //! | `guest` | untyped: all of it becomes the guest's memory, so its size is the machine's |
-//! | `objects` | untyped: the vCPU, the guest's address space and page tables |
+//! | `objects` | untyped: the vCPUs, the guest's address space and page tables |
 //! | `console` | where the serial port and the virtio console write to and read from, and this task's own log |
-//! | `guest-kernel` | file: a bzImage, a PVH ELF, or a 64-bit ELF of our own |
-//! | `guest-initrd` | file, optional: the initial RAM disk |
+//! | `guest-kernel` | file: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file |
+//! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
+//! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
+//! | `NAME-mailbox`, `control-signal` | optional: a region and a signal, for orders of the control task |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
 //!
-//! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0).
+//! The machine has as many processors as this task has threads, each run by its own.
+//!
+//! Arguments: `cmdline=…`, `panic-at-end=…` (for tests of what a panic leaves), `disk-changes=BYTES` (most that the guest may change of its disk, 0).
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -18,50 +22,139 @@
 extern crate alloc;
 
 mod backend;
-
+mod control;
 mod hardware;
 mod machine;
 mod processor;
 
+use alloc::vec::Vec;
 use log::{error, info};
-use moira_rt::Env;
-use vmm_core::boot::Guest;
+use machine::Cpu;
+use moira_rt::proto::mailbox::state;
+use moira_rt::{Env, end};
+use processor::Kernel;
+use vmm_core::boot::{self, Guest, Module};
 use vmm_core::report;
-use vmm_core::vm::Ending;
+use vmm_core::vm::{Ending, Processor, Vm};
 
 moira_rt::entry!(main);
 
 fn main(env: Env) {
     let Some(kernel) = env.file("guest-kernel") else {
-        error!("there is no file `guest-kernel`: nothing to boot");
-        return;
+        fail("there is no file `guest-kernel`: nothing to boot");
     };
     let cmdline = alloc::string::String::from(env.argument("cmdline").unwrap_or_default());
-    let guest = Guest { kernel, initrd: env.file("guest-initrd"), cmdline: cmdline.as_bytes() };
-    let (mut vm, mut processor) = match machine::build(env) {
-        Ok(built) => built,
-        Err(failure) => {
-            error!("the machine cannot be built: {failure}");
-            return;
-        }
+    let mut modules: Vec<Module<'_>> = Vec::new();
+    modules.extend(env.file("guest-initrd").map(|bytes| Module { bytes, cmdline: b"initrd" }));
+    modules.extend(env.file("guest-modules").map(boot::modules).unwrap_or_default());
+    let guest = Guest { kernel, modules: &modules, cmdline: cmdline.as_bytes() };
+    let mut cpus = match machine::build(&env) {
+        Ok(cpus) => cpus.into_iter(),
+        Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),
     };
-    if let Err(failure) = vm.boot(&guest) {
-        error!("the guest cannot be booted: {failure}");
-        return;
+    end::on_panic(last_words);
+    let Some(boot) = cpus.next() else { fail("the machine has no processor") };
+    for (cpu, number) in cpus.zip(1..) {
+        if !env.spawn(number, move || further(cpu)) {
+            fail(format_args!("there is no thread for processor {number}"));
+        }
+    }
+    if let Err(failure) = boot.settle() {
+        fail(format_args!("the boot processor cannot be set up: {failure}"));
+    }
+    boot_processor(boot, &guest, env.argument("panic-at-end").is_some());
+}
+
+/// What a panic of the monitor leaves of its guest.
+fn last_words() {
+    for (cpu, page) in machine::pages().iter().enumerate() {
+        if let Some(history) = machine::history(cpu) {
+            error!("processor {cpu} of the guest:");
+            report::write_processor(page, history, |line| error!("{line}"));
+        }
+    }
+}
+
+/// The main thread: boots the machine, again after each reset, and reports how it ended.
+fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
+    let Cpu { mut vm, mut kernel, .. } = cpu;
+    let machine = vm.machine();
+    if let Err(failure) = vm.boot(guest) {
+        fail(format_args!("the guest cannot be booted: {failure}"));
     }
     let mut resets = 0;
+    info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
-        let ending = vm.run(&mut processor);
+        kernel.control.state(state::RUNNING, resets);
+        let ending = vm.run(&mut kernel);
+        assert!(!panics, "a panic on purpose");
+        wait_for_others(&vm, &mut kernel);
+        vm.board().flush(0);
+        let _ = kernel.console.lock().flush();
         if ending == Ending::Reset {
             resets += 1;
             info!("the machine resets, for the {resets}. time");
-            match vm.restart(&guest) {
+            match vm.restart(guest) {
                 Ok(()) => continue,
-                Err(failure) => error!("the guest cannot be booted again: {failure}"),
+                Err(failure) => fail(format_args!("the guest cannot be booted again: {failure}")),
             }
         }
+        kernel.control.state(state::ENDED, resets);
         let failed = report::is_failure(&ending);
-        report::write(&vm, &ending, |line| if failed { error!("{line}") } else { info!("{line}") });
+        let say = |line: core::fmt::Arguments<'_>| if failed { error!("{line}") } else { info!("{line}") };
+        match machine.ending() {
+            Some((_, by)) if by != 0 => {
+                say(format_args!("on processor {by}:"));
+                machine.take_report().iter().for_each(|line| say(format_args!("{line}")));
+            }
+            _ => report::write(&vm, &ending, say),
+        }
+        if failed {
+            end::fail(format_args!("{ending}"));
+        }
         return;
+    }
+}
+
+/// Ends the monitor before there is a guest to report on.
+fn fail(why: impl core::fmt::Display) -> ! {
+    error!("{why}");
+    end::fail(format_args!("{why}"))
+}
+
+/// Waits until no other processor runs; they were told. One that does not come in time is left to its end with this task.
+fn wait_for_others(vm: &Vm<'_>, kernel: &mut Kernel) {
+    /// In TSC ticks, and how often.
+    const STEP: u64 = 1_000_000;
+    const STEPS: u32 = 1000;
+    for _ in 0..STEPS {
+        if vm.machine().all_left() {
+            return;
+        }
+        let until = kernel.now().saturating_add(STEP);
+        kernel.sleep(until);
+    }
+    log::warn!("a processor does not stop");
+}
+
+/// A further processor's thread.
+fn further(cpu: Cpu) {
+    let settled = cpu.settle();
+    let Cpu { mut vm, mut kernel, .. } = cpu;
+    let (machine, index) = (vm.machine(), vm.index());
+    if let Err(failure) = settled {
+        machine.report_line(alloc::format!("processor {index} cannot be set up: {failure}"));
+        machine.end(Ending::Unsupported("a processor that cannot be set up"), index);
+    }
+    loop {
+        let ending = vm.run(&mut kernel);
+        if machine.ending().is_some_and(|(_, by)| by == index) {
+            report::write(&vm, &ending, |line| machine.report_line(alloc::format!("{line}")));
+        }
+        machine.leave(index);
+        while machine.ending().is_some() {
+            kernel.sleep(0);
+        }
+        vm.power_on();
     }
 }

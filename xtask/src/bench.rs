@@ -1,5 +1,7 @@
 //! `bench`: what things cost, in instructions of a deterministic machine.
 
+mod linux;
+
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
@@ -9,14 +11,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+mod kernel;
+
 use crate::build;
 use crate::cli::Global;
 use crate::console::{End, Watch};
 use crate::emulator::{Emulator, Machine};
+use crate::experiment;
 use crate::hosttools;
 use crate::paths;
 use crate::progress;
+use crate::system;
 use crate::toolchain::Toolchain;
+use crate::trace::Tracer;
 
 mod costs;
 
@@ -24,6 +31,8 @@ mod costs;
 const OFF: &str = "mitigations=off";
 /// What the names of the systems that measure begin with.
 const SYSTEMS: &str = "bench";
+/// The figure that comes from the experiments.
+const LEDGER_ERROR: &str = "time.ledger_error";
 /// Wall time after which a system that says nothing new is given up.
 const SILENCE: Duration = Duration::from_secs(300);
 
@@ -32,6 +41,9 @@ const SILENCE: Duration = Duration::from_secs(300);
 pub struct Options {
     /// Only figures whose name contains this
     pattern: Option<String>,
+    /// Boot only this one of the systems that measure
+    #[arg(long, value_name = "NAME")]
+    system: Option<String>,
     /// Print a JSON array in place of a table
     #[arg(long)]
     json: bool,
@@ -65,6 +77,13 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
+    let wanted = |names: &[&str]| {
+        options.emulator == Emulator::Qemu
+            && options.pattern.as_ref().is_none_or(|pattern| names.iter().any(|name| name.contains(pattern.as_str())))
+    };
+    let looks = options.system.is_none() && wanted(&kernel::CHECKED.map(|(_, name)| name));
+    // Before the others: what is built last is what cargo leaves under the kernel's name.
+    let checking = if looks { Some(build::kernel_with("checks", &toolchain, global.install())?) } else { None };
     let images = build::images(&toolchain, global.install())?;
     if options.mitigations {
         print!("{}", costs::table(options, &images, &machine)?);
@@ -72,12 +91,50 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     }
     let mut all = Vec::new();
     let mut failed = None;
-    for name in systems()? {
+    // The kernel's own figures and those of a whole Linux need no system that measures.
+    let asked = |name: &String| match (&options.system, &options.pattern) {
+        (Some(only), _) => only == name,
+        (None, Some(pattern)) => {
+            !linux::is_all_of(pattern) && !pattern.starts_with("kernel.") && pattern != LEDGER_ERROR
+        }
+        (None, None) => true,
+    };
+    for name in systems()?.into_iter().filter(asked) {
         match measure(&name, options, OFF, &images, &machine) {
             Ok(figures) => all.extend(figures),
             Err(error) => {
                 eprintln!("error: {name}: {error:#}");
                 failed = Some(name);
+            }
+        }
+    }
+    if options.system.is_none() && wanted(&[LEDGER_ERROR]) {
+        match ledger_error(&images, &machine) {
+            Ok(figure) => all.push(figure),
+            Err(error) => {
+                eprintln!("error: {LEDGER_ERROR}: {error:#}");
+                failed = Some(LEDGER_ERROR.into());
+            }
+        }
+    }
+    if options.emulator == Emulator::Qemu && options.system.is_none() {
+        match linux::measure(options.pattern.as_deref(), &images, &machine) {
+            Ok(figures) => all.extend(figures),
+            Err(error) => {
+                eprintln!("error: linux: {error:#}");
+                failed = Some("linux".to_owned());
+            }
+        }
+    }
+    if options.system.is_none() && wanted(&kernel::SIZES) {
+        all.extend(kernel::sizes(&images)?);
+    }
+    if let Some(checking) = checking {
+        match kernel::checked(&images, &checking, &machine) {
+            Ok(figures) => all.extend(figures),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                failed = Some("the checking kernel".into());
             }
         }
     }
@@ -103,6 +160,33 @@ fn systems() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// In each boot of each experiment: by how much the ledger and the trace differ about a context, at most, in percent of that context's time.
+fn ledger_error(images: &build::Images, machine: &Machine) -> Result<Figure> {
+    let mut errors = Vec::new();
+    for (name, values) in experiment::boots() {
+        let label = format!("{name} {}", values.values().cloned().collect::<Vec<_>>().join(" "));
+        let compiled = system::describe(&paths::root(), &name, &values)?;
+        let tracer = Tracer { from_ms: 400, ms: 600, structural: false, port: false };
+        let booted = build::system_with(&name, images, &values, &tracer.task(&compiled)?)?;
+        let folder = paths::target().join(SYSTEMS).join("ledger").join(label.trim().replace(' ', "-"));
+        let step = progress::step(format!("{LEDGER_ERROR} in {label}"));
+        let watch = follow(machine, &booted, OFF, &folder)?;
+        step.finish();
+        let log = folder.join("serial.log");
+        std::fs::write(&log, watch.text())?;
+        let rows = experiment::rows(watch.text())?;
+        let found = rows.iter().find(|row| row.get("kind").and_then(|kind| kind.as_str()) == Some("ledger-error"));
+        let ppm = found.and_then(|row| row.get("ppm")?.as_f64());
+        errors.push(ppm.with_context(|| format!("{label}: nothing was compared; the log is {}", log.display()))? / 1e4);
+    }
+    errors.sort_by(f64::total_cmp);
+    let (Some(minimum), Some(maximum)) = (errors.first().copied(), errors.last().copied()) else {
+        bail!("there are no experiments");
+    };
+    let (median, samples) = (errors[errors.len() / 2], errors.len() as u64);
+    Ok(Figure { name: LEDGER_ERROR.into(), unit: "%".into(), minimum, median, maximum, samples })
 }
 
 /// Boots one system and reads its figures.

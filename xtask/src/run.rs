@@ -15,11 +15,12 @@ use anyhow::{Context, Result, bail};
 use crate::build;
 use crate::cli::{Global, parse_memory};
 use crate::console::{End, Watch};
+use crate::control::hub::Hub;
 use crate::emulator::{Accel, Emulator, Firmware, Machine, Running, describe, qemu};
 use crate::hosttools;
 use crate::symbols::Symbols;
 use crate::toolchain::Toolchain;
-use crate::{paths, tty};
+use crate::{paths, system, tty};
 
 /// What the help page says below the options.
 pub const AFTER_HELP: &str = "Keys: Ctrl-A x leaves, Ctrl-A Ctrl-A sends Ctrl-A; all others go to the system.\n\
@@ -69,18 +70,25 @@ pub struct Options {
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Options for systems with a guest")]
 pub struct GuestOptions {
-    /// The guest's kernel
+    /// The guest's kernel: a Linux bzImage, an ELF file with a PVH note, a Multiboot kernel, any other 64-bit ELF file; or
+    /// guest:NAME for one that xtask fetches (docs/guests.md). Without --guest-initrd it gets no RAM disk
     #[arg(long, value_name = "FILE")]
     guest_kernel: Option<PathBuf>,
     /// The guest's initial RAM disk
     #[arg(long, value_name = "FILE")]
     guest_initrd: Option<PathBuf>,
+    /// A module for the guest's kernel, with its command line; may be given several times
+    #[arg(long, value_name = "FILE[:TEXT]")]
+    guest_module: Vec<String>,
     /// The guest's disk image
     #[arg(long, value_name = "FILE")]
     guest_disk: Option<PathBuf>,
     /// The guest's kernel command line
     #[arg(long, value_name = "TEXT")]
     guest_cmdline: Option<String>,
+    /// The guest's processors: how many, all on one CPU, or for each the CPU that it lives on, as 0,1
+    #[arg(long, value_name = "NUMBER|CPUS")]
+    guest_cpus: Option<String>,
     /// The guest's memory, as 512M or 2G
     #[arg(long, value_parser = parse_memory, value_name = "SIZE")]
     guest_memory: Option<u32>,
@@ -89,12 +97,20 @@ pub struct GuestOptions {
     set: Vec<(String, String)>,
 }
 
-fn parse_pair(text: &str) -> Result<(String, String), String> {
+/// Parses `NAME=VALUE`.
+pub fn parse_pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} has no `=`"))?;
     Ok((name.to_string(), value.to_string()))
 }
 
 impl GuestOptions {
+    /// CPUs that the machine needs for the guest's processors to live on.
+    fn host_cpus(&self) -> u32 {
+        let list = self.guest_cpus.as_deref().filter(|text| text.contains(','));
+        let highest = list.and_then(|list| list.split(',').filter_map(|cpu| cpu.trim().parse::<u32>().ok()).max());
+        highest.map_or(1, |cpu| cpu.saturating_add(1))
+    }
+
     /// The values by the names that manifests give them.
     pub fn values(&self) -> Result<BTreeMap<String, String>> {
         let mut values: BTreeMap<String, String> = self.set.iter().cloned().collect();
@@ -105,17 +121,53 @@ impl GuestOptions {
         ];
         for (name, file) in files {
             let Some(file) = file else { continue };
-            let path = fs::canonicalize(file).with_context(|| format!("--{name} {}", file.display()))?;
-            values.insert(name.into(), path.to_string_lossy().into_owned());
+            values.insert(name.into(), located(name, &file.to_string_lossy())?);
+        }
+        if self.guest_kernel.is_some() {
+            // The RAM disk that a manifest names belongs to the kernel that it names.
+            values.entry("guest-initrd".into()).or_default();
+        }
+        if !self.guest_module.is_empty() {
+            values.insert("guest-modules".into(), modules(&self.guest_module)?);
         }
         if let Some(text) = &self.guest_cmdline {
             values.insert("guest-cmdline".into(), text.clone());
+        }
+        if let Some(cpus) = &self.guest_cpus {
+            values.insert("guest-cpus".into(), cpus.clone());
         }
         if let Some(memory) = self.guest_memory {
             values.insert("guest-memory".into(), format!("{memory}MiB"));
         }
         Ok(values)
     }
+}
+
+/// A file's absolute path; names that xtask resolves itself stay as they are.
+fn located(option: &str, file: &str) -> Result<String> {
+    if file.starts_with("guest:") || file.starts_with("image:") {
+        return Ok(file.to_owned());
+    }
+    let path = fs::canonicalize(file).with_context(|| format!("--{option} {file}"))?;
+    Ok(path.to_string_lossy().into_owned())
+}
+
+/// The value for `guest-modules`.
+fn modules(list: &[String]) -> Result<String> {
+    let mut value = String::from(system::MODULES);
+    for module in list {
+        if module.contains(system::NEXT_MODULE) {
+            bail!("--guest-module {module}: `{}` cannot be in a module's command line", system::NEXT_MODULE);
+        }
+        let (file, cmdline) = system::split_module(module);
+        value += &located("guest-module", file)?;
+        if let Some(cmdline) = cmdline {
+            value.push(':');
+            value += cmdline;
+        }
+        value.push(system::NEXT_MODULE);
+    }
+    Ok(value)
 }
 
 impl Options {
@@ -132,7 +184,7 @@ impl Options {
         Machine {
             firmware: self.firmware.unwrap_or(usual.firmware),
             cpu: self.cpu.clone(),
-            cpus: self.cpus,
+            cpus: self.cpus.max(self.guest.host_cpus()),
             memory: self.memory,
             accel,
             gdb: self.gdb,
@@ -176,7 +228,8 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         eprintln!("waiting for: gdb {symbols} -ex 'target remote 127.0.0.1:{}'", qemu::GDB_PORT);
     }
     let (folder, _lock) = folder(&name, &machine)?;
-    let running = machine.start(&system, &options.cmdline, &folder)?;
+    let mut running = machine.start(&system, &options.cmdline, &folder)?;
+    let _hub = running.control.take().map(|line| Hub::open(line, &folder)).transpose()?;
     console(running, machine.gdb, &mut Symbols::of(&system.kernel_symbols))
 }
 

@@ -11,8 +11,8 @@ use alloc::{format, string::String, vec::Vec};
 use log::debug;
 use moira_abi::{FrameSize, ObjectType, PAGE};
 use moira_proto::{
-    start::{StartInfo, layout, slot},
-    system::Task,
+    start::{self, StartInfo, layout, slot},
+    system::{Grant, Task},
 };
 use moira_root::{
     archive,
@@ -47,10 +47,10 @@ pub struct Built {
     pub table: CapTable,
     /// Its space.
     pub space: AddressSpace,
-    /// Its thread.
-    pub thread: Thread,
-    /// Its message buffer.
-    pub buffer: Frame,
+    /// Its threads, the main one first.
+    pub threads: Vec<Thread>,
+    /// Their message buffers.
+    pub buffers: Vec<Frame>,
     /// Bytes of its start information.
     start_bytes: u64,
     /// How often it was made before.
@@ -69,8 +69,8 @@ impl Built {
             slots: Vec::new(),
             table: CapTable::new(none),
             space: AddressSpace::new(none),
-            thread: Thread::new(none),
-            buffer: Frame::new(none),
+            threads: Vec::new(),
+            buffers: Vec::new(),
             start_bytes: 0,
             restarts,
             life: Life::Running,
@@ -91,10 +91,12 @@ struct Area<'a> {
     flags: MapFlags,
     /// What it holds from an offset on.
     contents: Option<(u64, &'a [u8])>,
+    /// Whether it is the next thread's message buffer.
+    buffer: bool,
 }
 
 fn area(address: u64, length: u64, flags: MapFlags) -> Area<'static> {
-    Area { address, length: length.next_multiple_of(PAGE), flags, contents: None }
+    Area { address, length: length.next_multiple_of(PAGE), flags, contents: None, buffer: false }
 }
 
 impl Root {
@@ -145,8 +147,8 @@ impl Root {
             .frames(FrameSize::Small, small / PAGE)
             .untyped(table_bits)
             .object(ObjectType::AddressSpace, 0)
-            .object(ObjectType::Thread, 0)
             .object(ObjectType::CapTable, spec.table_bits);
+        let budget = (0..=spec.threads.len()).fold(budget, |budget, _| budget.object(ObjectType::Thread, 0));
         let block = self.take_block(budget.size_bits())?;
         built.block = Some(block);
         for bits in granted {
@@ -157,10 +159,13 @@ impl Root {
         let memory = block.untyped;
         built.space = AddressSpace::new(self.part(built, 1)?);
         built.table = CapTable::new(self.part(built, 1)?);
-        built.thread = Thread::new(self.part(built, 1)?);
         memory.retype_space(built.space.slot()).doing(|| "its space".into())?;
         memory.retype_table(spec.table_bits, built.table.slot()).doing(|| "its table".into())?;
-        memory.retype_threads(1, built.thread.slot()).doing(|| "its thread".into())?;
+        for _ in 0..=spec.threads.len() {
+            let slot = self.part(built, 1)?;
+            memory.retype_threads(1, slot).doing(|| "a thread".into())?;
+            built.threads.push(Thread::new(slot));
+        }
         self.cut_upper(built, memory, large, table_bits)?;
         for area in &areas {
             self.make_area(built, memory, area)?;
@@ -219,8 +224,8 @@ impl Root {
             let first = self.part(built, batch)?;
             let frames = memory.retype_frames(FrameSize::Small, batch, first).doing(doing)?;
             for frame in frames.iter() {
-                if area.address == layout::BUFFER {
-                    built.buffer = frame;
+                if area.buffer {
+                    built.buffers.push(frame);
                 }
                 if let Some((start, bytes)) = area.contents {
                     self.fill(frame, offset, start, bytes).doing(doing)?;
@@ -270,24 +275,33 @@ impl Root {
         let Some(identity) = self.identities.get(index) else {
             return Err("it is not known".into());
         };
-        let with = Configuration {
-            space: built.space,
-            table: built.table,
-            buffer: Some(built.buffer),
-            level: spec.level,
-            fault_endpoint: None,
-            fault_notification: Some(identity.stopped),
-            entry,
-            stack: layout::STACK_TOP,
-        };
-        built.thread.configure(&with).doing(|| "configuring its thread".into())?;
-        built.thread.receive_slots(Slot(slot::RECEIVE)).doing(|| "its receive slots".into())?;
-        built.thread.bind_notification(identity.notification).doing(|| "binding its notification".into())?;
-        if let Some(endpoint) = identity.endpoint {
-            endpoint.bind(built.thread).doing(|| "binding its endpoint".into())?;
+        let main = (cpu, identity.notification, identity.context);
+        let mut known = alloc::vec![main];
+        for (thread, identity) in spec.threads.iter().zip(&identity.threads) {
+            known.push((self.machine.cpu(thread.cpu)?, identity.notification, identity.context));
         }
-        if let Some(context) = identity.context {
-            bind(context, built.thread, cpu).doing(|| "binding its scheduling context".into())?;
+        let parts = built.threads.iter().zip(&built.buffers).zip(known).enumerate();
+        for (number, ((thread, buffer), (cpu, notification, context))) in parts {
+            let with = Configuration {
+                space: built.space,
+                table: built.table,
+                buffer: Some(*buffer),
+                level: spec.level,
+                fault_endpoint: None,
+                fault_notification: Some(identity.stopped),
+                entry,
+                stack: layout::stack_top(number),
+            };
+            thread.configure(&with).doing(|| format!("configuring thread {number}"))?;
+            thread.bind_notification(notification).doing(|| format!("binding the notification of thread {number}"))?;
+            if let Some(context) = context {
+                bind(context, *thread, cpu).doing(|| format!("binding the scheduling context of thread {number}"))?;
+            }
+        }
+        let Some(main) = built.threads.first() else { return Err("it has no thread".into()) };
+        main.receive_slots(Slot(slot::RECEIVE)).doing(|| "its receive slots".into())?;
+        if let Some(endpoint) = identity.endpoint {
+            endpoint.bind(*main).doing(|| "binding its endpoint".into())?;
         }
         Ok(())
     }
@@ -297,8 +311,13 @@ impl Root {
         let (Some(spec), Some(built)) = (self.system.tasks.get(index), self.tasks.get(index)) else {
             return Ok(());
         };
-        let cpu = self.machine.cpu(spec.cpu)?;
-        built.thread.activate(cpu, [layout::START, built.start_bytes]).doing(|| format!("starting task {}", spec.name))
+        let cpus = core::iter::once(spec.cpu).chain(spec.threads.iter().map(|thread| thread.cpu));
+        for (number, (thread, cpu)) in built.threads.iter().zip(cpus).enumerate() {
+            let second = start::second::pack(built.start_bytes, number);
+            let cpu = self.machine.cpu(cpu)?;
+            thread.activate(cpu, [layout::START, second]).doing(|| format!("starting task {}", spec.name))?;
+        }
+        Ok(())
     }
 
     /// Ends a task: whatever it has, and whatever was made from its memory, is gone when this returns, and the memory is clean.
@@ -319,6 +338,11 @@ impl Root {
             }
         }
         for block in blocks {
+            // What is made anew from it takes as much as before: not a byte may stay behind.
+            let free = block.untyped.info().doing(|| "memory of an ended task".into())?.free;
+            if free != 1 << block.bits {
+                return Err(format!("ending a task: {} bytes are missing", (1u64 << block.bits) - free));
+            }
             self.pool.give(block);
         }
         debug!("root: {} KiB of memory free", self.pool.free() >> 10);
@@ -336,6 +360,11 @@ impl Root {
         if next > slot_count + 2 {
             return Err(format!("its capability table has {slot_count} slots, it needs {}", next - 2));
         }
+        let mut arguments = spec.arguments.clone();
+        if spec.grants.iter().any(|(_, grant)| matches!(grant, Grant::Platform)) {
+            // Where UEFI booted, only the loader knows where the tables are.
+            arguments.extend(self.machine.tables_argument());
+        }
         let info = StartInfo {
             name: spec.name.clone(),
             heap_address: layout::HEAP,
@@ -348,7 +377,7 @@ impl Root {
             free_slot: next,
             capabilities,
             regions: mapped.iter().map(|one| one.region.clone()).collect(),
-            arguments: spec.arguments.clone(),
+            arguments,
         };
         let bytes = postcard::to_allocvec(&info).doing(|| "its start information".into())?;
         if bytes.len() as u64 > layout::BUFFER - layout::START - PAGE {
@@ -378,11 +407,15 @@ fn areas<'a>(spec: &Task, image: &Image<'a>, start: &'a [u8]) -> Vec<Area<'a>> {
                 length: segment.length,
                 flags,
                 contents: Some((segment.offset, segment.bytes)),
+                buffer: false,
             }
         })
         .collect();
-    areas.push(area(layout::STACK_TOP - spec.stack.next_multiple_of(PAGE), spec.stack, MapFlags::READ_WRITE));
-    areas.push(area(layout::BUFFER, PAGE, MapFlags::READ_WRITE));
+    for number in 0..=spec.threads.len() {
+        let stack = layout::stack_top(number) - spec.stack.next_multiple_of(PAGE);
+        areas.push(area(stack, spec.stack, MapFlags::READ_WRITE));
+        areas.push(Area { buffer: true, ..area(layout::buffer(number), PAGE, MapFlags::READ_WRITE) });
+    }
     areas.push(Area { contents: Some((0, start)), ..area(layout::START, start.len() as u64, MapFlags::READ) });
     areas
 }

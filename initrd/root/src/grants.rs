@@ -4,10 +4,11 @@ use crate::{Doing, Failure, PLATFORM, Root, build::Built, identity::Device, stor
 use alloc::{format, string::String, vec::Vec};
 use moira_abi::FrameSize;
 use moira_proto::{
-    start::{Region, layout, slot},
+    planner,
+    start::{Region, START, THREAD_STARTS, THREADS, layout, slot},
     system::{Grant, Role, Task},
 };
-use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, Slot};
+use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, SchedContext, Slot};
 
 /// What goes into one slot.
 #[derive(Clone, Copy, Debug)]
@@ -16,12 +17,14 @@ pub enum Item {
     Call(usize, u64),
     /// The notification of a task, with bits.
     Signal(usize, u64),
-    /// The scheduling context of a task.
-    Context(usize),
+    /// A scheduling context.
+    Context(SchedContext),
     /// A processor, with rights.
     Cpu(u32, Rights),
     /// The machine.
     Platform,
+    /// The root task's notification: an order waits.
+    Orders,
     /// An untyped memory of so many bits.
     Untyped(u8),
     /// A source of interrupts.
@@ -34,6 +37,10 @@ pub enum Item {
     Thread(usize),
     /// The space of a task.
     Space(usize),
+    /// The notification of one of its own further threads, by its index.
+    OwnThread(usize),
+    /// The same, to signal that there is something to do.
+    StartThread(usize),
 }
 
 /// Something that is mapped for a task.
@@ -56,13 +63,25 @@ impl Root {
         self.system.tasks.iter().position(|task| task.name == name).ok_or_else(|| format!("there is no task `{name}`"))
     }
 
-    /// Contexts that live on the slack of a CPU, in the order in which they were bound: by index.
+    /// Contexts that live on the slack of a CPU, in the order of their tasks and threads.
     fn slack_contexts(&self, cpu: u32) -> Vec<Item> {
-        let tasks = self.system.tasks.iter().enumerate();
-        tasks
-            .filter(|(_, task)| task.cpu == cpu && task.time.context && task.time.extra)
-            .map(|(index, _)| Item::Context(index))
+        self.accounts()
+            .filter(|account| account.cpu == cpu && account.time.extra)
+            .map(|one| Item::Context(one.context))
             .collect()
+    }
+
+    /// The scheduling context of a task's main thread.
+    fn context(&self, task: usize) -> Result<SchedContext, Failure> {
+        let identity = self.identities.get(task).ok_or_else(|| format!("there is no task {task}"))?;
+        identity.context.ok_or_else(|| String::from("it has no time of its own"))
+    }
+
+    /// The scheduling contexts of a task: the main thread's, then those of further threads.
+    fn contexts(&self, task: usize) -> Result<Vec<Item>, Failure> {
+        let further = self.identities.get(task).into_iter().flat_map(|identity| &identity.threads);
+        let all = core::iter::once(self.context(task)?).chain(further.filter_map(|thread| thread.context));
+        Ok(all.map(Item::Context).collect())
     }
 
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
@@ -80,8 +99,10 @@ impl Root {
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
                 items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
-                let all = self.system.tasks.iter().enumerate().filter(|(_, task)| task.time.context);
-                items.push(("contexts".into(), all.map(|(index, _)| Item::Context(index)).collect()));
+                // In the order of the book, the root task's own first.
+                let own = core::iter::once(crate::time::OWN);
+                let all = own.chain(self.accounts().map(|one| one.context));
+                items.push(("contexts".into(), all.map(Item::Context).collect()));
             }
         }
         for (name, grant) in &spec.grants {
@@ -96,12 +117,13 @@ impl Root {
                 (Grant::Signal { task, bits }, _) => {
                     alloc::vec![Item::Signal(self.find(task)?, *bits)]
                 }
-                (Grant::Context { task }, _) => alloc::vec![Item::Context(self.find(task)?)],
+                (Grant::Context { task }, _) => self.contexts(self.find(task)?)?,
                 (Grant::Control { task }, _) => {
                     alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
                 }
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
+                (Grant::Supervisor, _) => alloc::vec![Item::Orders],
                 (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
                 (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
                 (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
@@ -109,6 +131,10 @@ impl Root {
                 _ => continue,
             };
             items.push((name.clone(), list));
+        }
+        if !identity.threads.is_empty() {
+            items.push((THREADS.into(), (0..identity.threads.len()).map(Item::OwnThread).collect()));
+            items.push((THREAD_STARTS.into(), (0..identity.threads.len()).map(Item::StartThread).collect()));
         }
         Ok(items)
     }
@@ -128,6 +154,10 @@ impl Root {
             }
             let whole = self.region(&name)?;
             mapped.push(place("status", whole, MapFlags::READ, false, 0, &mut next));
+        }
+        if spec.role == Role::Planner {
+            let whole = self.book_page()?;
+            mapped.push(place(planner::BOOK, whole, MapFlags::READ, false, 0, &mut next));
         }
         for (name, grant) in &spec.grants {
             let one = match grant {
@@ -163,6 +193,29 @@ impl Root {
         Ok(mapped)
     }
 
+    /// The book of contracts, for the planner.
+    fn book_page(&mut self) -> Result<Whole, Failure> {
+        if let Ok(whole) = self.region(planner::BOOK) {
+            return Ok(whole);
+        }
+        let doing = || String::from("the planner's book");
+        let bytes = postcard::to_allocvec(&self.book()).doing(doing)?;
+        let length = bytes.len() as u64;
+        if length + 8 > planner::BOOK_BYTES {
+            return Err(format!("{}: too many contracts", doing()));
+        }
+        let whole = self.make_region(length + 8)?;
+        let bytes = [&length.to_le_bytes()[..], &bytes].concat();
+        for part in &whole.parts {
+            let from = part.offset as usize;
+            let view = self.memory.view(part.frame, part.size).doing(doing)?;
+            view.shared().write(0, bytes.get(from..(from + 4096).min(bytes.len())).unwrap_or_default());
+            self.memory.release(view).doing(doing)?;
+        }
+        self.store.regions.insert(planner::BOOK.into(), whole.clone());
+        Ok(whole)
+    }
+
     fn region(&self, name: &str) -> Result<Whole, Failure> {
         self.store.regions.get(name).cloned().ok_or_else(|| format!("there is no region `{name}`"))
     }
@@ -176,7 +229,8 @@ impl Root {
         };
         table.copy(table, Slot(slot::TABLE), Rights::ALL).doing(doing)?;
         table.copy(built.space, Slot(slot::SPACE), Rights::ALL).doing(doing)?;
-        table.copy(built.thread, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
+        let main = built.threads.first().ok_or_else(doing)?;
+        table.copy(*main, Slot(slot::THREAD), Rights::ALL).doing(doing)?;
         table.copy(identity.notification, Slot(slot::NOTIFICATION), Rights::ALL).doing(doing)?;
         let mut lent = built.lent.iter();
         let mut at = Slot(slot::NAMED);
@@ -189,7 +243,7 @@ impl Root {
                     };
                     table.copy(memory.untyped, at, Rights::ALL).doing(doing)?;
                 } else {
-                    self.put(table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
+                    self.put(index, table, at, item).map_err(|why| format!("{}: {why}", own(&name)))?;
                 }
                 at = at.plus(1);
             }
@@ -197,7 +251,7 @@ impl Root {
         Ok(())
     }
 
-    fn put(&self, table: CapTable, at: Slot, item: Item) -> Result<(), Failure> {
+    fn put(&self, index: usize, table: CapTable, at: Slot, item: Item) -> Result<(), Failure> {
         let all = Rights::ALL;
         fn done<T: Capability, E: core::fmt::Debug>(result: Result<T, E>) -> Result<(), Failure> {
             result.map(|_| ()).doing(|| String::from("copying"))
@@ -209,12 +263,17 @@ impl Root {
                 done(table.mint(endpoint, at, Rights::CALL, badge))
             }
             Item::Signal(task, bits) => done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits)),
-            Item::Context(task) => {
-                let context = identity(task)?.context.ok_or_else(|| String::from("it has no time of its own"))?;
-                done(table.copy(context, at, all))
+            Item::Context(context) => done(table.copy(context, at, all)),
+            Item::OwnThread(number) | Item::StartThread(number) => {
+                let thread = identity(index)?.threads.get(number).ok_or_else(|| String::from("no such thread"))?;
+                match item {
+                    Item::StartThread(_) => done(table.mint(thread.notification, at, Rights::SIGNAL, START)),
+                    _ => done(table.copy(thread.notification, at, all)),
+                }
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),
+            Item::Orders => done(table.mint(self.stopped, at, Rights::SIGNAL, crate::orders::BIT)),
             Item::Interrupt(interrupt) => done(table.copy(interrupt, at, all)),
             Item::Ports(ports) => done(table.copy(ports, at, all)),
             Item::Frame(frame) => done(table.copy(frame, at, all)),
@@ -238,7 +297,10 @@ impl Root {
                 continue;
             };
             let result = match item {
-                Item::Thread(_) => table.copy(other.thread, at, Rights::ALL).map(|_| ()),
+                Item::Thread(_) => match other.threads.first() {
+                    Some(main) => table.copy(*main, at, Rights::ALL).map(|_| ()),
+                    None => continue,
+                },
                 _ => table.copy(other.space, at, Rights::ALL).map(|_| ()),
             };
             // A holder may have put something else there, or the capability is still good.

@@ -4,7 +4,7 @@
 
 use crate::{Doing, Failure, PLATFORM, Root, no_slots};
 use alloc::{format, string::String, vec::Vec};
-use moira_proto::system::Grant;
+use moira_proto::system::{Grant, Time};
 use moira_rt::sys::{Endpoint, Frame, Interrupt, InterruptFlags, IoPorts, Notification, Rights, SchedContext, Slot};
 
 /// One task's.
@@ -17,8 +17,18 @@ pub struct Identity {
     pub context: Option<SchedContext>,
     /// What tells the root task that it stopped.
     pub stopped: Notification,
+    /// Its further threads, from number 1 on.
+    pub threads: Vec<ThreadIdentity>,
     /// Devices by the names of the grants.
     pub devices: Vec<(String, Device)>,
+}
+
+/// What a further thread keeps.
+pub struct ThreadIdentity {
+    /// Bound to the thread.
+    pub notification: Notification,
+    /// Its time, if it has any of its own.
+    pub context: Option<SchedContext>,
 }
 
 /// A device's part.
@@ -36,6 +46,15 @@ impl Root {
         self.memory.slots.take(1).ok_or_else(no_slots)
     }
 
+    fn make_context(&mut self, time: &Time) -> Result<Option<SchedContext>, Failure> {
+        if !time.context {
+            return Ok(None);
+        }
+        let slot = self.slot()?;
+        self.memory.untyped.retype_contexts(1, slot).doing(|| "making it".into())?;
+        Ok(Some(SchedContext::new(slot)))
+    }
+
     /// Makes task number `index` known, before it exists.
     pub fn make_identity(&mut self, index: usize) -> Result<(), Failure> {
         let spec = self.system.tasks[index].clone();
@@ -50,15 +69,17 @@ impl Root {
             own.retype_endpoints(1, slot).doing(|| what("endpoint"))?;
             endpoint = Some(Endpoint::new(slot));
         }
-        let mut context = None;
-        if spec.time.context {
+        let context = self.make_context(&spec.time).doing(|| what("scheduling context"))?;
+        let mut threads = Vec::new();
+        for thread in &spec.threads {
             let slot = self.slot()?;
-            own.retype_contexts(1, slot).doing(|| what("scheduling context"))?;
-            context = Some(SchedContext::new(slot));
+            own.retype_notifications(1, slot).doing(|| what("notification of a thread"))?;
+            let context = self.make_context(&thread.time).doing(|| what("scheduling context of a thread"))?;
+            threads.push(ThreadIdentity { notification: Notification::new(slot), context });
         }
         let slot = self.slot()?;
         let stopped = crate::TABLE
-            .mint(self.stopped, slot, Rights::SIGNAL, 1 << (index % 64))
+            .mint(self.stopped, slot, Rights::SIGNAL, 1 << (index % crate::orders::TASK_BITS))
             .doing(|| what("fault notification"))?;
         let mut devices = Vec::new();
         for (name, grant) in &spec.grants {
@@ -69,7 +90,7 @@ impl Root {
                     Device::Ports(PLATFORM.make_ports(first, last, slot).doing(doing)?)
                 }
                 Grant::Interrupt { gsi, level, active_low, bits } => {
-                    self.machine.need_io_apic()?;
+                    self.machine.need_io_apics()?;
                     let slot = self.slot()?;
                     own.retype_interrupts(1, slot).doing(doing)?;
                     let (interrupt, slot) = (Interrupt::new(slot), self.slot()?);
@@ -91,7 +112,7 @@ impl Root {
             };
             devices.push((name.clone(), device));
         }
-        self.identities.push(Identity { endpoint, notification, context, stopped, devices });
+        self.identities.push(Identity { endpoint, notification, context, stopped, threads, devices });
         Ok(())
     }
 }

@@ -3,11 +3,11 @@
 use crate::{
     Failure, PLATFORM, Root, TABLE,
     build::{Built, Life},
-    failure,
+    failure, orders,
 };
 use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use moira_abi::FrameSize;
 use moira_proto::system::{Restart, Role, Task};
 use moira_rt::{
@@ -46,8 +46,13 @@ impl Root {
                 Ok(bits) => bits,
                 Err(error) => return format!("cannot wait for tasks: {error:?}"),
             };
+            if bits & orders::BIT != 0
+                && let Err(why) = self.follow_orders()
+            {
+                return why;
+            }
             for index in 0..self.tasks.len() {
-                if bits >> (index % 64) & 1 == 0 {
+                if bits >> (index % orders::TASK_BITS) & 1 == 0 {
                     continue;
                 }
                 if let Err(why) = self.look_at(index, buffer) {
@@ -80,13 +85,32 @@ impl Root {
             return Ok(());
         }
         let restarts = built.restarts;
-        let end = match built.thread.read_registers(buffer) {
-            // It runs, here or on its own CPU: another task has the same bit.
-            Err(Error::Active | Error::WrongCpu) => return Ok(()),
-            Err(error) => End::Fault(format!("stopped; its registers cannot be read: {error:?}")),
-            Ok(snapshot) if snapshot.fault.is_none() => return Ok(()),
-            Ok(snapshot) => self.end_of(index, &snapshot),
-        };
+        let mut ends = Vec::new();
+        for (number, thread) in built.threads.iter().enumerate() {
+            match thread.read_registers(buffer) {
+                // It runs, here or on its own CPU: another thread, or another task with the same bit, has stopped.
+                Err(Error::Active | Error::WrongCpu) => {}
+                Err(error) => ends.push((number, Err(error))),
+                Ok(snapshot) if snapshot.fault.is_none() => {}
+                Ok(snapshot) => ends.push((number, Ok(snapshot))),
+            }
+        }
+        let mut end = None;
+        for (number, stopped) in ends {
+            let found = match stopped {
+                Err(error) => End::Fault(format!("stopped; its registers cannot be read: {error:?}")),
+                Ok(snapshot) => self.end_of(index, number, &snapshot),
+            };
+            match found {
+                // A task ends with its main thread.
+                End::Finished if number != 0 => debug!("root: task {}: thread {number} finished", spec.name),
+                found => {
+                    end = Some(found);
+                    break;
+                }
+            }
+        }
+        let Some(end) = end else { return Ok(()) };
         match end {
             End::Finished => {
                 info!("root: task {}: finished", spec.name);
@@ -124,11 +148,15 @@ impl Root {
         }
     }
 
-    fn remove(&mut self, index: usize, life: Life) -> Result<(), Failure> {
+    /// Ends a task, whatever it does, and takes back all it has.
+    pub fn remove(&mut self, index: usize, life: Life) -> Result<(), Failure> {
         let Some(mut built) = self.tasks.get_mut(index).map(Built::take) else {
             return Ok(());
         };
         self.tear_down(&mut built)?;
+        if let Some(name) = self.system.tasks.get(index).map(|task| task.name.clone()) {
+            self.tell_end(&name)?;
+        }
         built.life = life;
         if let Some(place) = self.tasks.get_mut(index) {
             *place = built;
@@ -136,7 +164,7 @@ impl Root {
         Ok(())
     }
 
-    fn end_of(&mut self, index: usize, snapshot: &Snapshot) -> End {
+    fn end_of(&mut self, index: usize, number: usize, snapshot: &Snapshot) -> End {
         let Some(fault) = snapshot.fault else {
             return End::Finished;
         };
@@ -146,7 +174,7 @@ impl Root {
             return End::Finished;
         }
         if fault.vector == end::VECTOR && marker == end::PANICKED {
-            let text = self.text(index, (length as usize).min(MOST_TEXT));
+            let text = self.text(index, number, (length as usize).min(MOST_TEXT));
             return End::Panicked(text.unwrap_or_else(|why| format!("panicked; its text cannot be read: {why}")));
         }
         let mut text = format!("fault vector {} ({}) at rip {:#x}", fault.vector, name_of(fault.vector), fault.rip);
@@ -164,9 +192,10 @@ impl Root {
         End::Fault(text)
     }
 
-    /// The text at the start of a task's message buffer, printable characters only.
-    fn text(&mut self, index: usize, length: usize) -> Result<String, Failure> {
-        let buffer = self.tasks.get(index).map(|built| built.buffer).ok_or_else(|| failure("no such task"))?;
+    /// The text at the start of the message buffer of a task's thread, printable characters only.
+    fn text(&mut self, index: usize, number: usize, length: usize) -> Result<String, Failure> {
+        let buffer = self.tasks.get(index).and_then(|built| built.buffers.get(number)).copied();
+        let buffer = buffer.ok_or_else(|| failure("no such thread"))?;
         let copy = self.copy(buffer, Rights::READ.or(Rights::WRITE))?;
         let mut bytes = alloc::vec![0; length];
         let read = self.memory.view(copy, FrameSize::Small).map(|view| {

@@ -1,8 +1,9 @@
-//! Which translations a processor may still use, and when it must flush.
+//! Which translations a processor may still use, and when it must flush. The kernel asks here before it flushes, or does not.
 //!
 //! A page-table entry is removed or narrowed at once; what processors have cached of it is not. A processor is told to flush only
 //! if it has the space loaded; all others find out at their next load. Emulators drop translations at every load and cannot
-//! show a mistake here; the tests below run the rules against processors that keep everything as long as they may.
+//! show a mistake here; the tests below run the rules against processors that keep everything as long as they may. Large pages are never
+//! split: a mapping is replaced or removed as it was made.
 //!
 //! ```text
 //! CPU that changes an entry                CPU that loads a space
@@ -31,21 +32,65 @@ pub enum Flush {
     Tag,
 }
 
-/// Before a processor uses `space`, whose generation it reads after it has published the space as loaded. Without tags each load of
-/// the page-table root flushes by itself, so only staying in a space is free.
+/// Why translations were dropped; the trace has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reason {
+    /// Another space was loaded, and there are no tags for tasks' spaces.
+    Load = 1,
+    /// An entry of a task's space changed: this page, on the processor that changed it.
+    Page = 2,
+    /// Another processor asked.
+    Asked = 3,
+    /// The space, or something about it, is not what the guest's tag has seen.
+    Guest = 4,
+    /// The space died.
+    Dead = 5,
+    /// Not a flush: another processor is asked for one.
+    Asks = 6,
+}
+
+/// Before a processor uses `space` under a tag, whose generation it reads after it has published the space as loaded.
+#[inline(always)]
 #[must_use]
 pub fn at_load(seen: Seen, space: u64, generation: u64) -> (Flush, Seen) {
     let now = Seen { space, generation };
     (if seen == now { Flush::Nothing } else { Flush::Tag }, now)
 }
 
+/// The same for spaces without tags: each load of the root drops everything by itself, and only staying in a space is free. Nothing
+/// tells such a space's changes but the request to flush, which unloads it.
+#[inline(always)]
+#[must_use]
+pub fn may_stay(loaded: u64, space: u64) -> bool {
+    loaded == space
+}
+
+/// What the processor that changed an entry does itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// Drops this page's translation: the space is used without a tag.
+    Page,
+    /// Counts the generation up, for each tag to find at its next load.
+    Generation,
+}
+
+/// After an entry changed: what is done here, before others are asked.
+#[inline(always)]
+#[must_use]
+pub fn after_change(tagged: bool) -> Own {
+    if tagged { Own::Generation } else { Own::Page }
+}
+
 /// After an entry of `space` changed: whether a processor that has `loaded` must be asked to flush.
+#[inline(always)]
 #[must_use]
 pub fn must_ask(loaded: u64, space: u64) -> bool {
     loaded == space
 }
 
 /// Whether memory that was mapped may be used for something else: every processor that was asked has flushed.
+#[inline(always)]
 #[must_use]
 pub fn settled(wanted: u64, done: u64) -> bool {
     wanted <= done
@@ -58,7 +103,7 @@ mod tests {
     use std::collections::HashMap;
 
     const CPUS: usize = 3;
-    const SPACES: u64 = 3;
+    const SPACES: u64 = 4;
     const PAGES: u64 = 3;
 
     /// A processor that never forgets a translation by itself.
@@ -86,14 +131,26 @@ mod tests {
     }
 
     impl Machine {
+        /// Spaces 1 and 3 are guests' and share a tag; spaces 2 and 4 are tasks' and have none (which is one for all of them).
         fn tag(space: u64) -> u64 {
             space % 2
+        }
+
+        fn tagged(space: u64) -> bool {
+            space % 2 == 1
         }
 
         fn load(&mut self, cpu: usize, space: u64) {
             let generation = *self.generations.entry(space).or_default();
             let tag = Machine::tag(space);
             let me = &mut self.cpus[cpu];
+            if !Machine::tagged(space) {
+                if !may_stay(me.loaded, space) {
+                    me.cached.retain(|key, _| key.0 != tag);
+                }
+                me.loaded = space;
+                return;
+            }
             me.loaded = space;
             let (flush, now) = at_load(me.seen.get(&tag).copied().unwrap_or_default(), space, generation);
             if flush == Flush::Tag {
@@ -118,11 +175,17 @@ mod tests {
             let version = self.entries.entry((space, page)).or_default();
             *version += 1;
             let version = *version;
-            *self.generations.entry(space).or_default() += 1;
-            // This processor's own translation goes at once.
-            let tag = Machine::tag(space);
-            if self.cpus[cpu].loaded == space {
-                self.cpus[cpu].cached.remove(&(tag, page));
+            match after_change(Machine::tagged(space)) {
+                Own::Generation => {
+                    *self.generations.entry(space).or_default() += 1;
+                    // A guest's changer is its VMM, which does not run in the guest: the next entry is a load.
+                    if self.cpus[cpu].loaded == space {
+                        self.cpus[cpu].loaded = 0;
+                    }
+                }
+                Own::Page => {
+                    self.cpus[cpu].cached.remove(&(Machine::tag(space), page));
+                }
             }
             self.flushes += 1;
             for (index, other) in self.cpus.iter_mut().enumerate() {

@@ -9,5 +9,6 @@ pub mod flush;
 pub mod mitigations;
 pub mod plan;
 pub mod radix;
+pub mod turns;
 pub mod untyped;
 pub mod vcpu_check;

@@ -1,12 +1,13 @@
 //! The protocols between CPUs, as the two-column comments of `kernel/src/smp.rs` and `object/notification.rs` have them, under
 //! every interleaving. They are mirrors: the same loads, stores, fences and orders on loom's atomics, with the kernel's data taken
-//! away.
+//! away. The structural lock is the kernel's own code.
 
 use loom::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*, fence},
 };
 use loom::thread;
+use moira_kernel_core::turns::{Turns, Word};
 
 /// A signaller and a waiter: the waiter is woken, or sees the bits before it blocks.
 #[test]
@@ -213,5 +214,122 @@ fn a_change_is_seen_or_asked_for() {
         let asked = loaded.load(SeqCst) == 5;
         let seen = loader.join().unwrap();
         assert!(asked || seen == 1, "old translations, and nobody says so");
+    });
+}
+
+/// Loom's word for the structural lock.
+struct Tried(AtomicU64);
+
+impl Word for Tried {
+    fn load(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+    fn clear(&self) {
+        self.0.store(0, Release);
+    }
+    fn set(&self, bits: u64) {
+        self.0.fetch_or(bits, SeqCst);
+    }
+    fn take(&self, bits: u64) -> u64 {
+        self.0.fetch_and(!bits, SeqCst)
+    }
+    fn claim(&self) -> bool {
+        self.0.compare_exchange(0, 1, SeqCst, Relaxed).is_ok()
+    }
+    fn add(&self, number: u64) {
+        self.0.fetch_add(number, SeqCst);
+    }
+}
+
+struct Locked {
+    lock: Turns<Tried, 1>,
+    inside: AtomicU32,
+    done: AtomicU32,
+}
+
+impl Locked {
+    fn new() -> Arc<Locked> {
+        let word = || Tried(AtomicU64::new(0));
+        Arc::new(Locked {
+            lock: Turns::new(word(), word(), [word()]),
+            inside: AtomicU32::new(0),
+            done: AtomicU32::new(0),
+        })
+    }
+
+    fn work(&self, me: u32) {
+        // Relaxed: only the lock orders these.
+        assert_eq!(self.inside.load(Relaxed), 0, "two hold it");
+        self.inside.store(1, Relaxed);
+        self.done.store(self.done.load(Relaxed) + 1, Relaxed);
+        self.inside.store(0, Relaxed);
+        let _ = self.lock.give(me);
+    }
+
+    /// Tries, waits for a while, and is called away if it takes longer.
+    fn turn(&self, me: u32, patience: u32) -> bool {
+        let mut held = self.lock.try_take();
+        if !held {
+            self.lock.want(me);
+            for _ in 0..patience {
+                held = self.lock.poll(me);
+                if held {
+                    break;
+                }
+                thread::yield_now();
+            }
+            held = held || self.lock.cancel(me);
+        }
+        if held {
+            self.work(me);
+        }
+        held
+    }
+}
+
+/// One holder at a time, whoever is called away when; and afterwards it is free.
+#[test]
+fn the_structural_lock_has_one_holder_and_is_never_lost() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(2);
+    model.check(|| {
+        let locked = Locked::new();
+        let others: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|me| {
+                let locked = locked.clone();
+                thread::spawn(move || u32::from(locked.turn(me, 1)))
+            })
+            .collect();
+        let mut turns = u32::from(locked.turn(0, 0));
+        for other in others {
+            turns += other.join().unwrap();
+        }
+        assert_eq!(locked.done.load(Relaxed), turns);
+        assert!(turns > 0, "nobody had it");
+        assert!(locked.lock.try_take(), "handed to somebody who does not know");
+    });
+}
+
+/// Whoever waits for it gets it: a hand-over is never missed.
+#[test]
+fn the_structural_lock_comes_to_whoever_waits() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let locked = Locked::new();
+        let other = locked.clone();
+        let waiter = thread::spawn(move || {
+            if !other.lock.try_take() {
+                other.lock.want(1);
+                while !other.lock.poll(1) {
+                    thread::yield_now();
+                }
+            }
+            other.work(1);
+        });
+        locked.turn(0, 0);
+        waiter.join().unwrap();
+        assert!(locked.lock.try_take());
     });
 }

@@ -82,14 +82,14 @@ pub fn append_many(cpu: &Cpu, plan: Obj<Plan>, caller: Obj<Thread>) -> Result<()
     while left > 0 {
         let count = (left as usize).min(HOLD);
         // Each word is read once: another thread of the task may write it meanwhile.
-        if !smp::try_lock(cpu) {
+        if !smp::lock(cpu) {
             return Err(Error::Again);
         }
         let result = fill(plan, table, count, |index| {
             let at = (first + index as u64) * 24;
             [buffer.read(at), buffer.read(at + 8), buffer.read(at + 16)]
         });
-        smp::unlock();
+        smp::unlock(cpu);
         result?;
         (left, first) = (left - count as u64, first + count as u64);
         caller.answer2(left, first);

@@ -4,6 +4,7 @@ use super::{interrupt::Interrupt, io_ports, life, notification::Notification, th
 use crate::{
     arch, boot,
     cap::{self, Slot},
+    checks,
     memory::{self, Obj, Object, Page},
     percpu, trace,
 };
@@ -21,14 +22,17 @@ impl Object for Platform {
     const KIND: ObjectType = ObjectType::Platform;
 }
 
-/// `log`: prints the caller's message buffer. W0 = 1: not in the middle of a line of a task that drives the serial line itself.
-pub fn log(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
+/// `log`: prints the caller's message buffer, a piece at a time. W0 = 1: not in the middle of a line of a task that drives the serial
+/// line itself; W1: bytes printed already, counted up here. Answers whether all is printed; else the call runs again.
+pub fn log(_: Obj<Platform>, caller: Obj<Thread>) -> Result<bool, Error> {
     let (buffer, bytes) = text(caller)?;
-    if caller.word(0) == 1 && crate::log::is_open() {
+    let begun = caller.word(1).min(bytes as u64);
+    if begun == 0 && caller.word(0) == 1 && crate::log::is_open() {
         return Err(Error::Again);
     }
-    crate::log::bytes(Page(buffer).bytes(bytes));
-    Ok(())
+    let rest = Page(buffer + begun).bytes(bytes - begun as usize);
+    caller.set_word(1, begun + crate::log::piece(rest, caller.physical()) as u64);
+    Ok(caller.word(1) == bytes as u64)
 }
 
 fn text(caller: Obj<Thread>) -> Result<(u64, usize), Error> {
@@ -41,6 +45,9 @@ fn text(caller: Obj<Thread>) -> Result<(u64, usize), Error> {
 
 /// `end`: W0 how.
 pub fn end(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
+    if caller.word(0) < 4 {
+        checks::report(arch::cpu());
+    }
     match caller.word(0) {
         0 => crate::log!("moira: system ended: ok"),
         1 => {
@@ -59,14 +66,14 @@ pub fn end(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
 pub fn trace(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let cpu = u32::try_from(caller.word(0)).ok().and_then(percpu::get).ok_or(Error::BadArgument)?;
     if caller.word(1) == u64::MAX {
-        trace::switch(caller.word(2) != 0);
+        trace::switch(caller.word(2));
         caller.answer1(cpu.trace.written.get());
         return Ok(());
     }
     let buffer = caller.buffer().ok_or(Error::NotMapped)?;
     let written = cpu.trace.written.get();
     let first = caller.word(1).max(written.saturating_sub(trace::EVENTS as u64));
-    let end = written.min(first + 32);
+    let end = written.min(first.saturating_add(moira_abi::trace::COPIED));
     for (i, number) in (first..end).enumerate() {
         memory::write_struct(buffer + i as u64 * 32, &cpu.trace.events[number as usize % trace::EVENTS].get());
     }
@@ -74,17 +81,11 @@ pub fn trace(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     Ok(())
 }
 
-/// `start_cpu`: W0 APIC id, W1 destination slot. *Again* until it runs.
+/// `start_cpu`: W0 APIC id, W1 destination slot. Each call is a step; *Again* until it runs.
 pub fn start_cpu(_: Obj<Platform>, slot: Obj<Slot>, caller: Obj<Thread>) -> Result<(), Error> {
     let apic_id = u32::try_from(caller.word(0)).map_err(|_| Error::BadArgument)?;
     let to = caller.table()?.empty_slot(caller.word(1))?;
-    let cpu = match (0..percpu::count() as u32).filter_map(percpu::get).find(|cpu| cpu.apic_id.get() == apic_id) {
-        Some(cpu) => cpu,
-        None => arch::smp::start(apic_id).ok_or(Error::NoMemory)?,
-    };
-    if !cpu.online.load(Acquire) {
-        return Err(Error::Again);
-    }
+    let cpu = arch::smp::start(apic_id)?;
     cap::insert(slot, to, CapWord::new(ObjectType::Cpu, Obj::from_ref(cpu).physical(), Rights::ALL, 0), 0)
 }
 

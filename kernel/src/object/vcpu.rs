@@ -13,6 +13,7 @@ use crate::{
         vm,
     },
     cap::{self, Slot},
+    checks,
     memory::{Obj, Object, Page},
     percpu::{Cpu, attention},
     sched, smp, trace,
@@ -26,6 +27,7 @@ use moira_abi::{
     object::space_kind,
     vcpu::{Exit, VcpuState},
 };
+use moira_kernel_core::flush::{self, Flush, Reason, Seen};
 
 /// A vCPU: 32 KiB; the first page is this, the rest belongs to `arch::virt`.
 #[repr(C, align(4096))]
@@ -38,10 +40,8 @@ pub struct Vcpu {
     kicked: AtomicBool,
     /// Groups that the VMM wants written at each exit, beyond the exit's own.
     wanted: Cell<u64>,
-    /// The guest space's generation at the last entry.
-    generation: Cell<u64>,
-    /// The space whose root was loaded last.
-    loaded: Cell<u64>,
+    /// The space that its translations are of, and that space's generation, at the last entry.
+    pub seen: Cell<Seen>,
     /// The state page.
     state: Slot,
     /// The guest's space.
@@ -57,6 +57,10 @@ impl Obj<Vcpu> {
     fn hw(self) -> VcpuHw {
         // SAFETY: a vCPU's block of 32 KiB; the first page is this object.
         unsafe { VcpuHw::from_block(Page(self.physical()).address()) }
+    }
+
+    fn space(self) -> Option<Obj<AddressSpace>> {
+        self.space.embedded()
     }
 
     fn thread(self) -> Option<Obj<Thread>> {
@@ -138,7 +142,7 @@ pub fn set_space(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
     if !slot.is_empty() {
         cap::remove(slot);
     }
-    vcpu.loaded.set(0);
+    vcpu.seen.set(Seen::default());
     cap::derive(cap::slot_of(caller.table()?, caller.word(0))?, slot, Rights::ALL, None)
 }
 
@@ -151,20 +155,24 @@ fn here(vcpu: Obj<Vcpu>) -> Result<&'static Cpu, Error> {
     }
 }
 
-/// `allow_msr`: W0 number, W1 bit 0 read, bit 1 write.
-pub fn allow_msr(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+/// `allow_msr`: W0 number, W1 bit 0 read, bit 1 write. Answers whether it is done.
+pub fn allow_msr(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<bool, Error> {
     let virt = vm::of(here(vcpu)?).ok_or(Error::NoHardware)?;
     let number = u32::try_from(caller.word(0)).map_err(|_| Error::BadArgument)?;
     let (read, write) = (caller.word(1) & 1 != 0, caller.word(1) & 2 != 0);
     virt::allow_msr(virt, vcpu.hw(), number, read, write).map_err(|()| Error::BadArgument)
 }
 
-/// `allow_ports`: W0 `IoPorts`.
-pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+/// `allow_ports`: W0 `IoPorts`. Answers whether it is done.
+pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<bool, Error> {
     let virt = vm::of(here(vcpu)?).ok_or(Error::NoHardware)?;
     let (first, last) = io_ports::range(caller.table()?.read(caller.word(0))?)?;
-    virt::allow_ports(virt, vcpu.hw(), first, last);
-    Ok(())
+    // Lower and upper half, each a page of the map; W1 tells which was done.
+    let half = caller.word(1) & 1;
+    let (from, to) = if half == 0 { (0, 0x7fff) } else { (0x8000, 0xffff) };
+    let done = virt::allow_ports(virt, vcpu.hw(), first.max(from), last.min(to));
+    caller.set_word(1, if done { half + 1 } else { half });
+    Ok(done && (half == 1 || last < 0x8000))
 }
 
 /// `run`: W0 groups changed (bits 0–31) and wanted (bits 32–63), W1 until.
@@ -276,13 +284,16 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, 
             refuse(vcpu, thread, moira_abi::vcpu::invalid::HARDWARE);
             return true;
         }
+        checks::before_guest(cpu, vcpu.seen.get(), vcpu.space());
         let until = thread.guest_until.get();
         if until != 0 && until < cpu.timer.get() {
             arch::apic::set_timer(cpu, until, now);
         }
         smp::leave_kernel(cpu);
+        checks::left(cpu);
         // SAFETY: interrupts are off, this is the vCPU's home; `prepare` loaded its space and vector state.
         let outcome = unsafe { virt::run(virt, vcpu.hw(), page, vcpu.wanted.get()) };
+        checks::again(cpu);
         smp::enter_kernel(cpu);
         // Nearly all exits are the VMM's.
         if let Outcome::Guest { exit, groups } = outcome {
@@ -292,7 +303,11 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, 
         }
         match outcome {
             Outcome::HostInterrupt(Some(vector)) => trap::interrupt(cpu, vector),
-            Outcome::HostInterrupt(None) => arch::take_interrupts(),
+            Outcome::HostInterrupt(None) => {
+                checks::left(cpu);
+                arch::take_interrupts();
+                checks::again(cpu);
+            }
             Outcome::MachineCheck => panic!("machine check while a guest ran"),
             Outcome::HostNmi | Outcome::Again | Outcome::Guest { .. } => {}
         }
@@ -314,13 +329,13 @@ fn prepare(cpu: &Cpu, vcpu: Obj<Vcpu>) -> bool {
     }
     // SAFETY: the capability names a live space.
     let space = unsafe { Obj::<AddressSpace>::at(word.address()) };
-    let generation = space.generation.load(Acquire);
-    if vcpu.loaded.get() != word.address() || vcpu.generation.get() != generation {
+    let (flush, seen) = flush::at_load(vcpu.seen.get(), space.id.get(), space.generation.load(Acquire));
+    if flush != Flush::Nothing {
         if space.root.get() == 0 {
             return false;
         }
-        vcpu.loaded.set(word.address());
-        vcpu.generation.set(generation);
+        trace::event(cpu, trace::FLUSH, Reason::Guest as u64, word.address());
+        vcpu.seen.set(seen);
         // SAFETY: the root of a live guest space, whose entries map only frames that its owner holds.
         unsafe { virt::set_space(vcpu.hw(), space.root.get()) };
     }

@@ -301,8 +301,7 @@ pub struct VcpuState {
     pub address: u64,
     /// Exit: guest-linear address of a memory exit where the hardware tells it (VT-x), else 0.
     pub linear: u64,
-    /// Exit: length of the instruction in bytes; 0 if the hardware does not tell (QEMU's SVM): decode it (group CONTROL was then
-    /// written, too).
+    /// Exit: length of the instruction in bytes; 0 if the hardware does not tell (QEMU's SVM): decode it, with `code_root`.
     pub length: u64,
     /// Exit: bytes at RIP that the hardware fetched (SVM decode assists), number in `fetched_count`.
     pub fetched: [u8; 16],
@@ -311,8 +310,9 @@ pub struct VcpuState {
     /// Exit: event that was being delivered ([`event`] format; error code in the upper half), or 0; inject it again. Software
     /// events are never handed back: RIP stands at their instruction, which raises them again.
     pub delivering: u64,
-    /// Exit: unused, 0.
-    pub delivering_length: u64,
+    /// Exit, where `length` is 0: CR3 if the guest executes 64-bit code, so that a VMM knows an instruction that it decoded before; else
+    /// all ones, and group CONTROL was written, too.
+    pub code_root: u64,
     /// Exit: error code of [`Exit::Exception`].
     pub error_code: u64,
     /// Exit: TSC at exit.

@@ -19,6 +19,24 @@ pub mod layout {
     pub const SHARED: u64 = 0x10_0000_0000;
     /// From here upwards a task maps what it likes.
     pub const FREE: u64 = 0x20_0000_0000;
+    /// Stacks and message buffers of further threads.
+    const THREADS: u64 = 0x8000_0000;
+    /// From one thread's to the next one's.
+    const THREAD: u64 = 0x100_0000;
+    /// Largest stack of a further thread: a guard page stays free below it.
+    pub const MOST_STACK: u64 = THREAD - 0x4000;
+
+    /// Top of the stack of thread `number` (0: the main one).
+    #[must_use]
+    pub const fn stack_top(number: usize) -> u64 {
+        if number == 0 { STACK_TOP } else { THREADS + number as u64 * THREAD }
+    }
+
+    /// The message buffer of thread `number`: a page behind the top of its stack, but for the main one's.
+    #[must_use]
+    pub const fn buffer(number: usize) -> u64 {
+        if number == 0 { BUFFER } else { stack_top(number) + 0x1000 }
+    }
 }
 
 /// Slots every task has.
@@ -35,6 +53,33 @@ pub mod slot {
     pub const RECEIVE: u32 = 8;
     /// First slot for capabilities that the manifest names.
     pub const NAMED: u32 = 16;
+}
+
+/// Name of the capabilities to the notifications of a task's further threads, in the order of their numbers: each is bound to its
+/// thread, with all rights.
+pub const THREADS: &str = "threads";
+
+/// Name of capabilities that signal [`START`] to the same notifications.
+pub const THREAD_STARTS: &str = "thread-starts";
+
+/// The bit by which a further thread hears that there is something to do.
+pub const START: u64 = 1 << 60;
+
+/// `rsi` of a task's threads at their first instruction: bytes of the start information, and the thread's number.
+pub mod second {
+    const NUMBER: u32 = 32;
+
+    /// Packs both.
+    #[must_use]
+    pub const fn pack(bytes: u64, number: usize) -> u64 {
+        bytes & (1 << NUMBER) - 1 | (number as u64) << NUMBER
+    }
+
+    /// Bytes and number.
+    #[must_use]
+    pub const fn unpack(word: u64) -> (usize, usize) {
+        ((word & (1 << NUMBER) - 1) as usize, (word >> NUMBER) as usize)
+    }
 }
 
 /// The start information.

@@ -48,6 +48,20 @@ pub struct Task {
     pub grants: Vec<(String, Grant)>,
     /// Whether it serves an endpoint (bound to its main thread).
     pub serves: bool,
+    /// Its further threads, from number 1 on; the main thread is number 0. At most [`MOST_THREADS`] with it.
+    pub threads: Vec<Thread>,
+}
+
+/// Most threads of one task, the main one included.
+pub const MOST_THREADS: usize = 16;
+
+/// A further thread of a task: it shares the task's level, memory and capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Index of the processor it lives on.
+    pub cpu: u32,
+    /// Its time.
+    pub time: Time,
 }
 
 /// CPU time of a task.
@@ -162,6 +176,8 @@ pub enum Grant {
         /// The task.
         task: String,
     },
+    /// The right to signal the root task that there is an order in region [`crate::mailbox::ROOT`].
+    Supervisor,
     /// Another task's thread and space (for supervisors and debuggers).
     Control {
         /// The task.

@@ -16,7 +16,7 @@
 //!
 //! with one line in its `build.rs` that names `libsys/rt/task.ld` (see `docs/how-to/add-a-task.md`).
 //!
-//! `unsafe` is in four modules: [`entry`](mod@start) (the first instructions), `heap`, `mapped` (memory shared with others) and
+//! `unsafe` is in few modules: [`entry`](mod@start) (the first instructions), `heap`, `mapped` (memory shared with others), `threads` (their stacks) and
 //! `end` (the deliberate fault). All else is safe code.
 #![no_std]
 #![deny(unsafe_code)]
@@ -33,6 +33,7 @@ pub mod logging;
 pub mod mapped;
 pub mod memory;
 pub mod start;
+pub mod threads;
 
 pub use env::Env;
 pub use log;

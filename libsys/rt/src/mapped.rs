@@ -11,8 +11,24 @@ use moira_sys::MessageBuffer;
 
 static MAIN_BUFFER: AtomicU64 = AtomicU64::new(0);
 
-/// Stacks of threads beside the main one, and their buffers: no register tells a task which thread it is, but its stack does.
-static THREADS: spin::Mutex<[(u64, u64, u64); 16]> = spin::Mutex::new([(0, 0, 0); 16]);
+/// A thread beside the main one: where its stack begins and ends, and its buffer. Written once, the beginning last.
+struct Known {
+    start: AtomicU64,
+    end: AtomicU64,
+    buffer: AtomicU64,
+}
+
+impl Known {
+    const fn none() -> Known {
+        Known { start: AtomicU64::new(0), end: AtomicU64::new(0), buffer: AtomicU64::new(0) }
+    }
+
+    /// `start` while the entry is being written.
+    const TAKEN: u64 = u64::MAX;
+}
+
+/// Threads beside the main one: no register tells a task which thread it is, but its stack does.
+static THREADS: [Known; 16] = [const { Known::none() }; 16];
 
 pub(crate) fn set_main_buffer(address: u64) {
     MAIN_BUFFER.store(address, Ordering::Relaxed);
@@ -25,19 +41,32 @@ pub(crate) fn set_main_buffer(address: u64) {
 /// A page is mapped at `buffer` for as long as the thread runs, it is that thread's message buffer, and the stack is that
 /// thread's alone.
 pub unsafe fn register_thread(stack: core::ops::Range<u64>, buffer: u64) -> bool {
-    let mut threads = THREADS.lock();
-    let free = threads.iter_mut().find(|entry| entry.1 == 0 || entry.0 == stack.start);
-    free.map(|entry| *entry = (stack.start, stack.end, buffer)).is_some()
+    for known in &THREADS {
+        let again = known.start.load(Ordering::Acquire) == stack.start;
+        if again || known.start.compare_exchange(0, Known::TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            known.end.store(stack.end, Ordering::Relaxed);
+            known.buffer.store(buffer, Ordering::Relaxed);
+            known.start.store(stack.start, Ordering::Release);
+            return true;
+        }
+    }
+    false
 }
 
-/// Runs `use_it` on the calling thread's message buffer; `None` if it is not known.
-pub(crate) fn with_current_buffer<R>(use_it: impl FnOnce(&mut MessageBuffer) -> R) -> Option<R> {
-    let here = &raw const use_it as u64;
-    // A panicking thread may hold the lock itself: then the main thread's buffer must do.
-    let own = THREADS
-        .try_lock()
-        .and_then(|threads| threads.iter().find(|entry| (entry.0..entry.1).contains(&here)).map(|entry| entry.2));
-    let address = own.unwrap_or_else(|| MAIN_BUFFER.load(Ordering::Relaxed));
+/// The calling thread's message buffer; 0 if it is not known.
+fn current_buffer() -> u64 {
+    let mark = 0u8;
+    let here = &raw const mark as u64;
+    let own = THREADS.iter().find(|known| {
+        let start = known.start.load(Ordering::Acquire);
+        start != 0 && here >= start && here < known.end.load(Ordering::Relaxed)
+    });
+    own.map_or_else(|| MAIN_BUFFER.load(Ordering::Relaxed), |known| known.buffer.load(Ordering::Relaxed))
+}
+
+/// Runs `use_it` on the calling thread's message buffer; `None` if it is not known. `use_it` must not come here again.
+pub fn with_current_buffer<R>(use_it: impl FnOnce(&mut MessageBuffer) -> R) -> Option<R> {
+    let address = current_buffer();
     if address == 0 {
         return None;
     }

@@ -3,7 +3,7 @@
 
 use crate::{Env, end, heap, logging, mapped};
 use moira_abi::boot::BootInfo;
-use moira_proto::start::{StartInfo, layout};
+use moira_proto::start::{StartInfo, layout, second};
 use moira_sys::MessageBuffer;
 use serde::Deserialize;
 
@@ -74,7 +74,11 @@ struct Head<'a> {
 
 /// Brings up an ordinary task.
 #[doc(hidden)]
-pub fn task(first: FirstArgument, length: usize, main: fn(Env)) -> ! {
+pub fn task(first: FirstArgument, second: usize, main: fn(Env)) -> ! {
+    let (length, number) = second::unpack(second as u64);
+    if number != 0 {
+        crate::threads::main(number, layout::MOST_STACK);
+    }
     // SAFETY: the root task maps the start information there, read-only, for the task's life; nobody else writes it.
     let bytes = unsafe { core::slice::from_raw_parts(first.0, length) };
     // The root task maps each task's message buffer there.

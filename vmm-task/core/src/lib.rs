@@ -2,7 +2,8 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`vm`] | the virtual machine and its run loop |
+//! | [`machine`] | what the processors of a machine share: devices behind a lock, endings, who is told what |
+//! | [`vm`] | one processor of the machine and its run loop |
 //! | [`exits`](mod@exits) | one function for each kind of exit |
 //! | [`event`] | which event goes into the guest next |
 //! | [`state`] | the state page that the monitor shares with the kernel |
@@ -28,6 +29,7 @@ pub mod disk;
 pub mod event;
 pub mod exits;
 pub mod history;
+pub mod machine;
 pub mod ram;
 pub mod report;
 pub mod state;

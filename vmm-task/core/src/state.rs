@@ -38,7 +38,7 @@ pub mod field {
     use super::*;
     fields! {
         GPR = gpr; RIP = rip; RFLAGS = rflags; REASON = reason; QUALIFICATION = qualification; ADDRESS = address;
-        LENGTH = length; FETCHED = fetched; FETCHED_COUNT = fetched_count; DELIVERING = delivering;
+        LENGTH = length; FETCHED = fetched; FETCHED_COUNT = fetched_count; DELIVERING = delivering; CODE_ROOT = code_root;
         ERROR_CODE = error_code; INTERRUPTIBILITY = interruptibility; INJECT = inject; INJECT_LENGTH = inject_length;
         REQUEST = request; CR0 = cr0; CR2 = cr2; CR3 = cr3; CR4 = cr4; EFER = efer; CPL = cpl; SEGMENT = segment;
         GDTR = gdtr; IDTR = idtr; STAR = star; LSTAR = lstar; CSTAR = cstar; SFMASK = sfmask;
@@ -140,13 +140,6 @@ impl<'a> StatePage<'a> {
     /// Sets the base of a segment register.
     pub fn set_segment_base(&self, index: usize, base: u64) {
         self.set(field::SEGMENT.plus(SEGMENT_WORDS * (index & 7) + 2), base);
-    }
-
-    /// Selector (low half) and rights (high half) of a segment register.
-    #[must_use]
-    #[inline(always)]
-    pub fn segment_word(&self, index: usize) -> u64 {
-        self.get(field::SEGMENT.plus(SEGMENT_WORDS * (index & 7)))
     }
 
     /// Access rights of a segment register.

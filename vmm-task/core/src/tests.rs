@@ -1,6 +1,7 @@
 //! Whole machines with a processor of our own: a scripted guest, and one that does anything.
 
 use crate::boot::Guest;
+use crate::machine::{Alone, Machine};
 use crate::ram::Ram;
 use crate::state::{StatePage, WORDS, field, gpr};
 use crate::vm::{Ending, Orders, Parts, Processor, Vm, cr4_bits};
@@ -81,7 +82,8 @@ impl Memory {
         let cr4 = cr4_bits(&cpuid);
         let map = MemoryMap::new(RAM as u64).unwrap();
         let ram = Ram::new(&self.ram, &[]);
-        Vm::new(Parts { ram, map, page: self.page(), board, cpuid, msr, tsc_hz: 1_000_000_000, xcr0: 7, cr4 })
+        let machine = Box::leak(Box::new(Machine::new(ram, map, board, 1_000_000_000, 1, &Alone)));
+        Vm::new(Parts { machine, index: 0, page: self.page(), cpuid, msr, xcr0: 7, cr4 })
     }
 }
 
@@ -381,6 +383,8 @@ proptest! {
         while !matches!(vm.run(&mut cpu), Ending::Kernel(_) | Ending::Killed) {
             if restart {
                 let _ = vm.restart(&Guest::default());
+            } else {
+                vm.machine().go_on();
             }
         }
         let mut lines = 0;

@@ -1,17 +1,20 @@
-//! The virtual machine and its run loop.
+//! One processor of a virtual machine and its run loop.
 
 use crate::boot::{self, BootError, Guest};
 use crate::clock::TscClock;
 use crate::event::{Both, Event, combine};
-use crate::exits::{self, Answers, decode::CodePage};
+use crate::exits::{self, Answers, decode::CodePages};
 use crate::history::History;
+use crate::machine::{Devices, Machine, NEVER, Seat};
 use crate::ram::Ram;
 use crate::state::{StatePage, field};
+use core::sync::atomic::Ordering::Relaxed;
 use moira_abi::vcpu::{Exit, event, group, interruptibility, request};
 use vmm_devices::board::Board;
 use vmm_devices::fabric::Interrupt;
+use vmm_devices::lapic::CpuEvent;
+use vmm_machine::boot::InitialState;
 use vmm_machine::cpuid::{CpuidTable, Live};
-use vmm_machine::memory_map::MemoryMap;
 use vmm_machine::msr::{MsrConfig, MsrPolicy};
 
 /// The kernel as the run loop sees it.
@@ -30,6 +33,8 @@ pub trait Processor {
     fn poll(&mut self) -> u64;
     /// What the bits say: somebody wants the machine to do something.
     fn orders(&mut self, bits: u64) -> Orders;
+    /// Somebody wants to know of the exits so far; these are those of processor `cpu`.
+    fn tell(&mut self, _cpu: usize, _history: &History) {}
 }
 
 /// What the outside wants.
@@ -39,6 +44,12 @@ pub struct Orders {
     pub poll: bool,
     /// Press the power button.
     pub power_button: bool,
+    /// Reset the machine.
+    pub reset: bool,
+    /// Every processor shall [`Processor::tell`] of its exits.
+    pub look: bool,
+    /// All processors of the guest shall stand still, or go on. Its clock runs on, as where a processor is stopped from outside.
+    pub hold: Option<bool>,
     /// End the machine at once.
     pub kill: bool,
 }
@@ -49,7 +60,7 @@ pub enum Ending {
     /// It switched itself off.
     PowerOff,
     /// A test payload ended with this value.
-    DebugExit(u8),
+    DebugExit(u32),
     /// It wants to be reset: [`Vm::restart`].
     Reset,
     /// A triple fault.
@@ -77,22 +88,18 @@ pub(crate) enum Next {
     End,
 }
 
-/// What a machine is made of.
+/// What a processor is made of.
 pub struct Parts<'a> {
-    /// Guest memory.
-    pub ram: Ram<'a>,
-    /// Where it lies.
-    pub map: MemoryMap,
+    /// Its machine.
+    pub machine: &'a Machine<'a>,
+    /// Its number there: 0 is the boot processor.
+    pub index: usize,
     /// The state page.
     pub page: StatePage<'a>,
-    /// All devices.
-    pub board: Board,
     /// Answers to CPUID.
     pub cpuid: CpuidTable,
     /// What the MSRs depend on.
     pub msr: MsrConfig,
-    /// Frequency of the TSC.
-    pub tsc_hz: u64,
     /// XCR0 bits that the guest may set.
     pub xcr0: u64,
     /// CR4 bits that the guest may set: [`cr4_bits`].
@@ -119,12 +126,13 @@ pub fn cr4_bits(cpuid: &CpuidTable) -> u64 {
     .fold(ALWAYS, |bits, (_, _, bit)| bits | 1 << bit)
 }
 
-/// A virtual machine with one processor.
+/// A virtual machine as one of its processors sees it. Its thread runs it.
 pub struct Vm<'a> {
+    machine: &'a Machine<'a>,
+    pub(crate) index: usize,
+    seat: &'a Seat,
     pub(crate) ram: Ram<'a>,
-    map: MemoryMap,
     pub(crate) page: StatePage<'a>,
-    pub(crate) board: Board,
     pub(crate) cpuid: CpuidTable,
     pub(crate) msr: MsrPolicy,
     msr_config: MsrConfig,
@@ -141,6 +149,12 @@ pub struct Vm<'a> {
     later: Event,
     /// Window requests that the kernel holds.
     requested: u64,
+    /// Waits for a start-up message.
+    parked: bool,
+    /// Was started since power-on.
+    started: bool,
+    /// How often it told of its exits.
+    looked: u64,
     /// Something may be pending: look before the next entry.
     pub(crate) attention: bool,
     /// The kernel holds an event of its own since the last exit.
@@ -154,14 +168,13 @@ pub struct Vm<'a> {
     pub(crate) tsc_offset: u64,
     pub(crate) xcr0: u64,
     pub(crate) cr4: u64,
-    pub(crate) code_page: CodePage<'a>,
+    pub(crate) code_pages: CodePages<'a>,
     pub(crate) answers: Answers,
     /// Where the last exit came to nothing (RIP, number of the exit), and how many in a row did.
     stalled_at: (u64, u64),
     stalls: u32,
     /// How the machine ended, once it has.
     ending: Ending,
-    pub(crate) history: History,
 }
 
 /// What is known of the guest's interrupt shadow.
@@ -176,79 +189,117 @@ pub(crate) enum Shadow {
 }
 
 const IF: u64 = 1 << 9;
-const NEVER: u64 = u64::MAX;
 /// Least time that the guest runs between two timers' deadlines, in nanoseconds.
 const LEAST_RUN_NS: u64 = 20_000;
 
 impl<'a> Vm<'a> {
-    /// A machine that has not been booted.
+    /// A processor as after power-on: all but the boot processor wait for a start-up message.
     #[must_use]
     pub fn new(parts: Parts<'a>) -> Vm<'a> {
+        let machine = parts.machine;
+        let clock = machine.clock;
         Vm {
-            ram: parts.ram,
-            map: parts.map,
+            machine,
+            index: parts.index,
+            seat: machine.seat(parts.index),
+            ram: machine.ram,
             page: parts.page,
-            board: parts.board,
             cpuid: parts.cpuid,
             msr: MsrPolicy::new(parts.msr),
             msr_config: parts.msr,
-            clock: TscClock::new(parts.tsc_hz),
+            clock,
             changed: 0,
             wanted: 0,
             groups: 0,
             event: Event::NONE,
             later: Event::NONE,
             requested: 0,
+            parked: parts.index != 0,
+            started: false,
+            looked: machine.looks(),
             attention: true,
             shadow: Shadow::None,
             deadline: NEVER,
             until: 0,
-            least_run: TscClock::new(parts.tsc_hz).tsc_at(LEAST_RUN_NS),
+            least_run: clock.tsc_at(LEAST_RUN_NS),
             tsc_offset: 0,
             xcr0: parts.xcr0,
             cr4: parts.cr4,
-            code_page: CodePage::NONE,
+            code_pages: CodePages::NONE,
             answers: Answers::default(),
             stalled_at: (0, 0),
             stalls: 0,
             ending: Ending::Killed,
-            history: History::new(),
         }
     }
 
-    /// Loads the guest and sets the processor to its first instruction.
+    /// Loads the guest and sets the boot processor to its first instruction.
     ///
     /// # Errors
     /// [`BootError`].
     pub fn boot(&mut self, guest: &Guest<'_>) -> Result<(), BootError> {
-        let initial = boot::load(&mut self.ram, &self.map, guest)?;
-        self.msr = MsrPolicy::new(self.msr_config);
-        self.msr.mtrr_mut().set_like_firmware();
-        self.changed = boot::fill(&self.page, &initial);
-        (self.wanted, self.groups, self.requested, self.tsc_offset) = (0, group::ALL, 0, 0);
-        (self.event, self.later, self.shadow) = (Event::NONE, Event::NONE, Shadow::None);
-        self.attention = true;
+        let cpus = self.machine.cpus() as u32;
+        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest)?;
+        self.power_on();
+        self.start(&initial);
         Ok(())
     }
 
-    /// Resets all devices and boots again. Memory keeps what the loader does not write.
+    /// As after power-on.
+    pub fn power_on(&mut self) {
+        self.msr = MsrPolicy::new(self.msr_config);
+        self.msr.mtrr_mut().set_like_firmware();
+        self.tsc_offset = 0;
+        (self.parked, self.started, self.attention) = (self.index != 0, false, true);
+    }
+
+    /// Sets the processor to an initial state. The first time all of its state is set, later what INIT sets (SDM 9.1.1).
+    fn start(&mut self, initial: &InitialState) {
+        const BY_INIT: u64 = group::RIP
+            | group::INTERRUPTIBILITY
+            | group::INJECT
+            | group::CONTROL
+            | group::SEGMENTS
+            | group::TABLES
+            | group::DEBUG;
+        let all = boot::fill(&self.page, initial);
+        self.changed = if self.started { BY_INIT } else { all };
+        (self.wanted, self.groups, self.requested) = (0, self.changed, 0);
+        (self.event, self.later, self.shadow) = (Event::NONE, Event::NONE, Shadow::None);
+        (self.parked, self.started, self.attention) = (false, true, true);
+    }
+
+    /// Resets all devices and boots again. Memory keeps what the loader does not write. All other processors have left.
     ///
     /// # Errors
     /// [`BootError`].
     pub fn restart(&mut self, guest: &Guest<'_>) -> Result<(), BootError> {
-        self.board.reset();
+        self.machine.begin_again();
         self.boot(guest)
     }
 
-    /// The devices.
-    pub fn board(&mut self) -> &mut Board {
-        &mut self.board
+    /// The devices, for as long as the answer is kept: other processors wait for it.
+    #[inline(always)]
+    pub fn board(&self) -> Devices<'a> {
+        self.machine.board(self.index)
+    }
+
+    /// Its number in the machine.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &'a Machine<'a> {
+        self.machine
     }
 
     /// The last exits.
     #[must_use]
     pub fn history(&self) -> &History {
-        &self.history
+        &self.seat.history
     }
 
     /// The state page.
@@ -263,10 +314,18 @@ impl<'a> Vm<'a> {
         self.clock.ns(tsc)
     }
 
-    /// Runs the guest until it ends.
+    /// Runs the guest until the machine ends, by this processor or another one.
     pub fn run(&mut self, cpu: &mut impl Processor) -> Ending {
+        let ending = self.run_on(cpu);
+        self.machine.end(ending, self.index);
+        self.machine.ending().map_or(ending, |(first, _)| first)
+    }
+
+    fn run_on(&mut self, cpu: &mut impl Processor) -> Ending {
         loop {
-            self.prepare(cpu);
+            if let Some(ending) = self.prepare(cpu) {
+                return ending;
+            }
             let exit = match cpu.run(self.changed | self.wanted << 32, self.until) {
                 Ok((exit, groups)) => {
                     self.groups = groups;
@@ -276,7 +335,7 @@ impl<'a> Vm<'a> {
             };
             self.changed = 0;
             let page = self.page;
-            self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
+            self.seat.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
             const PORT: u64 = Exit::Port as u64;
             const HYPERCALL: u64 = Exit::Hypercall as u64;
             const CPUID: u64 = Exit::Cpuid as u64;
@@ -310,9 +369,9 @@ impl<'a> Vm<'a> {
         /// Most exits in a row at one instruction.
         const MOST: u32 = 1000;
         let rip = self.page.get(field::RIP);
-        let in_a_row = self.stalled_at == (rip, self.history.total().wrapping_sub(1));
+        let in_a_row = self.stalled_at == (rip, self.seat.history.total().wrapping_sub(1));
         self.stalls = if in_a_row { self.stalls + 1 } else { 0 };
-        self.stalled_at = (rip, self.history.total());
+        self.stalled_at = (rip, self.seat.history.total());
         (self.stalls > MOST).then_some(Ending::Unsupported("an instruction that cannot be read"))
     }
 
@@ -386,31 +445,86 @@ impl<'a> Vm<'a> {
         if bits == 0 {
             return None;
         }
+        let mut board = self.board();
         let orders = cpu.orders(bits);
         if orders.kill {
             return Some(Ending::Killed);
         }
         if orders.power_button {
-            self.board.press_power_button();
+            board.press_power_button();
         }
         if orders.poll {
-            let now = self.ns(cpu.now());
-            self.board.poll(now, &self.ram);
+            board.poll(self.ns(cpu.now()), &self.ram);
+        }
+        drop(board);
+        if orders.reset {
+            return Some(Ending::Reset);
+        }
+        if let Some(hold) = orders.hold {
+            self.machine.hold(hold, self.index);
+        }
+        if orders.look {
+            self.machine.look(self.index);
         }
         self.attention = true;
         None
     }
 
-    /// Makes everything ready for the next entry: due work of devices, events, the deadline.
+    /// Tells of the exits if somebody has asked since.
+    #[cold]
+    fn show(&mut self, cpu: &mut impl Processor) {
+        let looks = self.machine.looks();
+        if looks != self.looked {
+            self.looked = looks;
+            cpu.tell(self.index, &self.seat.history);
+        }
+    }
+
+    /// Makes everything ready for the next entry: due work of devices, events, the deadline. Answers if there is none.
     #[inline(always)]
-    fn prepare(&mut self, cpu: &impl Processor) {
-        let deadline = self.board.next_deadline().unwrap_or(NEVER);
+    fn prepare(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
+        let deadline = self.seat.deadline.load(Relaxed);
         if deadline != self.deadline {
             self.set_deadline(deadline);
         }
-        if self.attention || self.board.take_kicks() != 0 {
+        if self.attention || self.seat.news.load(Relaxed) {
+            self.attend(cpu.now());
+            if self.parked || self.machine.stands() {
+                return self.stay_out(cpu);
+            }
+            if self.machine.looks() != self.looked {
+                self.show(cpu);
+            }
+        }
+        None
+    }
+
+    /// Sleeps while the processor waits for a start-up message. Answers if the machine ends.
+    #[cold]
+    fn stay_out(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
+        loop {
+            if let Some((ending, _)) = self.machine.ending() {
+                return Some(ending);
+            }
+            self.show(cpu);
+            if !self.parked && !self.machine.stands() {
+                return None;
+            }
+            if let Some(ending) = self.sleep(cpu) {
+                return Some(ending);
+            }
             self.attend(cpu.now());
         }
+    }
+
+    /// Sleeps until there may be something to do, and does what the outside wants.
+    fn sleep(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
+        let deadline = self.seat.deadline.load(Relaxed);
+        if deadline != self.deadline {
+            self.set_deadline(deadline);
+        }
+        let bits = self.seat.while_asleep(|| cpu.sleep(self.until));
+        self.news(cpu, bits)
     }
 
     #[inline(never)]
@@ -422,19 +536,40 @@ impl<'a> Vm<'a> {
     /// Lets devices work and finds out what to inject.
     #[inline(never)]
     fn attend(&mut self, now: u64) {
+        self.seat.take_news();
         self.attention = false;
-        if self.until != 0 && now >= self.until {
-            let nanoseconds = self.ns(now);
-            self.board.tick(nanoseconds, &self.ram);
-            let deadline = self.board.next_deadline().unwrap_or(NEVER);
-            self.set_deadline(deadline);
-            if self.until != 0 {
-                // Whatever period the guest gave a timer, it is left some time of its own.
-                self.until = self.until.max(now.saturating_add(self.least_run));
+        let ticks = self.until != 0 && now >= self.until;
+        let mut board = self.board();
+        if ticks {
+            board.tick(self.ns(now), &self.ram);
+        }
+        while let Some(event) = board.take_event(self.index) {
+            self.take_event(event);
+        }
+        self.choose_event(&mut board);
+        // This processor has just looked.
+        board.forget_kick(self.index);
+        drop(board);
+        let deadline = self.seat.deadline.load(Relaxed);
+        self.set_deadline(deadline);
+        if ticks && self.until != 0 {
+            // Whatever period the guest gave a timer, it is left some time of its own.
+            self.until = self.until.max(now.saturating_add(self.least_run));
+        }
+    }
+
+    /// INIT or a start-up message.
+    #[cold]
+    fn take_event(&mut self, event: CpuEvent) {
+        match event {
+            // The boot processor would start at the reset vector, as after a reset of the machine.
+            CpuEvent::Init if self.index == 0 => self.machine.end(Ending::Reset, self.index),
+            CpuEvent::Init => self.parked = true,
+            CpuEvent::Startup(vector) => {
+                let signature = self.cpuid.answer(1, 0, Live::default()).eax;
+                self.start(&InitialState::startup(vector, signature));
             }
         }
-        let _ = self.board.take_kicks();
-        self.choose_event();
     }
 
     /// Whether a maskable interrupt can be delivered at the next entry.
@@ -450,21 +585,21 @@ impl<'a> Vm<'a> {
     }
 
     /// What waits and cannot go in now asks for a window.
-    fn choose_event(&mut self) {
+    fn choose_event(&mut self, board: &mut Board) {
         if self.event.is_none() && !self.later.is_none() {
             let is_interrupt = self.later.0 & event::TYPE == event::INTERRUPT;
             if !is_interrupt || self.interruptible() {
                 self.event = core::mem::take(&mut self.later);
             }
         }
-        if self.event.is_none() && self.board.maskable_pending(0) && self.interruptible() {
-            self.event = self.board.accept(0).map_or(Event::NONE, Event::interrupt);
+        if self.event.is_none() && board.maskable_pending(self.index) && self.interruptible() {
+            self.event = board.accept(self.index).map_or(Event::NONE, Event::interrupt);
         }
         let mut request = 0;
-        if self.board.maskable_pending(0) || !self.later.is_none() {
+        if board.maskable_pending(self.index) || !self.later.is_none() {
             request |= request::INTERRUPT_WINDOW;
         }
-        if self.board.pending(0) == Some(Interrupt::Nmi) {
+        if board.pending(self.index) == Some(Interrupt::Nmi) {
             request |= request::NMI_WINDOW;
         }
         if !self.event.is_none() || request != self.requested {
@@ -482,6 +617,18 @@ impl<'a> Vm<'a> {
     fn halt(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
         loop {
             self.attend(cpu.now());
+            if self.machine.looks() != self.looked {
+                self.show(cpu);
+            }
+            if self.parked || self.machine.stands() {
+                let parked = self.parked;
+                let ending = self.stay_out(cpu);
+                if parked || ending.is_some() {
+                    return ending;
+                }
+                // It was only held: it still waits for an interrupt.
+                continue;
+            }
             let interrupts = self.page.get(field::RFLAGS) & IF != 0;
             let wakes = self.changed & group::INJECT != 0 && self.page.get(field::INJECT) & event::VALID != 0
                 || self.requested & request::NMI_WINDOW != 0
@@ -489,8 +636,7 @@ impl<'a> Vm<'a> {
             if wakes {
                 return None;
             }
-            let bits = cpu.sleep(self.until);
-            if let Some(ending) = self.news(cpu, bits) {
+            if let Some(ending) = self.sleep(cpu) {
                 return Some(ending);
             }
         }

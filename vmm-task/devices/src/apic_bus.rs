@@ -148,6 +148,18 @@ impl ApicBus {
         core::mem::take(&mut self.kicks)
     }
 
+    /// Takes one vCPU out of what [`Self::take_kicks`] will answer.
+    pub fn forget_kick(&mut self, vcpu: usize) {
+        self.kicks &= !(1 << (vcpu & 63));
+    }
+
+    /// Whether [`Self::take_kicks`] has something.
+    #[must_use]
+    #[inline(always)]
+    pub fn has_kicks(&self) -> bool {
+        self.kicks != 0
+    }
+
     pub(crate) fn kick(&mut self, vcpu: usize) {
         self.kicks |= 1 << (vcpu & 63);
     }

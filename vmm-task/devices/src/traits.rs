@@ -108,7 +108,7 @@ pub trait MsiSink {
 }
 
 /// A character device's other end.
-pub trait ConsoleBackend {
+pub trait ConsoleBackend: Send {
     /// Takes up to `bytes.len()` bytes of output and says how many; fewer means "full, try later".
     fn write(&mut self, bytes: &[u8]) -> usize;
     /// Gives up to `out.len()` bytes of input and says how many; 0 means "none now".
@@ -129,7 +129,7 @@ impl ConsoleBackend for NullConsole {
 }
 
 /// A source of entropy.
-pub trait EntropyBackend {
+pub trait EntropyBackend: Send {
     /// Fills a prefix of `out` and says how long it is; 0 means "none now".
     fn fill(&mut self, out: &mut [u8]) -> usize;
 }
@@ -203,7 +203,7 @@ pub enum BlockOp<'a> {
 }
 
 /// A disk's other end.
-pub trait BlockBackend {
+pub trait BlockBackend: Send {
     /// Size in bytes; a rest below 512 is not used.
     fn capacity(&self) -> u64;
     /// Whether writes are refused.
@@ -226,7 +226,7 @@ pub trait BlockBackend {
 }
 
 /// A network card's other end: one port of a switch.
-pub trait NetBackend {
+pub trait NetBackend: Send {
     /// Sends one Ethernet frame, which lies in these segments, without checksum at its end; `false`: full, try later.
     fn send(&mut self, frame: &[Segment], memory: &dyn GuestMemory) -> bool;
     /// Puts the next frame into these segments and says how long it is; `None`: there is none. A frame that is longer
@@ -242,7 +242,7 @@ pub trait NetBackend {
 ///
 /// Page addresses are RAM and multiples of 4 KiB, but a guest may name any of them, at any time, as often as it likes:
 /// giving a page twice or taking one back that was not given must be harmless.
-pub trait BalloonBackend {
+pub trait BalloonBackend: Send {
     /// How many 4 KiB pages the guest shall give up.
     fn target(&self) -> u32;
     /// The guest gives a page up; it may be unmapped.
@@ -259,7 +259,7 @@ pub trait BalloonBackend {
 pub const VSOCK_HEADER: usize = 44;
 
 /// A socket device's other end: it owns the connections, the device only carries packets.
-pub trait VsockBackend {
+pub trait VsockBackend: Send {
     /// The guest sends a packet. Header and payload agree in length and the source address is the guest's own; all the
     /// rest is the guest's word. `false`: full, try later.
     fn send(&mut self, header: &[u8; VSOCK_HEADER], payload: &[Segment], memory: &dyn GuestMemory) -> bool;

@@ -136,6 +136,16 @@ impl Uart {
         }
     }
 
+    /// Gives the back end what waits, and then these bytes of another device. What it does not take is lost.
+    pub fn print(&mut self, bytes: &[u8], now: u64) {
+        if self.tx_len > 0 {
+            self.flush(now);
+        }
+        if !bytes.is_empty() {
+            let _ = self.backend.write(bytes);
+        }
+    }
+
     fn tx_ready(&self) -> bool {
         self.tx_len + TX_PROMISE <= TX_CAPACITY
     }
@@ -321,9 +331,9 @@ impl Uart {
 pub(crate) mod tests {
     use super::*;
     use alloc::collections::VecDeque;
-    use alloc::rc::Rc;
-    use core::cell::RefCell;
     use proptest::prelude::*;
+    use std::sync::Arc;
+    use std::sync::Mutex;
     use std::vec::Vec;
 
     #[derive(Default)]
@@ -335,11 +345,11 @@ pub(crate) mod tests {
     }
 
     #[derive(Clone, Default)]
-    pub(crate) struct Loop(pub Rc<RefCell<Ends>>);
+    pub(crate) struct Loop(pub Arc<Mutex<Ends>>);
 
     impl ConsoleBackend for Loop {
         fn write(&mut self, bytes: &[u8]) -> usize {
-            let mut e = self.0.borrow_mut();
+            let mut e = self.0.lock().unwrap();
             e.calls += 1;
             let n = e.room.map_or(bytes.len(), |r| r.min(bytes.len()));
             e.out.extend_from_slice(&bytes[..n]);
@@ -349,7 +359,7 @@ pub(crate) mod tests {
             n
         }
         fn read(&mut self, out: &mut [u8]) -> usize {
-            let mut e = self.0.borrow_mut();
+            let mut e = self.0.lock().unwrap();
             let n = out.len().min(e.input.len());
             for b in &mut out[..n] {
                 *b = e.input.pop_front().unwrap();
@@ -424,31 +434,31 @@ pub(crate) mod tests {
             assert_ne!(u.read(5, 0) & LSR_THRE, 0);
             u.write(0, *b, 0);
         }
-        assert_eq!(l.0.borrow().out, b"Linux version 6.1\n");
-        assert_eq!(l.0.borrow().calls, 1);
+        assert_eq!(l.0.lock().unwrap().out, b"Linux version 6.1\n");
+        assert_eq!(l.0.lock().unwrap().calls, 1);
         let at = u.next_deadline().unwrap();
         u.poll(at);
-        assert_eq!(l.0.borrow().out, b"Linux version 6.1\nsecond");
+        assert_eq!(l.0.lock().unwrap().out, b"Linux version 6.1\nsecond");
         assert_eq!(u.next_deadline(), None);
     }
 
     #[test]
     fn a_full_back_end_loses_nothing() {
         let (mut u, l) = port();
-        l.0.borrow_mut().room = Some(10);
+        l.0.lock().unwrap().room = Some(10);
         let mut now = 0;
         let mut sent = Vec::new();
         for i in 0..600u32 {
             while u.read(5, now) & LSR_THRE == 0 {
                 now += 100_000;
-                l.0.borrow_mut().room = Some(3);
+                l.0.lock().unwrap().room = Some(3);
             }
             u.write(0, i as u8, now);
             sent.push(i as u8);
         }
-        l.0.borrow_mut().room = None;
+        l.0.lock().unwrap().room = None;
         u.poll(now + TX_DELAY_NS);
-        assert_eq!(l.0.borrow().out, sent);
+        assert_eq!(l.0.lock().unwrap().out, sent);
     }
 
     #[test]
@@ -457,7 +467,7 @@ pub(crate) mod tests {
         u.write(4, MCR_OUT2, 0);
         u.write(2, 0x81, 0);
         u.write(1, IER_RDA, 0);
-        l.0.borrow_mut().input.extend(b"hello, world: more than sixteen");
+        l.0.lock().unwrap().input.extend(b"hello, world: more than sixteen");
         u.poll(0);
         assert_eq!(u.read(2, 0), 0xC4);
         let mut got = Vec::new();
@@ -466,7 +476,7 @@ pub(crate) mod tests {
         }
         assert_eq!(got, b"hello, world: more than sixteen");
         assert!(!u.irq());
-        l.0.borrow_mut().input.extend(b"x");
+        l.0.lock().unwrap().input.extend(b"x");
         u.poll(0);
         assert_eq!(u.read(2, 0), 0xCC);
         assert!(u.irq());
@@ -476,14 +486,14 @@ pub(crate) mod tests {
         #[test]
         fn storms_do_not_panic(ops in proptest::collection::vec((0u8..4, 0u16..9, any::<u8>(), 0u64..4_000_000), 0..400), room in 0usize..500) {
             let (mut u, l) = port();
-            l.0.borrow_mut().room = Some(room);
+            l.0.lock().unwrap().room = Some(room);
             let mut now = 0;
             for (op, r, v, dt) in ops {
                 now += dt;
                 match op {
                     0 => { u.read(r, now); }
                     1 => u.write(r, v, now),
-                    2 => { l.0.borrow_mut().input.push_back(v); u.poll(now); }
+                    2 => { l.0.lock().unwrap().input.push_back(v); u.poll(now); }
                     _ => { u.poll(now); prop_assert!(u.next_deadline().is_none_or(|d| d > now)); }
                 }
             }

@@ -48,6 +48,8 @@ pub const BOOT_PAGE_TABLES: u64 = 0x4000;
 pub const BOOT_CMDLINE: u64 = 0x1_0000;
 /// Most bytes a command line may take with its terminating zero.
 pub const BOOT_CMDLINE_MAX: u64 = 0x1_0000;
+/// First byte above all that loaders put into conventional memory.
+pub const BOOT_END: u64 = BOOT_CMDLINE + BOOT_CMDLINE_MAX;
 /// Initial stack of guests whose boot protocol promises none; it grows down from here.
 pub const BOOT_STACK_TOP: u64 = 0x8_0000;
 

@@ -1,9 +1,11 @@
-//! The Linux guest: Debian's unmodified cloud kernel, and an initramfs made of Debian's BusyBox and that kernel's
-//! virtio modules. Packages are downloaded into a cache and unpacked there, never installed.
+//! Guests that xtask knows by name (`guest:NAME`): Debian's unmodified kernels, each with an initramfs made of Debian's
+//! BusyBox and that kernel's virtio modules, and a few other systems. Packages are downloaded into a cache and unpacked
+//! there, never installed.
 
 mod debian;
 mod initramfs;
 mod modules;
+mod others;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,12 +26,44 @@ pub struct Guest {
     pub initrd: PathBuf,
 }
 
-/// The Debian guest below `cache`, fetched and built if it is not there yet.
+/// The kinds of Debian's kernel: the name of their folder, and where they come from.
+const CLOUD: (&str, debian::Source) = ("", debian::Source { package: "linux-image-cloud-amd64", architecture: None });
+const GENERIC: (&str, debian::Source) =
+    ("generic", debian::Source { package: "linux-image-amd64", architecture: None });
+const I386: (&str, debian::Source) =
+    ("i386", debian::Source { package: "linux-image-686-pae", architecture: Some("i386") });
+
+/// What `guest:NAME` means; for messages.
+const NAMES: &str =
+    "kernel, initrd, vmlinux, generic, generic-initrd, i386, i386-initrd, memtest, memtest-i386, mach, grub-pvh";
+
+/// The file that `guest:part` names, fetched and built below `cache` if it is not there yet.
+///
+/// # Errors
+/// Nothing has that name, or as for [`linux`].
+pub fn file(cache: &Path, part: &str) -> Result<PathBuf> {
+    match part {
+        "kernel" => Ok(linux(cache)?.kernel),
+        "initrd" => Ok(linux(cache)?.initrd),
+        "vmlinux" => others::vmlinux(cache, &linux(cache)?.kernel),
+        "generic" => Ok(debian_linux(cache, GENERIC)?.kernel),
+        "generic-initrd" => Ok(debian_linux(cache, GENERIC)?.initrd),
+        "i386" => Ok(debian_linux(cache, I386)?.kernel),
+        "i386-initrd" => Ok(debian_linux(cache, I386)?.initrd),
+        _ => others::file(cache, part)?.with_context(|| format!("`guest:{part}` is unknown; there are {NAMES}")),
+    }
+}
+
+/// The usual Linux guest: Debian's cloud kernel.
 ///
 /// # Errors
 /// No apt or dpkg on this machine, or no way to the packages; the message says what one can do instead.
 pub fn linux(cache: &Path) -> Result<Guest> {
-    let folder = cache.join("guest");
+    debian_linux(cache, CLOUD)
+}
+
+fn debian_linux(cache: &Path, (name, source): (&str, debian::Source)) -> Result<Guest> {
+    let folder = cache.join("guest").join(name);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let kernel = folder.join("vmlinuz");
     let initrd = folder.join(format!("initramfs-{}.cpio", recipe()));
@@ -38,13 +72,12 @@ pub fn linux(cache: &Path) -> Result<Guest> {
         return Ok(guest);
     }
     // Cases of the test run side by side; one of them builds, the others wait and find it done.
-    let lock = fs::File::create(folder.join("lock")).context("cannot make the cache's lock")?;
-    lock.lock().context("cannot lock the cache")?;
+    let _lock = lock(&folder)?;
     if guest.kernel.is_file() && guest.initrd.is_file() {
         return Ok(guest);
     }
     let spinner = spinner();
-    let packages = debian::packages(&folder, &|text| announce(&spinner, text)).context(ELSEWHERE)?;
+    let packages = debian::packages(&folder, source, &|text| announce(&spinner, text)).context(ELSEWHERE)?;
     announce(&spinner, "building the guest's initramfs");
     let archive = initramfs::build(&packages, MODULES)?;
     write_whole(&guest.initrd, &archive)?;
@@ -55,8 +88,16 @@ pub fn linux(cache: &Path) -> Result<Guest> {
     Ok(guest)
 }
 
+/// Keeps others out of a folder of the cache until it is dropped.
+fn lock(folder: &Path) -> Result<fs::File> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let lock = fs::File::create(folder.join("lock")).context("cannot make the cache's lock")?;
+    lock.lock().context("cannot lock the cache")?;
+    Ok(lock)
+}
+
 /// What to do where Debian's packages cannot be had.
-const ELSEWHERE: &str = "the Linux guest comes from Debian's packages, which cannot be fetched here; \
+const ELSEWHERE: &str = "this guest comes from Debian's packages, which cannot be fetched here; \
     name files of your own with --guest-kernel PATH and --guest-initrd PATH";
 
 /// Changes whenever what is built into the initramfs changes, so that a cache never serves an old one.

@@ -1,11 +1,12 @@
 //! A checked manifest becomes what the root task reads: [`moira_proto::system::System`].
 
-use super::check::{image_of, parse_ports};
+use super::check::{image_of, parse_ports, threads_of};
 use super::manifest::{self, Access, CpuRight, Manifest, Name};
 use super::units::Size;
 use moira_abi::Rights;
 use moira_abi::object::cap_table_slots;
-use moira_proto::system::{Grant, Restart, Role, System, Task, Time};
+use moira_proto::mailbox;
+use moira_proto::system::{Grant, Restart, Role, System, Task, Thread, Time};
 use std::collections::BTreeMap;
 use toml::Spanned;
 
@@ -13,6 +14,8 @@ use toml::Spanned;
 const STACK: u64 = 16 << 10;
 /// Heap of a task that names none.
 const HEAP: u64 = 64 << 10;
+/// A task always has a main thread.
+const NO_TIME: Time = Time { context: false, slice_ns: 0, period_ns: 0, latency_ns: 0, extra: false };
 /// Slots of a task that names none: a table of one page.
 const SLOTS: u32 = cap_table_slots(12);
 /// What kernel, root task and page tables take beside the tasks' own memory.
@@ -26,16 +29,30 @@ pub fn compile(name: &str, manifest: &Manifest) -> System {
     tasks.sort_by_key(|(name, task)| (std::cmp::Reverse(*task.level.get_ref()), name.span().start));
     let bits = Bits::assign(manifest);
     let tasks: Vec<Task> = tasks.iter().map(|(name, task)| compile_task(manifest, &bits, name, task)).collect();
-    let regions: Vec<(String, u64)> =
+    let mut regions: Vec<(String, u64)> =
         manifest.regions.iter().map(|(name, region)| (name.get_ref().clone(), region.size.get_ref().0)).collect();
+    if tasks.iter().any(is_control) {
+        regions.push((mailbox::ROOT.to_owned(), mailbox::BYTES));
+    }
     let taken: u64 = tasks.iter().map(memory_of).sum::<u64>() + regions.iter().map(|(_, size)| size).sum::<u64>();
     System {
         name: name.to_owned(),
-        cpus: *manifest.system.cpus.get_ref(),
+        cpus: cpus(manifest, &tasks),
         memory: manifest.system.memory.as_ref().map_or(BASE + taken, |memory| memory.get_ref().0),
         tasks,
         regions,
     }
+}
+
+/// Whether a task answers the host.
+pub fn is_control(task: &Task) -> bool {
+    task.grants.iter().any(|(_, grant)| *grant == Grant::Supervisor)
+}
+
+/// The CPUs that the system needs: what it says, and those that `vcpus` names.
+fn cpus(manifest: &Manifest, tasks: &[Task]) -> u32 {
+    let threads = tasks.iter().flat_map(|task| &task.threads);
+    threads.map(|thread| thread.cpu + 1).fold(*manifest.system.cpus.get_ref(), u32::max)
 }
 
 /// Bytes that a task takes for itself.
@@ -44,7 +61,7 @@ fn memory_of(task: &Task) -> u64 {
         Grant::Untyped { size_bits } => 1 << size_bits,
         _ => 0,
     });
-    task.stack + task.heap + (1 << task.table_bits) + untyped.sum::<u64>()
+    task.stack * (1 + task.threads.len() as u64) + task.heap + (1 << task.table_bits) + untyped.sum::<u64>()
 }
 
 /// Bits of each task's notification: one for each interrupt, then one for each task that signals it; and badges of
@@ -102,6 +119,8 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
     grants.extend(mapped(manifest, task));
     grants.extend(devices(bits, name, task));
     grants.extend(rights(manifest, name, task));
+    let mut threads = threads_of(task).into_iter();
+    let time = threads.next().map_or(NO_TIME, |main| main.time);
     let slots = task.slots.as_ref().map_or(SLOTS, |slots| *slots.get_ref());
     Task {
         name: name.get_ref().clone(),
@@ -109,11 +128,11 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
         cpu: *task.cpu.get_ref(),
         // The check refused what is above 7.
         level: u8::try_from(*task.level.get_ref()).unwrap_or(7),
-        time: time(task),
+        time,
         role: match task.role.as_ref().map(Spanned::get_ref) {
             Some(manifest::Role::Planner) => Role::Planner,
             Some(manifest::Role::Scheduler) => Role::Scheduler,
-            Some(manifest::Role::Supervisor) | None => Role::None,
+            Some(manifest::Role::Supervisor | manifest::Role::Control) | None => Role::None,
         },
         restart: match task.restart.as_ref().map(Spanned::get_ref) {
             Some(manifest::Restart::Always) => Restart::Always,
@@ -127,17 +146,7 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
         arguments: task.args.clone(),
         grants,
         serves: task.serves,
-    }
-}
-
-fn time(task: &manifest::Task) -> Time {
-    let contract = task.time.as_ref().map(Spanned::get_ref);
-    Time {
-        context: contract.is_some() || task.slack,
-        slice_ns: contract.map_or(0, |contract| contract.slice.get_ref().0),
-        period_ns: contract.map_or(0, |contract| contract.period.get_ref().0),
-        latency_ns: contract.and_then(|contract| contract.latency.as_ref()).map_or(0, |latency| latency.get_ref().0),
-        extra: task.slack,
+        threads: threads.map(|thread| Thread { cpu: thread.cpu, time: thread.time }).collect(),
     }
 }
 
@@ -225,5 +234,25 @@ fn rights(manifest: &Manifest, name: &Name, task: &manifest::Task) -> Grants {
     if task.platform {
         grants.push(("platform".to_owned(), Grant::Platform));
     }
+    if task.role.as_ref().is_some_and(|role| *role.get_ref() == manifest::Role::Control) {
+        control(manifest, &mut grants);
+    }
     grants
+}
+
+/// What the role `control` is given: all accounts, the compiled manifest, and the way to the root task's ear. DISPATCH alone lets a
+/// task that is not the scheduler read the ledger and nothing else.
+fn control(manifest: &Manifest, grants: &mut Grants) {
+    for cpu in 0..*manifest.system.cpus.get_ref() {
+        grants.push((format!("cpu-{cpu}"), Grant::Cpu { cpu, rights: Rights::DISPATCH.0 }));
+    }
+    for (other, task) in &manifest.tasks {
+        let (task, name) = (task.get_ref(), format!("{}-context", other.get_ref()));
+        if (task.time.is_some() || task.slack) && !grants.iter().any(|(taken, _)| *taken == name) {
+            grants.push((name, Grant::Context { task: other.get_ref().clone() }));
+        }
+    }
+    grants.push(("system".to_owned(), Grant::File { file: "system".to_owned() }));
+    grants.push(("root-signal".to_owned(), Grant::Supervisor));
+    grants.push((mailbox::ROOT.to_owned(), Grant::Region { region: mailbox::ROOT.to_owned(), writable: true }));
 }

@@ -27,7 +27,7 @@ pub struct Manifest {
     /// Regions of memory that several tasks map, by name.
     #[serde(default)]
     pub regions: BTreeMap<Name, Region>,
-    /// Further files of the archive by name: a path from the repository's root, `"guest:kernel"` or `"guest:initrd"`
+    /// Further files of the archive by name: a path from the repository's root, `"guest:NAME"`
     /// for Debian's guest, or `""` for a file that is left out, with the capabilities that name it.
     #[serde(default)]
     pub files: BTreeMap<Name, Spanned<String>>,
@@ -65,6 +65,12 @@ pub struct Task {
     /// Takes slack from the scheduler, with or without a contract.
     #[serde(default)]
     pub slack: bool,
+    /// Further threads, each on a CPU and with time of its own; the main one's are `cpu`, `time` and `slack`.
+    #[serde(default)]
+    pub threads: Vec<Spanned<Thread>>,
+    /// Virtual processors of a monitor, one thread each, the main one's among them: how many on the task's CPU, or a list of
+    /// CPUs, `"0,1"`. They share the task's contract: on each CPU as much is promised, in equal parts.
+    pub vcpus: Option<Spanned<String>>,
     /// Has no time of its own and runs on its callers'.
     #[serde(default)]
     pub passive: Option<Spanned<bool>>,
@@ -119,6 +125,20 @@ pub struct Task {
     /// Holds the machine: starts CPUs, makes interrupts and port ranges, ends the run: `platform`.
     #[serde(default)]
     pub platform: bool,
+}
+
+/// One entry of `threads`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Thread {
+    /// CPU that it lives on.
+    #[serde(default = "zero")]
+    pub cpu: Spanned<u32>,
+    /// A promised share of that CPU.
+    pub time: Option<Spanned<Contract>>,
+    /// Takes slack from the scheduler of that CPU.
+    #[serde(default)]
+    pub slack: bool,
 }
 
 /// `time = { … }`
@@ -196,6 +216,8 @@ pub enum Role {
     Scheduler,
     /// Restarts tasks that die; one a system.
     Supervisor,
+    /// Answers the host over the control channel; one a system.
+    Control,
 }
 
 /// What happens when a task dies.

@@ -38,6 +38,8 @@ pub struct PackOptions {
     pub cache: PathBuf,
     /// Values for the manifest's `[options]`.
     pub options: Options,
+    /// Text behind the manifest's own: further tasks.
+    pub more: String,
 }
 
 /// The names of all systems, sorted.
@@ -61,7 +63,7 @@ pub fn check_all(root: &Path) -> Result<()> {
     let known = Known { images: workspace_images(root)? };
     let mut reports = String::new();
     for name in names(root)? {
-        if let Err(error) = load(root, &name, &known, &Options::new()) {
+        if let Err(error) = load(root, &name, &known, &Options::new(), "") {
             reports.push_str(&format!("{error:#}\n"));
         }
     }
@@ -71,13 +73,18 @@ pub fn check_all(root: &Path) -> Result<()> {
 /// Reads and checks the system `name` and compiles it.
 pub fn describe(root: &Path, name: &str, options: &Options) -> Result<System> {
     let known = Known { images: workspace_images(root)? };
-    Ok(compile::compile(name, &load(root, name, &known, options)?))
+    Ok(compile::compile(name, &load(root, name, &known, options, "")?))
+}
+
+/// Whether the system `name` has a control channel.
+pub fn has_control(root: &Path, name: &str, options: &Options) -> Result<bool> {
+    Ok(describe(root, name, options)?.tasks.iter().any(compile::is_control))
 }
 
 /// The binaries that a system's tasks run, without repetition; the root task's first.
 pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>> {
     let known = Known { images: workspace_images(root)? };
-    let names = images_of(&load(root, name, &known, options)?);
+    let names = images_of(&load(root, name, &known, options, "")?);
     Ok(names.iter().filter_map(|image| known.binary(image)).collect())
 }
 
@@ -87,11 +94,11 @@ pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>>
 /// files, all page-aligned. It is only written if its bytes changed.
 pub fn pack(name: &str, images: &HashMap<String, PathBuf>, options: &PackOptions) -> Result<PathBuf> {
     let known = Known { images: workspace_images(&options.root)? };
-    let manifest = load(&options.root, name, &known, &options.options)?;
+    let manifest = load(&options.root, name, &known, &options.options, &options.more)?;
     let bytes = archive(name, &manifest, &known, images, options)?;
     let folder = options.output.clone().unwrap_or_else(|| options.root.join("target/systems"));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join(file_name(name, &options.options));
+    let path = folder.join(file_name(name, &options.options, &options.more));
     if fs::read(&path).ok().as_deref() != Some(&bytes) {
         // Whole or not at all: another xtask may be reading.
         let mut part = tempfile::NamedTempFile::new_in(&folder)
@@ -104,11 +111,11 @@ pub fn pack(name: &str, images: &HashMap<String, PathBuf>, options: &PackOptions
 }
 
 /// Systems with options get files of their own, so that runs side by side do not take each other's.
-fn file_name(name: &str, options: &Options) -> String {
-    if options.is_empty() {
+fn file_name(name: &str, options: &Options, more: &str) -> String {
+    if options.is_empty() && more.is_empty() {
         return format!("{name}.cpio");
     }
-    let hash = Sha256::digest(format!("{options:?}"));
+    let hash = Sha256::digest(format!("{options:?}{more}"));
     let short: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("{name}-{short}.cpio")
 }
@@ -116,11 +123,11 @@ fn file_name(name: &str, options: &Options) -> String {
 /// Draws the system `name` as SVG.
 pub fn graph(root: &Path, name: &str, options: &Options) -> Result<String> {
     let known = Known { images: workspace_images(root)? };
-    let manifest = load(root, name, &known, options)?;
+    let manifest = load(root, name, &known, options, "")?;
     Ok(graph::draw(&compile::compile(name, &manifest), &manifest.system.description))
 }
 
-fn load(root: &Path, name: &str, known: &Known, options: &Options) -> Result<Manifest> {
+fn load(root: &Path, name: &str, known: &Known, options: &Options, more: &str) -> Result<Manifest> {
     let shown = Path::new(MANIFESTS).join(format!("{name}.toml"));
     let source = match fs::read_to_string(root.join(&shown)) {
         Ok(source) => source,
@@ -131,6 +138,7 @@ fn load(root: &Path, name: &str, known: &Known, options: &Options) -> Result<Man
             return Err(error).with_context(|| format!("cannot read {}", shown.display()));
         }
     };
+    let source = source + more;
     let text = options::substitute(&source, options).map_err(|finding| Report::new(&shown, &source, vec![finding]))?;
     Ok(check::check(&shown, &text, known)?)
 }
@@ -177,16 +185,44 @@ fn archive(
         if path.is_empty() {
             continue;
         }
-        let bytes = match path.strip_prefix("zeros:") {
-            Some(size) => zeros(size)?,
-            None => {
-                let path = source_file(path, images, options)?;
-                fs::read(&path).with_context(|| format!("cannot read `{file}` from {}", path.display()))?
-            }
+        let bytes = if let Some(size) = path.strip_prefix("zeros:") {
+            zeros(size)?
+        } else if let Some(list) = path.strip_prefix(MODULES) {
+            modules(list, images, options).with_context(|| format!("cannot pack `{file}`"))?
+        } else {
+            let path = source_file(path, images, options)?;
+            fs::read(&path).with_context(|| format!("cannot read `{file}` from {}", path.display()))?
         };
         archive.file(file, &bytes).with_context(|| format!("cannot pack `{file}`"))?;
     }
     Ok(archive.finish())
+}
+
+/// What a list of modules begins with, and what stands between two of them: `modules:FILE[:COMMAND LINE]|FILE…`.
+pub const MODULES: &str = "modules:";
+/// See [`MODULES`].
+pub const NEXT_MODULE: char = '|';
+
+/// An archive of modules for a guest, whose names are their command lines.
+fn modules(list: &str, images: &HashMap<String, PathBuf>, options: &PackOptions) -> Result<Vec<u8>> {
+    let mut archive = cpio::Archive::new();
+    for module in list.split(NEXT_MODULE).filter(|module| !module.is_empty()) {
+        let (file, cmdline) = split_module(module);
+        let path = source_file(file, images, options)?;
+        let bytes = fs::read(&path).with_context(|| format!("cannot read the module {}", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        archive.file(cmdline.unwrap_or(&name), &bytes)?;
+    }
+    Ok(archive.finish())
+}
+
+/// A module's file and command line. The colon of `guest:` and `image:` belongs to the file.
+pub fn split_module(module: &str) -> (&str, Option<&str>) {
+    let skip = ["guest:", "image:"].iter().find(|prefix| module.starts_with(**prefix)).map_or(0, |prefix| prefix.len());
+    match module[skip..].find(':') {
+        Some(at) => (&module[..skip + at], Some(&module[skip + at + 1..])),
+        None => (module, None),
+    }
 }
 
 /// An empty disk of so many MiB.
@@ -205,14 +241,7 @@ fn source_file(path: &str, images: &HashMap<String, PathBuf>, options: &PackOpti
         return images.get(name).cloned().with_context(|| format!("the image `{name}` was not built"));
     }
     match path.strip_prefix("guest:") {
-        Some(part) => {
-            let guest = crate::guest::linux(&options.cache)?;
-            match part {
-                "kernel" => Ok(guest.kernel),
-                "initrd" => Ok(guest.initrd),
-                _ => bail!("`guest:{part}` is unknown; there are guest:kernel and guest:initrd"),
-            }
-        }
+        Some(part) => crate::guest::file(&options.cache, part),
         None => Ok(options.root.join(path)),
     }
 }

@@ -13,7 +13,10 @@ pub enum Word {
     /// It ended as it should and said what it should.
     #[serde(rename = "passed")]
     Passed,
-    /// It ended, but not as it should, or did not say what it should.
+    /// It ended as failed, and said why.
+    #[serde(rename = "failed")]
+    Failed,
+    /// It ended, but did not say what it should.
     #[serde(rename = "wrong output")]
     WrongOutput,
     /// The kernel said why it cannot run on this machine.
@@ -40,6 +43,7 @@ impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Word::Passed => "passed",
+            Word::Failed => "failed",
             Word::WrongOutput => "wrong output",
             Word::CannotBoot => "cannot boot",
             Word::KernelPanic => "kernel panic",
@@ -98,7 +102,7 @@ pub fn judge(watch: &Watch, evidence: &Evidence, expect: &[Step], forbid: &[Step
                 return verdict(Word::EmulatorDied, evidence.emulator.as_deref().unwrap_or("it ended"));
             }
             Some(End::Failed(why)) => {
-                return verdict(Word::WrongOutput, &format!("the system ended: failed: {why}"));
+                return verdict(Word::Failed, why);
             }
             Some(End::Ok) => {}
         }
@@ -147,7 +151,7 @@ mod tests {
         assert_eq!(word("second\nfirst\nmoira: system ended: ok\n", none()), Word::WrongOutput);
         assert_eq!(word(&format!("forbidden\n{GOOD}"), none()), Word::WrongOutput);
         let failed = "first\nsecond\nmoira: system ended: failed: two were one\n";
-        assert_eq!(word(failed, none()), Word::WrongOutput);
+        assert_eq!(word(failed, none()), Word::Failed);
     }
 
     #[test]

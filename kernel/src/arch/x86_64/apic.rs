@@ -1,7 +1,7 @@
 //! The local APIC, in xAPIC mode (MMIO) or x2APIC mode (MSRs): timer, end of interrupt, interrupts between processors
 //! (SDM 11, APM 16).
 
-use super::{now, paging, tsc};
+use super::{paging, tsc};
 use crate::percpu::Cpu;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, rdmsr, wrmsr};
@@ -155,19 +155,12 @@ pub fn command(apic_id: u32, low: u32) {
     }
 }
 
-/// INIT, then two startup IPIs to run the trampoline at `page * 4096` (SDM 9.4.4).
-pub fn start_cpu(apic_id: u32, page: u8) {
+/// First step of starting a processor (SDM 9.4.4): it stops, and waits for [`startup`]. Also what ends an attempt.
+pub fn reset_cpu(apic_id: u32) {
     command(apic_id, 0xc500);
-    wait(10_000);
-    for _ in 0..2 {
-        command(apic_id, 0x4600 | page as u32);
-        wait(200);
-    }
 }
 
-fn wait(microseconds: u64) {
-    let until = now() + tsc::hz() / 1_000_000 * microseconds;
-    while now() < until {
-        core::hint::spin_loop();
-    }
+/// Second and third step: it runs the code at `page * 4096`.
+pub fn startup(apic_id: u32, page: u8) {
+    command(apic_id, 0x4600 | page as u32);
 }

@@ -144,7 +144,7 @@ boot_long:
 
 # Application processors: real mode at physical 0x8000 (this is copied there). The words at ap_cr3 and after it are filled
 # in by the processor that sends the startup IPI.
-.global ap_trampoline, ap_trampoline_end, ap_cr3, ap_stack, ap_cpu, ap_entry
+.global ap_trampoline, ap_trampoline_end, ap_cr3
 .code16
 .balign 16
 ap_trampoline:
@@ -182,12 +182,18 @@ ap_long:
     movw %ax, %ss
     movw %ax, %fs
     movw %ax, %gs
-    movq ap_stack - ap_trampoline + 0x8000, %rsp
-    movq ap_cpu - ap_trampoline + 0x8000, %rdi
+    # One processor takes the structure; one that comes too late finds none, and stops.
+    xorl %edi, %edi
+    xchgq %rdi, ap_cpu - ap_trampoline + 0x8000
+    testq %rdi, %rdi
+    jz 8f
+    movq 24(%rdi), %rsp
     movq ap_entry - ap_trampoline + 0x8000, %rax
     xorl %ebp, %ebp
     pushq $0
     jmp *%rax
+8:  hlt
+    jmp 8b
 .balign 8
 ap_gdt:
     .quad 0, 0x00af9b000000ffff, 0x00cf9b000000ffff, 0x00cf93000000ffff
@@ -196,7 +202,6 @@ ap_gdt_pointer:
     .long ap_gdt - ap_trampoline + 0x8000
 .balign 8
 ap_cr3: .quad 0
-ap_stack: .quad 0
 ap_cpu: .quad 0
 ap_entry: .quad 0
 ap_trampoline_end:

@@ -16,7 +16,8 @@ static ALL: [IoApic; MOST] =
     [const { IoApic { address: AtomicU64::new(0), first: AtomicU32::new(0), pins: AtomicU32::new(0) } }; MOST];
 
 /// Selecting a register and accessing it are two steps: nobody may come between.
-static LOCK: spin::mutex::SpinMutex<()> = spin::mutex::SpinMutex::new(());
+/// In turn: whoever waits for it has at most the other processors' two accesses each before its own.
+static LOCK: spin::mutex::TicketMutex<()> = spin::mutex::TicketMutex::new(());
 
 fn read(address: u64, register: u32) -> u32 {
     // SAFETY: `address` is the uncached mapping of an I/O APIC, of which only the kernel knows.

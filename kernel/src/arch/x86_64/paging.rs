@@ -4,7 +4,7 @@
 //! read-only, data writable; device registers of the kernel uncached in a small window above the image.
 
 use super::mitigations;
-use crate::memory::{DIRECT_MAP, KERNEL_BASE, Page};
+use crate::memory::{self, DIRECT_MAP, KERNEL_BASE, Page};
 use core::sync::atomic::{AtomicU64, Ordering::*};
 
 const PRESENT: u64 = 1;
@@ -116,11 +116,16 @@ pub fn identity(on: bool, table: u64) {
     } else {
         root.write(0, 0);
         // This processor may have a task's tables loaded, and keeps them; a load drops what it remembers of the others.
-        let loaded: u64;
-        // SAFETY: reading CR3.
-        unsafe { core::arch::asm!("mov {}, cr3", out(reg) loaded, options(nomem, nostack, preserves_flags)) };
-        load(loaded);
+        load(loaded());
     }
+}
+
+/// What is loaded: CR3.
+pub fn loaded() -> u64 {
+    let loaded: u64;
+    // SAFETY: reading CR3.
+    unsafe { core::arch::asm!("mov {}, cr3", out(reg) loaded, options(nomem, nostack, preserves_flags)) };
+    loaded
 }
 
 /// Physical address of the kernel's top-level table.
@@ -135,9 +140,7 @@ pub fn task_root() -> u64 {
 
 /// Gives a task's top-level table the kernel's half.
 pub fn copy_kernel_half(table: u64) {
-    for index in 256..512 {
-        Page(table).write(index * 8, Page(task_root()).read(index * 8));
-    }
+    memory::copy(task_root() + 2048, table + 2048, 2048);
 }
 
 /// Loads a task's tables.

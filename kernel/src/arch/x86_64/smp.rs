@@ -7,7 +7,8 @@ use crate::{
     percpu::{self, Cpu},
     sched,
 };
-use core::sync::atomic::Ordering::*;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use moira_abi::Error;
 
 /// Physical address of the trampoline; the page is kept out of what tasks get.
 pub const TRAMPOLINE: u64 = 0x8000;
@@ -97,9 +98,29 @@ pub fn init_this(cpu: &'static Cpu) {
     cpu.apic_id.set(apic::init());
 }
 
-/// Starts the processor with an APIC id, in the next free structure. `None`: all are in use. It sets `online` when it runs.
-pub fn start(apic_id: u32) -> Option<&'static Cpu> {
-    let (index, memory) = boot::next_cpu()?;
+/// The start that is under way: index + 1 of the processor, the steps done, and when the next one is due. Under the structural lock.
+static UNDER_WAY: (AtomicU32, AtomicU32, AtomicU64) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU64::new(0));
+
+/// Goes one step on in starting the processor with an APIC id, or in the start that is under way before it. *Again* until it runs.
+///
+/// # Errors
+/// `NoMemory`: all structures are in use; `Inactive`: it did not come up within a second.
+pub fn start(apic_id: u32) -> Result<&'static Cpu, Error> {
+    if let Some(cpu) = UNDER_WAY.0.load(Relaxed).checked_sub(1).and_then(percpu::get) {
+        go_on(cpu);
+    }
+    let known = (0..percpu::count() as u32).filter_map(percpu::get).find(|cpu| cpu.apic_id.get() == apic_id);
+    match known {
+        Some(cpu) if cpu.online.load(Acquire) => return Ok(cpu),
+        _ if UNDER_WAY.0.load(Relaxed) != 0 => {}
+        Some(_) => return Err(Error::Inactive),
+        None => begin(apic_id)?,
+    }
+    Err(Error::Again)
+}
+
+fn begin(apic_id: u32) -> Result<(), Error> {
+    let (index, memory) = boot::next_cpu().ok_or(Error::NoMemory)?;
     let cpu = prepare(index, memory);
     cpu.apic_id.set(apic_id);
     percpu::register(cpu);
@@ -110,19 +131,50 @@ pub fn start(apic_id: u32) -> Option<&'static Cpu> {
         let word = unsafe { ((begin + offset) as *const u64).read() };
         Page(TRAMPOLINE).write(offset, word);
     }
-    let arguments = &raw const ap_cr3 as u64 - begin;
-    let words = [paging::root(), cpu.stack.get(), cpu.me.get(), ap_main as *const () as u64];
+    let words = [paging::root(), cpu.me.get(), ap_main as *const () as u64];
     for (i, word) in words.into_iter().enumerate() {
-        Page(TRAMPOLINE).write(arguments + i as u64 * 8, word);
+        Page(TRAMPOLINE).write(arguments() + i as u64 * 8, word);
     }
     paging::identity(true, TRAMPOLINE + 4096);
-    apic::start_cpu(apic_id, (TRAMPOLINE >> 12) as u8);
-    let limit = super::now() + tsc::hz();
-    while !cpu.online.load(Acquire) && super::now() < limit {
-        core::hint::spin_loop();
+    apic::reset_cpu(apic_id);
+    UNDER_WAY.0.store(index + 1, Relaxed);
+    UNDER_WAY.1.store(0, Relaxed);
+    due_in(10_000);
+    Ok(())
+}
+
+/// Offset of the trampoline's arguments: root of the tables, structure, entry.
+fn arguments() -> u64 {
+    &raw const ap_cr3 as u64 - &raw const ap_trampoline as u64
+}
+
+fn due_in(microseconds: u64) {
+    UNDER_WAY.2.store(super::now() + tsc::hz() / 1_000_000 * microseconds, Relaxed);
+}
+
+/// The next step of a start, if it is time for one.
+fn go_on(cpu: &Cpu) {
+    let late = super::now() >= UNDER_WAY.2.load(Relaxed);
+    match UNDER_WAY.1.load(Relaxed) {
+        _ if cpu.online.load(Acquire) => end(),
+        _ if !late => {}
+        2.. => {
+            // Nobody, or too slow: it must not come to run when the trampoline is another one's.
+            Page(TRAMPOLINE).write(arguments() + 8, 0);
+            apic::reset_cpu(cpu.apic_id.get());
+            end();
+        }
+        step => {
+            apic::startup(cpu.apic_id.get(), (TRAMPOLINE >> 12) as u8);
+            UNDER_WAY.1.store(step + 1, Relaxed);
+            due_in(if step == 0 { 200 } else { 1_000_000 });
+        }
     }
+}
+
+fn end() {
+    UNDER_WAY.0.store(0, Relaxed);
     paging::identity(false, TRAMPOLINE + 4096);
-    Some(cpu)
 }
 
 /// A started processor's first Rust code, on its own stack.

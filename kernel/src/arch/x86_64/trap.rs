@@ -1,36 +1,43 @@
 //! Exceptions and interrupts, from user mode and from the few places in the kernel where interrupts are let in.
 
 use super::{apic, paging};
-use crate::{ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, smp, trace};
+use crate::{checks, ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, smp, trace};
 
 /// From user mode (`entry.s`): answers the thread to resume.
 #[unsafe(no_mangle)]
 extern "C" fn user_trap(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64) -> Obj<Thread> {
-    if vector < 32 {
+    checks::entered(cpu, 0);
+    let next = if vector < 32 {
         let address = if vector == 14 { paging::fault_address() } else { 0 };
-        return ipc::fault(cpu, thread, vector, error, address);
-    }
-    interrupt(cpu, vector as u8);
-    sched::resume(cpu, thread)
+        ipc::fault(cpu, thread, vector, error, address)
+    } else {
+        interrupt(cpu, vector as u8);
+        sched::resume(cpu, thread)
+    };
+    checks::left(cpu);
+    checks::before_task(cpu, next);
+    next
 }
 
 /// Handles an interrupt. The kernel must choose afterwards if `must_choose` is set.
 #[inline(always)]
 pub fn interrupt(cpu: &Cpu, vector: u8) {
-    trace::event(cpu, trace::INTERRUPT, vector as u64, 0);
+    let seen = |time| trace::event_at(cpu, time, trace::INTERRUPT, vector as u64, 0);
     match vector {
         apic::TIMER => {
+            seen(super::now());
             apic::timer_fired(cpu);
             apic::end_of_interrupt();
             cpu.must_choose.set(true);
         }
         apic::CALL => {
+            seen(super::now());
             apic::end_of_interrupt();
             cpu.must_choose.set(true);
         }
         apic::SPURIOUS => {}
         _ => {
-            sched::charge(cpu);
+            seen(sched::charge(cpu));
             let source = cpu.source(vector);
             // Before it fires: the owner is who waits for it.
             let owner = source.and_then(|source| source.owner(cpu));
@@ -41,6 +48,8 @@ pub fn interrupt(cpu: &Cpu, vector: u8) {
             }
             apic::end_of_interrupt();
             sched::charge_interrupt(cpu, owner);
+            let whose = owner.map_or(0, |owner| owner.physical());
+            trace::event_at(cpu, cpu.account_since.get(), trace::INTERRUPT_END, vector as u64, whose);
         }
     }
 }

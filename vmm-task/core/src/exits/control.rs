@@ -92,7 +92,7 @@ pub(super) fn control(vm: &mut Vm<'_>) -> Next {
             2 => vm.page.get(field::CR2),
             3 => vm.page.get(field::CR3),
             4 => vm.page.get(field::CR4),
-            8 => vm.board.lapic(0).map_or(0, |apic| apic.cr8().into()),
+            8 => vm.board().lapic(vm.index).map_or(0, |apic| apic.cr8().into()),
             _ => return vm.raise(vector::UNDEFINED, None),
         };
         vm.page.set_gpr(found.general.into(), value);
@@ -112,7 +112,7 @@ fn set_cr8(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     if value > 15 {
         return vm.raise(vector::PROTECTION, Some(0));
     }
-    if let Some(apic) = vm.board.lapic(0) {
+    if let Some(apic) = vm.board().lapic(vm.index) {
         apic.set_cr8(value as u8);
     }
     vm.attention = true;

@@ -52,21 +52,21 @@ fn linear_rip(vm: &Vm<'_>, mode: Mode) -> u64 {
     }
 }
 
-/// Where the last instruction of unknown length was found: the page that holds it.
+/// Pages on which instructions of unknown length were found.
 ///
 /// The exit itself says which instruction it was; what is in doubt is only whether it has prefixes. So the bytes are
 /// compared at each exit, but the page tables need not be walked again: should the page be another one by now, the bytes
 /// there are those of the instruction without prefixes by chance at most. For accesses to devices, whose bytes say what to
 /// do, the tables are walked every time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CodePage<'a> {
+pub(crate) struct CodePages<'a>([CodePage<'a>; CodePages::KEPT]);
+
+/// A page of 64-bit code.
+#[derive(Clone, Copy, Debug)]
+struct CodePage<'a> {
     cr3: u64,
     /// Linear address of the page.
     page: u64,
-    /// Selector and rights of CS.
-    code: u64,
-    efer: u64,
-    /// The page.
     words: &'a [AtomicU64; PAGE_WORDS],
 }
 
@@ -74,10 +74,18 @@ pub(crate) struct CodePage<'a> {
 pub(crate) const PAGE_WORDS: usize = 512;
 static NOTHING: [AtomicU64; PAGE_WORDS] = [const { AtomicU64::new(0) }; PAGE_WORDS];
 
-impl CodePage<'_> {
-    /// No page: the address is none that code can have.
-    pub(crate) const NONE: CodePage<'static> =
-        CodePage { cr3: u64::MAX, page: 1 << 63, code: 0, efer: 0, words: &NOTHING };
+impl<'a> CodePages<'a> {
+    /// A power of two: a timer's interrupt alone has two such instructions, on two pages.
+    const KEPT: usize = 4;
+
+    /// No page: the addresses are none that code can have.
+    pub(crate) const NONE: CodePages<'static> =
+        CodePages([CodePage { cr3: u64::MAX, page: 1 << 63, words: &NOTHING }; CodePages::KEPT]);
+
+    #[inline(always)]
+    const fn place(rip: u64) -> usize {
+        (rip >> 12) as usize % CodePages::KEPT
+    }
 }
 
 /// The encoding without prefixes, as a little-endian number, and its length.
@@ -101,7 +109,6 @@ pub(super) fn length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
         return Some(length);
     }
     if let Some((pattern, bytes)) = plain(expected)
-        && vm.groups & group::CONTROL != 0
         && is_at_rip(vm, pattern, bytes)
     {
         return Some(bytes.into());
@@ -109,16 +116,14 @@ pub(super) fn length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
     find_length(vm, expected)
 }
 
-/// Whether the instruction on the known page has these bytes.
+/// Whether the instruction on a known page has these bytes.
 #[inline(always)]
 fn is_at_rip(vm: &Vm<'_>, pattern: u64, bytes: u32) -> bool {
-    let known = &vm.code_page;
-    let offset = vm.page.get(field::RIP) ^ known.page;
-    let same = (vm.page.get(field::CR3) ^ known.cr3)
-        | (vm.page.get(field::EFER) ^ known.efer)
-        | (vm.page.segment_word(seg::CS) ^ known.code);
+    let rip = vm.page.get(field::RIP);
+    let known = &vm.code_pages.0[CodePages::place(rip)];
+    let offset = rip ^ known.page;
     // At the end of the page the instruction may go on in the next one.
-    if same != 0 || offset > 4096 - 16 {
+    if vm.page.get(field::CODE_ROOT) != known.cr3 || offset > 4096 - 16 {
         return false;
     }
     let (index, skip) = ((offset >> 3) as usize % PAGE_WORDS, 8 * (offset & 7) as u32);
@@ -129,7 +134,7 @@ fn is_at_rip(vm: &Vm<'_>, pattern: u64, bytes: u32) -> bool {
     (found ^ pattern) & ((1 << (8 * bytes)) - 1) == 0
 }
 
-/// The processor did not tell. With such exits the kernel writes group CONTROL.
+/// The processor did not tell, and it is on no known page.
 #[inline(never)]
 fn find_length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
     if !vm.needs(group::CONTROL) {
@@ -143,13 +148,7 @@ fn find_length(vm: &mut Vm<'_>, expected: Expected) -> Option<u64> {
         && let Ok(place) = walk(&paging, rip, access, &mut |gpa| ram.word(gpa))
         && let Some(words) = ram.page(place.gpa)
     {
-        vm.code_page = CodePage {
-            cr3: vm.page.get(field::CR3),
-            page: rip & !0xfff,
-            code: vm.page.segment_word(seg::CS),
-            efer: vm.page.get(field::EFER),
-            words,
-        };
+        vm.code_pages.0[CodePages::place(rip)] = CodePage { cr3: vm.page.get(field::CR3), page: rip & !0xfff, words };
     }
     Some(length.into())
 }

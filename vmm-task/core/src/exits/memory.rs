@@ -32,13 +32,13 @@ pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
     vm.attention = true;
     match op.first_step() {
         Step::Read => {
-            let value = vm.board.mmio_read(0, gpa, op.size, now, &vm.ram);
+            let value = vm.board().mmio_read(vm.index, gpa, op.size, now, &vm.ram);
             if let Some(back) = op.complete_read(value, &mut gprs, &mut rflags) {
-                vm.board.mmio_write(0, gpa, op.size, back, now, &vm.ram);
+                vm.board().mmio_write(vm.index, gpa, op.size, back, now, &vm.ram);
             }
             vm.page.set(field::RFLAGS, rflags);
         }
-        Step::Write(value) => vm.board.mmio_write(0, gpa, op.size, value, now, &vm.ram),
+        Step::Write(value) => vm.board().mmio_write(vm.index, gpa, op.size, value, now, &vm.ram),
         Step::Move { source, destination } => {
             if let Err(next) = move_string(vm, &op, mode, source, destination, now) {
                 return next;
@@ -98,10 +98,10 @@ fn move_string(
     let size = usize::from(op.size.clamp(1, 8));
     let mut bytes = [0; 8];
     if GuestMemory::read(&vm.ram, from, bytes.get_mut(..size).unwrap_or_default()).is_err() {
-        bytes = vm.board.mmio_read(0, from, op.size, now, &vm.ram).to_le_bytes();
+        bytes = vm.board().mmio_read(vm.index, from, op.size, now, &vm.ram).to_le_bytes();
     }
     if GuestMemory::write(&vm.ram, to, bytes.get(..size).unwrap_or_default()).is_err() {
-        vm.board.mmio_write(0, to, op.size, u64::from_le_bytes(bytes), now, &vm.ram);
+        vm.board().mmio_write(vm.index, to, op.size, u64::from_le_bytes(bytes), now, &vm.ram);
     }
     Ok(())
 }

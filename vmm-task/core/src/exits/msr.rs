@@ -15,7 +15,7 @@ pub(super) fn read(vm: &mut Vm<'_>, now: u64) -> Next {
     let msr = vm.page.gpr(gpr::RCX) as u32;
     let value = if Board::is_apic_msr(msr) {
         let now = vm.ns(now);
-        vm.board.msr_read(0, msr, now).ok()
+        vm.board().msr_read(vm.index, msr, now).ok()
     } else {
         match vm.msr.read(msr) {
             Read::Value(value) => Some(value),
@@ -46,7 +46,7 @@ pub(super) fn write(vm: &mut Vm<'_>, now: u64) -> Next {
         let now = vm.ns(now);
         // An end of interrupt lets in what waited behind it.
         vm.attention = true;
-        vm.board.msr_write(0, msr, value, now).is_ok()
+        vm.board().msr_write(vm.index, msr, value, now).is_ok()
     } else {
         match write_other(vm, msr, value, now) {
             Ok(done) => done,
@@ -99,7 +99,7 @@ fn move_tsc(vm: &mut Vm<'_>, change: i64, now: u64) {
     cut_xcr0(vm);
     vm.changed |= group::TSC_XCR;
     let now = vm.ns(now);
-    vm.board.set_tsc_offset(0, vm.tsc_offset, now);
+    vm.board().set_tsc_offset(vm.index, vm.tsc_offset, now);
 }
 
 /// #GP(0), and a line in the log for each MSR that was not asked for before.

@@ -21,7 +21,7 @@ pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
     let now = vm.ns(now);
     let (size, rax) = (io.size(), page.gpr(gpr::RAX));
     if io.input() {
-        let value = u64::from(vm.board.port_read(io.port(), size, now, &vm.ram));
+        let value = u64::from(vm.board().port_read(io.port(), size, now, &vm.ram));
         // A 32-bit result clears the upper half, narrower ones keep it (SDM vol. 1, 3.4.1.1).
         let rax = match size {
             1 => rax & !0xff | value & 0xff,
@@ -30,7 +30,7 @@ pub(crate) fn port(vm: &mut Vm<'_>, now: u64) -> Next {
         };
         page.set_gpr(gpr::RAX, rax);
     } else {
-        let action = vm.board.port_write(io.port(), size, rax as u32, now, &vm.ram);
+        let action = vm.board().port_write(io.port(), size, rax as u32, now, &vm.ram);
         if action != Action::None {
             return act(vm, action);
         }
@@ -121,10 +121,10 @@ fn move_element(vm: &mut Vm<'_>, io: PortIo, mode: Mode, element: &vmm_decode::S
         if GuestMemory::read(&vm.ram, gpa, bytes_used).is_err() {
             bytes_used.fill(0xff);
         }
-        let action = vm.board.port_write(io.port(), size as u8, u32::from_le_bytes(bytes), now, &vm.ram);
+        let action = vm.board().port_write(io.port(), size as u8, u32::from_le_bytes(bytes), now, &vm.ram);
         act(vm, action)
     } else {
-        bytes = vm.board.port_read(io.port(), size as u8, now, &vm.ram).to_le_bytes();
+        bytes = vm.board().port_read(io.port(), size as u8, now, &vm.ram).to_le_bytes();
         // What is not memory takes nothing.
         let _ = GuestMemory::write(&vm.ram, gpa, bytes.get(..size).unwrap_or_default());
         Next::Enter

@@ -64,6 +64,7 @@ impl Board {
                 }
             }
             port::RESET => self.pm.read_reset(),
+            port::DEBUG_EXIT => 0,
             _ => 0xFF,
         }
     }
@@ -92,6 +93,11 @@ impl Board {
                 let (slot, effect) = self.pci.data_write(number as u8 & 3, size, value, &mut c);
                 self.config_changed(slot, effect);
                 return Action::None;
+            }
+            // QEMU's isa-debug-exit: the value in whatever width it comes.
+            port::DEBUG_EXIT => {
+                self.flush(now);
+                return Action::DebugExit(value & ones(size));
             }
             o if o >= port::BAR => {
                 self.io_bar_write(o & 0x7F, number, size, value, now, memory);
@@ -136,8 +142,12 @@ impl Board {
                 self.fabric.set_isa(p::COM1_IRQ, self.uart.irq());
                 self.deadline_stale = true;
             }
-            port::DEBUG => self.debug.write(number, v),
-            port::DEBUG_EXIT => return Action::DebugExit(v),
+            port::DEBUG => {
+                self.debug.write(number, v);
+                if self.debug.wants_drain() {
+                    self.flush(now);
+                }
+            }
             port::PORT_92 => {
                 self.port_92 = v & 2;
                 if v & 1 != 0 {

@@ -98,8 +98,7 @@ impl Board {
     }
 
     fn recompute_deadline(&mut self) {
-        let mut at = earlier(self.fabric.apics.next_deadline(), self.pit.next_deadline());
-        at = earlier(at, self.rtc.next_deadline());
+        let mut at = earlier(self.pit.next_deadline(), self.rtc.next_deadline());
         at = earlier(at, self.uart.next_deadline());
         at = earlier(at, self.pm.next_deadline());
         for slot in members(self.pci.plugged()) {
@@ -107,14 +106,46 @@ impl Board {
                 at = earlier(at, f.next_deadline());
             }
         }
-        self.deadline = at;
+        self.device_deadline = at;
+        self.deadline = earlier(self.fabric.apics.next_deadline(), at);
         self.deadline_stale = false;
+        self.deadlines_changed = true;
+    }
+
+    /// Whether a vCPU got something new, or deadlines may have changed, since somebody took note of it.
+    #[must_use]
+    #[inline(always)]
+    pub fn has_news(&self) -> bool {
+        self.deadline_stale | self.deadlines_changed | self.fabric.apics.has_kicks()
+    }
+
+    /// Whether deadlines may have changed since the last call.
+    pub fn take_deadlines_changed(&mut self) -> bool {
+        let _ = self.next_deadline();
+        core::mem::take(&mut self.deadlines_changed)
+    }
+
+    /// [`Self::next_deadline`] without the timers of the local APICs.
+    pub fn device_deadline(&mut self) -> Option<u64> {
+        let _ = self.next_deadline();
+        self.device_deadline
+    }
+
+    /// When the timer of a vCPU's local APIC fires next.
+    #[must_use]
+    pub fn apic_deadline(&self, vcpu: usize) -> Option<u64> {
+        self.fabric.apics.get(vcpu).and_then(Lapic::next_deadline)
     }
 
     /// vCPUs, as bits, that got something new since the last call: make them leave the guest or wake up.
     #[inline]
     pub fn take_kicks(&mut self) -> u64 {
         self.fabric.apics.take_kicks()
+    }
+
+    /// A vCPU has looked at everything: it need not be told.
+    pub fn forget_kick(&mut self, vcpu: usize) {
+        self.fabric.apics.forget_kick(vcpu);
     }
 
     /// The next INIT or start-up for a vCPU, in order.

@@ -39,7 +39,7 @@ pub enum Action {
     /// The guest switched itself off.
     PowerOff,
     /// A test payload ended with this value (port F4h).
-    DebugExit(u8),
+    DebugExit(u32),
 }
 
 /// How to build a board.
@@ -111,6 +111,10 @@ pub struct Board {
     /// INTA of each slot, as last carried to the fabric.
     intx: u32,
     deadline: Option<u64>,
+    /// The same without the local APICs.
+    device_deadline: Option<u64>,
+    /// Deadlines were computed anew and nobody has asked since.
+    deadlines_changed: bool,
     deadline_stale: bool,
 }
 
@@ -142,6 +146,8 @@ impl Board {
             next_io: p::PCI_IO_BASE,
             intx: 0,
             deadline: None,
+            device_deadline: None,
+            deadlines_changed: true,
             deadline_stale: true,
         };
         board.claim_ports();
@@ -278,6 +284,13 @@ impl Board {
         for slot in members(self.pci.plugged()) {
             self.sync_slot(slot);
         }
+    }
+
+    /// Shows what was written to the debug consoles and the serial port so far: when a line is complete, and at the end.
+    pub fn flush(&mut self, now: u64) {
+        self.uart.print(self.debug.drain(), now);
+        self.fabric.set_isa(p::COM1_IRQ, self.uart.irq());
+        self.deadline_stale = true;
     }
 
     /// The machine as after power-on. Wall clock, CMOS memory and time go on.

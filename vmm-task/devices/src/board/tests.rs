@@ -236,6 +236,18 @@ fn secondary_processors_start() {
 }
 
 #[test]
+fn debug_consoles_print_whole_lines_and_the_rest_at_the_end() {
+    let mut m = Machine::new(1, true);
+    for byte in b"a line\nthe rest" {
+        let _ = m.outb(if byte % 2 == 0 { 0xE9 } else { 0x402 }, *byte);
+    }
+    assert_eq!(m.console.0.borrow().out, b"a line\n");
+    assert_eq!((m.inb(0xE9), m.inb(0x402), m.inb(0xF4)), (0xE9, 0xE9, 0));
+    assert_eq!(m.outl(0xF4, 0x1_0010), Action::DebugExit(0x1_0010));
+    assert_eq!(m.console.0.borrow().out, b"a line\nthe rest");
+}
+
+#[test]
 fn ways_out() {
     let mut m = Machine::new(1, true);
     assert_eq!(m.outb(0xCF9, 2), Action::None);
@@ -262,7 +274,7 @@ fn console_types_both_ways() {
     m.write(0, LAPIC + 0xF0, 0x1FF);
     m.route(4, 0x24, 0);
     m.out(&[(0x3FC, 0x0B), (0x3FA, 0x81), (0x3F9, 1)]);
-    m.console.0.borrow_mut().input.extend(b"id\n");
+    m.console.0.lock().unwrap().input.extend(b"id\n");
     m.board.poll(m.now, &m.ram);
     assert_eq!(m.board.accept(0), Some(0x24));
     m.write(0, LAPIC + 0xB0, 0);
@@ -273,9 +285,9 @@ fn console_types_both_ways() {
         let _ = m.outb(0x3F8, b);
     }
     assert_eq!(line, b"id\n");
-    assert_eq!(m.console.0.borrow().out, b"id\n");
+    assert_eq!(m.console.0.lock().unwrap().out, b"id\n");
     assert_eq!(m.board.accept(0), None);
-    m.console.0.borrow_mut().input.extend(b"x");
+    m.console.0.lock().unwrap().input.extend(b"x");
     m.board.poll(m.now, &m.ram);
     assert_eq!(m.board.accept(0), Some(0x24), "the line fell and rose: a new edge");
 }

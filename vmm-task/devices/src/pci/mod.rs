@@ -52,7 +52,7 @@ pub struct Decoded {
 /// A PCI function, number 0 of its slot.
 ///
 /// Offsets are within 256 bytes of configuration space; accesses have 1, 2 or 4 bytes and are aligned.
-pub trait PciFunction {
+pub trait PciFunction: Send {
     /// Its configuration space.
     fn config(&self) -> &ConfigSpace;
     /// Its configuration space, for plain writes.

@@ -100,7 +100,7 @@ impl Progress {
 ///
 /// An error from `notify` or `poll` means that the driver broke the rules; the transport then sets DEVICE_NEEDS_RESET
 /// and leaves the device alone until the driver resets it.
-pub trait VirtioDevice {
+pub trait VirtioDevice: Send {
     /// What it is.
     fn device_type(&self) -> DeviceType;
     /// Its own feature bits (0 to 23 and 50 up).

@@ -167,6 +167,12 @@ impl Tables {
         self.parts.first().map_or(0, |t| t.address)
     }
 
+    /// Bytes of the RSDP.
+    #[must_use]
+    pub fn rsdp_bytes(&self) -> &[u8] {
+        self.parts.first().map_or(&[], |t| &t.bytes)
+    }
+
     /// The tables one by one, the RSDP first.
     #[must_use]
     pub fn parts(&self) -> &[Table] {

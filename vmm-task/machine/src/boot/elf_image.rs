@@ -64,6 +64,8 @@ pub enum ElfError {
         /// Bytes that found no place.
         size: u64,
     },
+    /// More modules, or longer command lines of modules, than the start information has room for.
+    TooManyModules,
     /// The command line is longer than the room for it.
     CmdlineTooLong {
         /// Its length.
@@ -113,6 +115,15 @@ impl<'a> Image<'a> {
         self.file.ehdr.e_entry
     }
 
+    /// The entry point as a physical address: kernels that are linked high name it by its virtual one.
+    pub fn physical_entry(&self) -> u64 {
+        let entry = self.entry();
+        let mut segments = self.file.segments().into_iter().flat_map(|segments| segments.iter());
+        let holds = |start: u64, size: u64| entry >= start && entry - start < size;
+        let around = segments.find(|s| s.p_type == abi::PT_LOAD && holds(s.p_vaddr, s.p_memsz));
+        around.map_or(entry, |s| s.p_paddr.wrapping_add(entry - s.p_vaddr))
+    }
+
     /// The physical entry point of a PVH kernel, from its note.
     pub fn pvh_entry(&self) -> Result<u32, ElfError> {
         let segments = self.file.segments().ok_or(ElfError::NoPvhNote)?;
@@ -134,7 +145,8 @@ impl<'a> Image<'a> {
 
     /// Writes the loadable segments to their physical addresses and returns the range they span.
     ///
-    /// Segments must lie between 1 MiB and the end of low RAM and be disjoint, so the work is bounded by RAM.
+    /// Segments must lie above 1 MiB in low RAM, or below it where the loader puts nothing, and be disjoint, so the work is
+    /// bounded by RAM.
     pub fn load(&self, ram: &mut dyn GuestRam, map: &MemoryMap) -> Result<Range, ElfError> {
         let mut placed = [(0u64, 0u64); MAX_SEGMENTS];
         let mut count = 0;
@@ -149,7 +161,7 @@ impl<'a> Image<'a> {
             if data.len() as u64 > size {
                 return Err(ElfError::SegmentOutsideFile { index });
             }
-            let fits = address.checked_add(size).filter(|&end| address >= layout::ONE_MIB && end <= map.low_end());
+            let fits = address.checked_add(size).filter(|&end| map.is_loadable(&(address..end)));
             let Some(end) = fits else {
                 return Err(ElfError::SegmentDoesNotFit { index, address, size });
             };

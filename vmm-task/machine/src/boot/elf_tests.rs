@@ -1,7 +1,7 @@
 //! Tests of the ELF-based loaders (PVH, flat, Multiboot), hostile images included.
 
 use super::*;
-use crate::boot::{flat, multiboot};
+use crate::boot::{Module, flat, multiboot, multiboot2};
 use crate::test_ram::TestRam;
 use proptest::prelude::*;
 use std::vec;
@@ -36,7 +36,7 @@ fn elf64(address: u64, code: &[u8], memory: u64) -> Vec<u8> {
 }
 
 fn pvh(kernel: &[u8]) -> PvhGuest<'_> {
-    PvhGuest { kernel, initrd: None, cmdline: b"quiet", rsdp: 0xE0000 }
+    PvhGuest { kernel, modules: &[], cmdline: b"quiet", rsdp: 0xE0000 }
 }
 
 fn machine(mib: u64) -> (TestRam, MemoryMap) {
@@ -49,7 +49,9 @@ fn pvh_guest_gets_its_start_information() {
     let initrd = vec![9u8; 10_000];
     let (mut ram, map) = machine(64);
     ram.write(0x20_1000, &[0xFF; 16]).unwrap();
-    let state = load(&mut ram, &map, &PvhGuest { initrd: Some(&initrd), ..pvh(&kernel) }).unwrap();
+    let state =
+        load(&mut ram, &map, &PvhGuest { modules: &[Module { bytes: &initrd, cmdline: b"disk" }], ..pvh(&kernel) })
+            .unwrap();
     assert_eq!(state.rip, 0x20_0000);
     assert_eq!(state.gprs[state::RBX], layout::BOOT_INFO);
     assert_eq!(state.cr0 & 0x8000_0001, 1, "protected mode, no paging");
@@ -61,6 +63,7 @@ fn pvh_guest_gets_its_start_information() {
     let module = ram.u64(info + 16);
     assert_eq!(ram.bytes(ram.u64(module), 10_000), initrd);
     assert_eq!(ram.u64(module + 8), 10_000);
+    assert_eq!(ram.bytes(ram.u64(module + 16), 5), b"disk\0");
     assert_eq!(ram.bytes(ram.u64(info + 24), 6), b"quiet\0");
     assert_eq!(ram.u64(info + 32), 0xE0000);
     let memmap = ram.u64(info + 40);
@@ -97,10 +100,7 @@ fn multiboot_kernel_with_addresses_and_modules() {
         kernel[0x10 + 4 * i..0x14 + 4 * i].copy_from_slice(&u32::to_le_bytes(*word));
     }
     let (mut ram, map) = machine(16);
-    let modules = [
-        multiboot::Module { bytes: &[1; 5000], cmdline: b"first" },
-        multiboot::Module { bytes: &[2; 10], cmdline: b"" },
-    ];
+    let modules = [Module { bytes: &[1; 5000], cmdline: b"first" }, Module { bytes: &[2; 10], cmdline: b"" }];
     let guest = multiboot::MultibootGuest { kernel: &kernel, cmdline: b"k", modules: &modules };
     let state = multiboot::load(&mut ram, &map, &guest).unwrap();
     assert_eq!((state.rip, state.gprs[0]), (0x10_0040, 0x2BAD_B002));
@@ -116,6 +116,64 @@ fn multiboot_kernel_with_addresses_and_modules() {
     assert_eq!(ram.bytes(second, 10), [2; 10]);
     let memmap = u64::from(ram.u32(info + 48));
     assert_eq!((ram.u32(memmap), ram.u64(memmap + 12), ram.u32(memmap + 20)), (20, layout::EBDA_BASE, 1));
+}
+
+/// A Multiboot 2 kernel: an ELF file linked high, or with the addresses in its header.
+fn multiboot2_kernel(architecture: u32, by_header: bool) -> Vec<u8> {
+    let tags: &[u32] = if by_header {
+        &[2, 24, 0x10_0000 + CODE_AT as u32, 0x10_0000, 0, 0x10_2000, 3, 12, 0x10_0300, 0, 0, 8]
+    } else {
+        &[1, 12, 6, 0, 5 | 1 << 16, 20, 80, 25, 0, 0, 0, 8]
+    };
+    let length = 16 + 4 * tags.len() as u32;
+    let sum = 0u32.wrapping_sub(0xE852_50D6).wrapping_sub(architecture).wrapping_sub(length);
+    let words: Vec<u8> =
+        [0xE852_50D6, architecture, length, sum].iter().chain(tags).flat_map(|word| word.to_le_bytes()).collect();
+    let mut kernel = elf64(0x20_0000, &words, 0x3000);
+    // Linked at 3 GiB and entered there.
+    let high = 0xC020_0040u64.to_le_bytes();
+    kernel[24..32].copy_from_slice(&high);
+    kernel[64 + 16..64 + 24].copy_from_slice(&0xC020_0000u64.to_le_bytes());
+    kernel.resize(CODE_AT + words.len() + if by_header { 0x1000 } else { 0 }, 0);
+    kernel
+}
+
+#[test]
+fn multiboot2_kernels_get_tags() {
+    for by_header in [false, true] {
+        let kernel = multiboot2_kernel(0, by_header);
+        let (mut ram, map) = machine(16);
+        let modules = [Module { bytes: &[1; 5000], cmdline: b"first" }];
+        let guest = multiboot::MultibootGuest { kernel: &kernel, cmdline: b"k", modules: &modules };
+        assert!(multiboot2::is_multiboot2(&kernel));
+        let state = multiboot2::load(&mut ram, &map, &guest, b"RSD PTR ").unwrap();
+        assert_eq!(state.rip, if by_header { 0x10_0300 } else { 0x20_0040 }, "the physical entry point");
+        assert_eq!((state.gprs[state::RAX], state.gprs[state::RBX]), (0x36D7_6289, layout::BOOT_INFO));
+        let info = layout::BOOT_INFO;
+        let end = info + u64::from(ram.u32(info));
+        let (mut at, mut kinds) = (info + 8, vec![]);
+        while at < end {
+            let (kind, size) = (ram.u32(at), ram.u32(at + 4));
+            kinds.push(kind);
+            match kind {
+                1 => assert_eq!(ram.bytes(at + 8, 2), b"k\0"),
+                3 => {
+                    let (from, to) = (u64::from(ram.u32(at + 8)), u64::from(ram.u32(at + 12)));
+                    assert_eq!(ram.bytes(from, (to - from) as usize), [1; 5000]);
+                    assert_eq!(ram.bytes(at + 16, 6), b"first\0");
+                }
+                6 => assert_eq!((ram.u32(at + 8), size as usize), (24, 16 + 24 * map.e820().len())),
+                _ => {}
+            }
+            at += u64::from(size.next_multiple_of(8));
+        }
+        assert_eq!(kinds, [1, 2, 3, 4, 6, 15, 0]);
+    }
+    let (mut ram, map) = machine(16);
+    let kernel = multiboot2_kernel(4, false);
+    let guest = multiboot::MultibootGuest { kernel: &kernel, cmdline: b"", modules: &[] };
+    let error = multiboot2::load(&mut ram, &map, &guest, b"").unwrap_err();
+    assert_eq!(error, multiboot::MultibootError::WrongMachine { architecture: 4 });
 }
 
 #[test]
@@ -134,6 +192,7 @@ fn wrong_images_have_errors() {
     bad[NOTE_AT + 18] = 0xFF;
     assert!(matches!(try_pvh(&bad), ElfError::EntryOutside { .. }));
     assert!(matches!(try_pvh(&elf64(0x1000, &[0xF4], 0x1000)), ElfError::SegmentDoesNotFit { .. }));
+    assert!(matches!(try_pvh(&elf64(0x9_0000, &[0xF4], 0x2_0000)), ElfError::SegmentDoesNotFit { .. }));
     assert!(matches!(try_pvh(&elf64(0x20_0000, &[0xF4], 1 << 40)), ElfError::SegmentDoesNotFit { .. }));
     assert!(matches!(try_pvh(&elf64(u64::MAX, &[0xF4], 2)), ElfError::SegmentDoesNotFit { .. }));
     assert_eq!(try_pvh(&elf64(0x20_0000, &[0xF4, 0xF4], 1)), ElfError::SegmentOutsideFile { index: 0 });
@@ -177,5 +236,18 @@ proptest! {
         }
         let (mut ram, map) = machine(8);
         let _ = multiboot::load(&mut ram, &map, &multiboot::MultibootGuest { kernel: &kernel, cmdline: b"", modules: &[] });
+    }
+
+    #[test]
+    fn hostile_multiboot2_never_panics(tags in prop::collection::vec(any::<u32>(), 0..20), small in any::<u32>(), at in 0usize..64, length in any::<u16>()) {
+        let mut kernel = vec![0u8; 2048];
+        let length = u32::from(length) >> (small & 15);
+        let header = [0xE852_50D6, 0, length, 0u32.wrapping_sub(length).wrapping_sub(0xE852_50D6)];
+        let tags = tags.iter().enumerate().map(|(i, tag)| if small >> i & 1 != 0 { tag & 31 } else { *tag });
+        for (i, word) in header.into_iter().chain(tags).enumerate() {
+            kernel[8 * at + 4 * i..8 * at + 4 * i + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        let (mut ram, map) = machine(8);
+        let _ = multiboot2::load(&mut ram, &map, &multiboot::MultibootGuest { kernel: &kernel, cmdline: b"", modules: &[] }, b"");
     }
 }

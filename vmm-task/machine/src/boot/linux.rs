@@ -1,11 +1,13 @@
-//! Linux bzImage by the 64-bit boot protocol (Documentation/arch/x86/boot.rst, protocol 2.12 and newer).
+//! Linux bzImage by the 64-bit boot protocol, or where it has no such entry point by the 32-bit one
+//! (Documentation/arch/x86/boot.rst, protocol 2.10 and newer).
 //!
 //! The setup part of a bzImage is not run: its header is checked and copied into `boot_params`, the payload goes to the
-//! address it prefers, and the processor starts at payload + 200h in 64-bit mode on an identity map.
+//! address it prefers, and the processor starts at payload + 200h in 64-bit mode on an identity map, or at the payload in
+//! 32-bit protected mode without paging.
 
-use super::{InitialState, Range, paging, place_high, state};
+use super::{InitialState, Module, Range, paging, place_high, state};
 use crate::memory_map::MemoryMap;
-use crate::{GuestRam, OutOfRange, layout};
+use crate::{GuestRam, OutOfRange, fill_zero, layout};
 use alloc::vec;
 use core::mem::{offset_of, size_of};
 use linux_boot_params::{BootE820Entry, BootParams, LINUX_BOOT_HEADER_MAGIC, SetupHeader};
@@ -18,7 +20,10 @@ const HEADER: usize = offset_of!(BootParams, hdr);
 const HEADER_LIMIT: usize = offset_of!(BootParams, edd_mbr_sig_buffer);
 /// The header's second word is a jump over the header; its displacement tells where the header ends.
 const HEADER_JUMP_END: usize = HEADER + offset_of!(SetupHeader, header);
-const OLDEST_VERSION: u16 = 0x020C;
+/// The first with `pref_address` and `init_size`.
+const OLDEST_VERSION: u16 = 0x020A;
+/// The first with `xloadflags`.
+const VERSION_64: u16 = 0x020C;
 const BOOT_FLAG: u16 = 0xAA55;
 const LOADED_HIGH: u8 = 1;
 const XLF_KERNEL_64: u16 = 1;
@@ -31,8 +36,8 @@ const SECTOR: usize = 512;
 pub struct LinuxGuest<'a> {
     /// The bzImage.
     pub kernel: &'a [u8],
-    /// Initial RAM disk.
-    pub initrd: Option<&'a [u8]>,
+    /// Initial RAM disks: the kernel gets them as one, each on four bytes, as it takes archives that follow each other.
+    pub modules: &'a [Module<'a>],
     /// Command line, without a terminating zero.
     pub cmdline: &'a [u8],
     /// Guest-physical address of the ACPI RSDP, 0 if there is none.
@@ -57,7 +62,7 @@ pub enum LinuxError {
         /// What stands there.
         found: u32,
     },
-    /// Older than protocol 2.12.
+    /// Older than protocol 2.10.
     OldProtocol {
         /// The image's protocol version.
         version: u16,
@@ -69,8 +74,6 @@ pub enum LinuxError {
     },
     /// A zImage, which loads below 1 MiB.
     NotLoadedHigh,
-    /// No 64-bit entry point (a 32-bit kernel).
-    No64BitEntry,
     /// The image ends before the payload that its header promises.
     Truncated {
         /// Bytes the header promises.
@@ -130,6 +133,8 @@ impl From<OutOfRange> for LinuxError {
 pub struct Header<'a> {
     raw: &'a [u8],
     payload: &'a [u8],
+    /// Whether it has a 64-bit entry point.
+    long: bool,
     relocatable: bool,
     alignment: u64,
     pref_address: u64,
@@ -192,9 +197,6 @@ impl<'a> Header<'a> {
         if field!(image, loadflags, u8) & LOADED_HIGH == 0 {
             return Err(LinuxError::NotLoadedHigh);
         }
-        if field!(image, xloadflags, u16) & XLF_KERNEL_64 == 0 {
-            return Err(LinuxError::No64BitEntry);
-        }
         let alignment = field!(image, kernel_alignment, u32);
         if !alignment.is_power_of_two() {
             return Err(LinuxError::BadAlignment { alignment });
@@ -202,6 +204,7 @@ impl<'a> Header<'a> {
         Ok(Self {
             raw: &image[HEADER..end],
             payload: Self::payload(image)?,
+            long: version >= VERSION_64 && field!(image, xloadflags, u16) & XLF_KERNEL_64 != 0,
             relocatable: field!(image, relocatable_kernel, u8) != 0,
             alignment: u64::from(alignment),
             pref_address: field!(image, pref_address, u64),
@@ -223,7 +226,8 @@ impl<'a> Header<'a> {
             return Err(LinuxError::NoPayload);
         }
         let needed = start as u64 + size;
-        let end = usize::try_from(needed).ok().filter(|&end| end <= image.len());
+        // The size is rounded up to 16 bytes, and some images end before it.
+        let end = usize::try_from(needed).ok().filter(|&end| end < image.len() + 16).map(|end| end.min(image.len()));
         let Some(end) = end else {
             return Err(LinuxError::Truncated { needed, len: image.len() });
         };
@@ -261,24 +265,30 @@ pub fn load(ram: &mut dyn GuestRam, map: &MemoryMap, guest: &LinuxGuest) -> Resu
     let header = Header::parse(guest.kernel)?;
     let kernel = header.place(map)?;
     check_cmdline(&header, guest.cmdline)?;
-    let initrd = match guest.initrd {
-        Some(bytes) if !bytes.is_empty() => Some((place_initrd(&header, map, &kernel, bytes)?, bytes)),
-        _ => None,
-    };
+    let size = guest.modules.iter().map(|module| (module.bytes.len() as u64).next_multiple_of(4)).sum();
+    let initrd = if size > 0 { Some((place_initrd(&header, map, &kernel, size)?, size)) } else { None };
 
     ram.write(kernel.start, header.payload)?;
-    if let Some((base, bytes)) = initrd {
-        ram.write(base, bytes)?;
+    if let Some((mut base, _)) = initrd {
+        for module in guest.modules {
+            ram.write(base, module.bytes)?;
+            let end = base + module.bytes.len() as u64;
+            base = end.next_multiple_of(4);
+            fill_zero(ram, end, base - end)?;
+        }
     }
     ram.write(layout::BOOT_CMDLINE, guest.cmdline)?;
     ram.write(layout::BOOT_CMDLINE + guest.cmdline.len() as u64, &[0])?;
-    let params = boot_params(&header, map, guest, initrd.map(|(base, bytes)| (base, bytes.len() as u64)));
+    let params = boot_params(&header, map, guest, initrd);
     ram.write(layout::BOOT_INFO, &params)?;
     map.write_bda(ram)?;
-    state::gdt::write(ram)?;
-    let cr3 = paging::identity_map(ram)?;
-
-    let mut state = InitialState::long(kernel.start + ENTRY_64, cr3);
+    let mut state = if header.long {
+        state::gdt::write(ram)?;
+        InitialState::long(kernel.start + ENTRY_64, paging::identity_map(ram)?)
+    } else {
+        state::gdt::write_linux32(ram)?;
+        InitialState::linux32(kernel.start as u32)
+    };
     state.gprs[state::RSI] = layout::BOOT_INFO;
     state.gprs[state::RSP] = layout::BOOT_STACK_TOP;
     Ok(state)
@@ -295,8 +305,7 @@ fn check_cmdline(header: &Header, cmdline: &[u8]) -> Result<(), LinuxError> {
     Ok(())
 }
 
-fn place_initrd(header: &Header, map: &MemoryMap, kernel: &Range, bytes: &[u8]) -> Result<u64, LinuxError> {
-    let size = bytes.len() as u64;
+fn place_initrd(header: &Header, map: &MemoryMap, kernel: &Range, size: u64) -> Result<u64, LinuxError> {
     let limit = header.initrd_addr_max + 1;
     place_high(map, size, limit, kernel).ok_or(LinuxError::InitrdDoesNotFit { size, limit: limit.min(map.low_end()) })
 }

@@ -40,7 +40,11 @@ fn image() -> Vec<u8> {
 }
 
 fn guest(kernel: &[u8]) -> LinuxGuest<'_> {
-    LinuxGuest { kernel, initrd: None, cmdline: b"console=ttyS0", rsdp: layout::BIOS_BASE }
+    LinuxGuest { kernel, modules: &[], cmdline: b"console=ttyS0", rsdp: layout::BIOS_BASE }
+}
+
+fn initrd_of(bytes: &[u8]) -> Module<'_> {
+    Module { bytes, cmdline: b"" }
 }
 
 fn boot(guest: &LinuxGuest, ram: u64) -> Result<(InitialState, TestRam), LinuxError> {
@@ -53,7 +57,7 @@ fn boot(guest: &LinuxGuest, ram: u64) -> Result<(InitialState, TestRam), LinuxEr
 fn good_image_is_placed_and_entered_in_64_bit_mode() {
     let kernel = image();
     let initrd = vec![0xA5u8; 5000];
-    let (state, ram) = boot(&LinuxGuest { initrd: Some(&initrd), ..guest(&kernel) }, 128 << 20).unwrap();
+    let (state, ram) = boot(&LinuxGuest { modules: &[initrd_of(&initrd)], ..guest(&kernel) }, 128 << 20).unwrap();
     assert_eq!(state.rip, 0x100_0200);
     assert_eq!(state.gprs[state::RSI], layout::BOOT_INFO);
     assert_eq!(state.rflags, 2, "interrupts off, direction up");
@@ -79,11 +83,36 @@ fn good_image_is_placed_and_entered_in_64_bit_mode() {
 }
 
 #[test]
+fn kernels_without_a_64_bit_entry_start_in_protected_mode() {
+    let mut kernel = image();
+    set!(&mut kernel, xloadflags, 0x3Eu16);
+    let (state, ram) = boot(&guest(&kernel), 128 << 20).unwrap();
+    assert_eq!((state.rip, state.gprs[state::RSI]), (0x100_0000, layout::BOOT_INFO));
+    assert_eq!((state.cr0 & 0x8000_0001, state.efer, state.cr4), (1, 0, 0));
+    assert_eq!((state.cs.selector, state.cs.access, state.ds.selector), (0x10, 0xC09B, 0x18));
+    assert_eq!(ram.u64(layout::BOOT_GDT + 0x10), 0x00CF_9B00_0000_FFFF, "the selector's descriptor is the same");
+    set!(&mut kernel, xloadflags, 0x3Fu16);
+    set!(&mut kernel, version, 0x020Au16);
+    assert_eq!(boot(&guest(&kernel), 128 << 20).unwrap().0.efer, 0, "the flag is none before 2.12");
+}
+
+#[test]
+fn several_initrds_become_one() {
+    let kernel = image();
+    let modules = [initrd_of(&[1; 5]), initrd_of(&[2; 3])];
+    let (_, ram) = boot(&LinuxGuest { modules: &modules, ..guest(&kernel) }, 128 << 20).unwrap();
+    let base = u64::from(ram.u32(layout::BOOT_INFO + 0x218));
+    assert_eq!(ram.u32(layout::BOOT_INFO + 0x21C), 12);
+    assert_eq!(ram.bytes(base, 12), [1, 1, 1, 1, 1, 0, 0, 0, 2, 2, 2, 0]);
+}
+
+#[test]
 fn initrd_goes_below_a_kernel_that_sits_at_the_top() {
     let mut kernel = image();
     set!(&mut kernel, pref_address, 0x300_0000u64);
     let initrd = vec![1u8; 3 << 20];
-    let (_, ram) = boot(&LinuxGuest { initrd: Some(&initrd), ..guest(&kernel) }, 0x400_0000 + 0x10_0000).unwrap();
+    let (_, ram) =
+        boot(&LinuxGuest { modules: &[initrd_of(&initrd)], ..guest(&kernel) }, 0x400_0000 + 0x10_0000).unwrap();
     let base = u64::from(ram.u32(layout::BOOT_INFO + 0x218));
     assert!(base + (3 << 20) <= 0x300_0000);
 }
@@ -93,7 +122,7 @@ fn initrd_respects_the_kernels_limit() {
     let mut kernel = image();
     set!(&mut kernel, initrd_addr_max, 0x37FF_FFFFu32);
     let initrd = vec![1u8; 4096];
-    let (_, ram) = boot(&LinuxGuest { initrd: Some(&initrd), ..guest(&kernel) }, 2 << 30).unwrap();
+    let (_, ram) = boot(&LinuxGuest { modules: &[initrd_of(&initrd)], ..guest(&kernel) }, 2 << 30).unwrap();
     assert_eq!(ram.u32(layout::BOOT_INFO + 0x218), 0x3800_0000 - 4096);
 }
 
@@ -107,11 +136,10 @@ fn each_wrong_field_has_its_error() {
     assert_eq!(with(|i| i.truncate(0x200)), LinuxError::TooShort { len: 0x200 });
     assert_eq!(with(|i| set!(i, boot_flag, 0u16)), LinuxError::NoBootFlag { found: 0 });
     assert_eq!(with(|i| set!(i, header, 1u32)), LinuxError::NoMagic { found: 1 });
-    assert_eq!(with(|i| set!(i, version, 0x020Bu16)), LinuxError::OldProtocol { version: 0x20B });
+    assert_eq!(with(|i| set!(i, version, 0x0209u16)), LinuxError::OldProtocol { version: 0x209 });
     assert_eq!(with(|i| set!(i, jump, 0xFFEBu16)), LinuxError::HeaderLength { end: 0x301 });
     assert_eq!(with(|i| set!(i, jump, 0x00EBu16)), LinuxError::HeaderLength { end: 0x202 });
     assert_eq!(with(|i| set!(i, loadflags, 0u8)), LinuxError::NotLoadedHigh);
-    assert_eq!(with(|i| set!(i, xloadflags, 0x3Eu16)), LinuxError::No64BitEntry);
     assert_eq!(with(|i| set!(i, kernel_alignment, 0u32)), LinuxError::BadAlignment { alignment: 0 });
     assert_eq!(with(|i| set!(i, syssize, 0u32)), LinuxError::NoPayload);
     assert!(matches!(with(|i| set!(i, syssize, u32::MAX)), LinuxError::Truncated { .. }));
@@ -133,7 +161,7 @@ fn guest_side_mistakes_have_errors() {
     let kernel = image();
     let initrd = vec![0u8; 200 << 20];
     assert_eq!(
-        boot(&LinuxGuest { initrd: Some(&initrd), ..guest(&kernel) }, 128 << 20).map(|_| ()).unwrap_err(),
+        boot(&LinuxGuest { modules: &[initrd_of(&initrd)], ..guest(&kernel) }, 128 << 20).map(|_| ()).unwrap_err(),
         LinuxError::InitrdDoesNotFit { size: 200 << 20, limit: 128 << 20 }
     );
     assert_eq!(
@@ -156,7 +184,7 @@ proptest! {
             kernel.truncate(cut);
         }
         let initrd = vec![7u8; 100_000];
-        let guest = LinuxGuest { initrd: Some(&initrd), ..guest(&kernel) };
+        let guest = LinuxGuest { modules: &[initrd_of(&initrd)], ..guest(&kernel) };
         if let Ok((state, _)) = boot(&guest, ram * (2 << 20)) {
             prop_assert!(state.rip >= layout::ONE_MIB && state.rip < ram * (2 << 20));
         }

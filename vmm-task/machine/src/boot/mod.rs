@@ -7,6 +7,7 @@ mod elf_image;
 pub mod flat;
 pub mod linux;
 pub mod multiboot;
+pub mod multiboot2;
 mod paging;
 pub mod pvh;
 mod state;
@@ -15,6 +16,15 @@ pub use elf_image::ElfError;
 pub use state::{InitialState, Segment, TableRegister};
 
 use crate::memory_map::MemoryMap;
+
+/// A module: a file that a kernel is given beside itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Module<'a> {
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Its command line, without a terminating zero.
+    pub cmdline: &'a [u8],
+}
 
 /// A range of guest-physical addresses, first byte and first byte after.
 pub(crate) type Range = core::ops::Range<u64>;

@@ -2,7 +2,7 @@
 //! the information structure.
 
 use super::elf_image::{Image, write_cmdline};
-use super::{ElfError, InitialState, Range, place_high, state};
+use super::{ElfError, InitialState, Module, Range, place_high, state};
 use crate::memory_map::MemoryMap;
 use crate::{GuestRam, fill_zero, layout};
 use alloc::vec::Vec;
@@ -11,27 +11,21 @@ const HEADER_MAGIC: u32 = 0x1BAD_B002;
 const LOADER_MAGIC: u64 = 0x2BAD_B002;
 /// The header lies in the first 8 KiB, on a 4-byte boundary.
 const HEADER_SEARCH: usize = 8192;
-/// Header flags 0 to 15 are demands; of those we grant page-aligned modules and memory information.
-const GRANTED_DEMANDS: u32 = 0b11;
+/// Header flags 0 to 15 are demands; of those we grant page-aligned modules and memory information. The third, a video mode,
+/// is heard and not granted, as by other loaders without a screen: kernels look at what they got.
+const GRANTED_DEMANDS: u32 = 0b111;
 const HAS_ADDRESSES: u32 = 1 << 16;
-const MAX_MODULES: usize = 32;
+pub(super) const MAX_MODULES: usize = 32;
+const LOADER_NAME: &[u8] = b"moira\0";
 
 const INFO_SIZE: u64 = 116;
 const INFO_MEMORY: u32 = 1 << 0;
 const INFO_CMDLINE: u32 = 1 << 2;
 const INFO_MODULES: u32 = 1 << 3;
 const INFO_MEMMAP: u32 = 1 << 6;
+const INFO_LOADER: u32 = 1 << 9;
 /// Start information may grow up to the page tables' place (unused in this protocol's 32-bit mode).
-const INFO_LIMIT: u64 = layout::BOOT_CMDLINE - layout::BOOT_INFO;
-
-/// A module with its command line.
-#[derive(Clone, Copy, Debug)]
-pub struct Module<'a> {
-    /// Its bytes.
-    pub bytes: &'a [u8],
-    /// Its command line, without a terminating zero.
-    pub cmdline: &'a [u8],
-}
+pub(super) const INFO_LIMIT: u64 = layout::BOOT_CMDLINE - layout::BOOT_INFO;
 
 /// What to boot.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +50,11 @@ pub enum MultibootError {
     },
     /// The header's load addresses contradict each other or the file.
     BadAddresses,
+    /// The image is not made for 32-bit protected mode on a PC.
+    WrongMachine {
+        /// The architecture in its header.
+        architecture: u32,
+    },
     /// The image does not fit below the PCI hole and above 1 MiB.
     DoesNotFit {
         /// Its first byte.
@@ -81,7 +80,7 @@ impl From<crate::OutOfRange> for MultibootError {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk::<4>().map(|b| u32::from_le_bytes(*b))
 }
 
@@ -98,15 +97,33 @@ fn find_header(kernel: &[u8]) -> Result<(usize, u32), MultibootError> {
         .ok_or(MultibootError::NoHeader)
 }
 
-/// Loads a kernel by the addresses in its header; returns its range and entry point.
-fn load_by_header(
+/// Whether an image has a Multiboot 1 header.
+#[must_use]
+pub fn is_multiboot(kernel: &[u8]) -> bool {
+    find_header(kernel).is_ok()
+}
+
+/// Where a header says that an image wants to lie.
+pub(super) struct Addresses {
+    /// Where the header itself lies.
+    pub header: u32,
+    /// First byte to load.
+    pub load: u32,
+    /// End of what is in the file; 0: all of it.
+    pub load_end: u32,
+    /// End of what is to be cleared behind it.
+    pub bss_end: u32,
+}
+
+/// Loads a kernel, whose header is at `at` in its file, by the addresses in it; its range.
+pub(super) fn load_by_addresses(
     ram: &mut dyn GuestRam,
     map: &MemoryMap,
     kernel: &[u8],
     at: usize,
-) -> Result<(Range, u32), MultibootError> {
-    let field = |i: usize| word(kernel, at + 12 + 4 * i).ok_or(MultibootError::BadAddresses);
-    let (header, load, load_end, bss_end, entry) = (field(0)?, field(1)?, field(2)?, field(3)?, field(4)?);
+    addresses: &Addresses,
+) -> Result<Range, MultibootError> {
+    let Addresses { header, load, load_end, bss_end } = *addresses;
     let start = header.checked_sub(load).and_then(|before| at.checked_sub(before as usize));
     let image = start.and_then(|start| kernel.get(start..)).ok_or(MultibootError::BadAddresses)?;
     let data = match load_end {
@@ -118,12 +135,56 @@ fn load_by_header(
     };
     let (address, data_end) = (u64::from(load), u64::from(load) + data.len() as u64);
     let end = data_end.max(u64::from(bss_end));
-    if address < layout::ONE_MIB || end > map.low_end() {
+    if !map.is_loadable(&(address..end)) {
         return Err(MultibootError::DoesNotFit { address, size: end - address });
     }
     ram.write(address, data)?;
     fill_zero(ram, data_end, end - data_end)?;
-    Ok((address..end, entry))
+    Ok(address..end)
+}
+
+/// Loads a kernel by the addresses in its header; its range and entry point.
+fn load_by_header(
+    ram: &mut dyn GuestRam,
+    map: &MemoryMap,
+    kernel: &[u8],
+    at: usize,
+) -> Result<(Range, u32), MultibootError> {
+    let field = |i: usize| word(kernel, at + 12 + 4 * i).ok_or(MultibootError::BadAddresses);
+    let addresses = Addresses { header: field(0)?, load: field(1)?, load_end: field(2)?, bss_end: field(3)? };
+    Ok((load_by_addresses(ram, map, kernel, at, &addresses)?, field(4)?))
+}
+
+/// Loads an ELF kernel; its range and the physical address of its entry point.
+pub(super) fn load_elf(ram: &mut dyn GuestRam, map: &MemoryMap, kernel: &[u8]) -> Result<(Range, u32), MultibootError> {
+    let image = Image::parse(kernel)?;
+    let entry = image.physical_entry();
+    let entry = u32::try_from(entry).map_err(|_| ElfError::EntryOutside { entry })?;
+    Ok((image.load(ram, map)?, entry))
+}
+
+/// A module in RAM: its address, its size, its command line.
+pub(super) type Placed<'a> = (u64, u64, &'a [u8]);
+
+/// Puts modules as high as they go, each on a page, the first highest.
+pub(super) fn place_modules<'a>(
+    ram: &mut dyn GuestRam,
+    map: &MemoryMap,
+    modules: &'a [Module<'a>],
+    span: &Range,
+) -> Result<Vec<Placed<'a>>, MultibootError> {
+    if modules.len() > MAX_MODULES {
+        return Err(MultibootError::TooManyModules);
+    }
+    let mut top = u64::MAX;
+    let mut placed = Vec::with_capacity(modules.len());
+    for module in modules {
+        let size = module.bytes.len() as u64;
+        top = place_high(map, size, top, span).ok_or(ElfError::NoRoom { size })?;
+        ram.write(top, module.bytes)?;
+        placed.push((top, size, module.cmdline));
+    }
+    Ok(placed)
 }
 
 /// Loads a Multiboot 1 kernel with its modules and returns the boot processor's state.
@@ -136,28 +197,16 @@ pub fn load(ram: &mut dyn GuestRam, map: &MemoryMap, guest: &MultibootGuest) -> 
     if unmet != 0 {
         return Err(MultibootError::Demands { flags: unmet });
     }
-    if guest.modules.len() > MAX_MODULES {
-        return Err(MultibootError::TooManyModules);
-    }
     let (span, entry) = if flags & HAS_ADDRESSES != 0 {
         load_by_header(ram, map, guest.kernel, at)?
     } else {
-        let image = Image::parse(guest.kernel)?;
-        let entry = u32::try_from(image.entry()).map_err(|_| ElfError::EntryOutside { entry: image.entry() })?;
-        (image.load(ram, map)?, entry)
+        load_elf(ram, map, guest.kernel)?
     };
     if !span.contains(&u64::from(entry)) {
         return Err(ElfError::EntryOutside { entry: u64::from(entry) }.into());
     }
     write_cmdline(ram, guest.cmdline)?;
-    let mut top = u64::MAX;
-    let mut placed = Vec::with_capacity(guest.modules.len());
-    for module in guest.modules {
-        let size = module.bytes.len() as u64;
-        top = place_high(map, size, top, &span).ok_or(ElfError::NoRoom { size })?;
-        ram.write(top, module.bytes)?;
-        placed.push((top, size, module.cmdline));
-    }
+    let placed = place_modules(ram, map, guest.modules, &span)?;
     let info = information(map, &placed).ok_or(MultibootError::TooManyModules)?;
     ram.write(layout::BOOT_INFO, &info)?;
     map.write_bda(ram)?;
@@ -173,9 +222,10 @@ fn information(map: &MemoryMap, modules: &[(u64, u64, &[u8])]) -> Option<Vec<u8>
     let list = layout::BOOT_INFO + INFO_SIZE;
     let memmap = list + 16 * modules.len() as u64;
     let memmap_len = 24 * map.e820().len() as u64;
-    let mut string = memmap + memmap_len;
+    let loader = memmap + memmap_len;
+    let mut string = loader + LOADER_NAME.len() as u64;
     let words = [
-        INFO_MEMORY | INFO_CMDLINE | INFO_MODULES | INFO_MEMMAP,
+        INFO_MEMORY | INFO_CMDLINE | INFO_MODULES | INFO_MEMMAP | INFO_LOADER,
         (layout::EBDA_BASE >> 10) as u32,
         ((map.low_end() - layout::ONE_MIB) >> 10) as u32,
         0,
@@ -188,6 +238,10 @@ fn information(map: &MemoryMap, modules: &[(u64, u64, &[u8])]) -> Option<Vec<u8>
         0,
         memmap_len as u32,
         memmap as u32,
+        0,
+        0,
+        0,
+        loader as u32,
     ];
     let mut out = Vec::new();
     let mut put = |word: u32| out.extend_from_slice(&word.to_le_bytes());
@@ -210,6 +264,7 @@ fn information(map: &MemoryMap, modules: &[(u64, u64, &[u8])]) -> Option<Vec<u8>
         .iter()
         .for_each(|&w| put(w));
     }
+    out.extend_from_slice(LOADER_NAME);
     for (_, _, cmdline) in modules {
         out.extend_from_slice(cmdline);
         out.push(0);

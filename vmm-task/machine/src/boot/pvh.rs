@@ -2,7 +2,8 @@
 //! physical entry point, started in protected mode without paging, EBX at the start information.
 
 use super::elf_image::{Image, write_cmdline};
-use super::{ElfError, InitialState, place_high, state};
+use super::multiboot::{INFO_LIMIT, MultibootError, Placed, place_modules};
+use super::{ElfError, InitialState, Module, state};
 use crate::memory_map::MemoryMap;
 use crate::{GuestRam, layout};
 use alloc::vec::Vec;
@@ -18,12 +19,18 @@ const MEMMAP_ENTRY_SIZE: u64 = 24;
 pub struct PvhGuest<'a> {
     /// The ELF kernel, 32 or 64 bit.
     pub kernel: &'a [u8],
-    /// The one module Linux knows: an initial RAM disk.
-    pub initrd: Option<&'a [u8]>,
+    /// Modules; Linux knows one, an initial RAM disk.
+    pub modules: &'a [Module<'a>],
     /// Command line, without a terminating zero.
     pub cmdline: &'a [u8],
     /// Guest-physical address of the ACPI RSDP, 0 if there is none.
     pub rsdp: u64,
+}
+
+/// Whether an image is an ELF file with a PVH note.
+#[must_use]
+pub fn has_note(kernel: &[u8]) -> bool {
+    Image::parse(kernel).is_ok_and(|image| image.pvh_entry().is_ok())
 }
 
 /// Loads a PVH kernel and returns the boot processor's state.
@@ -38,16 +45,15 @@ pub fn load(ram: &mut dyn GuestRam, map: &MemoryMap, guest: &PvhGuest) -> Result
         return Err(ElfError::EntryOutside { entry: u64::from(entry) });
     }
     write_cmdline(ram, guest.cmdline)?;
-    let module = match guest.initrd {
-        Some(bytes) if !bytes.is_empty() => {
-            let size = bytes.len() as u64;
-            let base = place_high(map, size, u64::MAX, &span).ok_or(ElfError::NoRoom { size })?;
-            ram.write(base, bytes)?;
-            Some((base, size))
-        }
-        _ => None,
-    };
-    ram.write(layout::BOOT_INFO, &start_info(map, guest.rsdp, module))?;
+    let placed = place_modules(ram, map, guest.modules, &span).map_err(|error| match error {
+        MultibootError::Elf(error) => error,
+        _ => ElfError::TooManyModules,
+    })?;
+    let info = start_info(map, guest.rsdp, &placed);
+    if info.len() as u64 > INFO_LIMIT {
+        return Err(ElfError::TooManyModules);
+    }
+    ram.write(layout::BOOT_INFO, &info)?;
     map.write_bda(ram)?;
     state::gdt::write(ram)?;
     let mut state = InitialState::flat32(entry);
@@ -55,30 +61,36 @@ pub fn load(ram: &mut dyn GuestRam, map: &MemoryMap, guest: &PvhGuest) -> Result
     Ok(state)
 }
 
-/// `hvm_start_info`, then the module list, then the memory map.
-fn start_info(map: &MemoryMap, rsdp: u64, module: Option<(u64, u64)>) -> Vec<u8> {
-    let modules = layout::BOOT_INFO + START_INFO_SIZE;
-    let memmap = modules + MODULE_ENTRY_SIZE;
-    let mut out =
-        Vec::with_capacity((memmap - layout::BOOT_INFO + MEMMAP_ENTRY_SIZE * map.e820().len() as u64) as usize);
-    for word in [START_MAGIC, START_VERSION, 0, u32::from(module.is_some())] {
+/// `hvm_start_info`, then the module list, then the memory map, then the modules' command lines.
+fn start_info(map: &MemoryMap, rsdp: u64, modules: &[Placed<'_>]) -> Vec<u8> {
+    let list = layout::BOOT_INFO + START_INFO_SIZE;
+    let memmap = list + MODULE_ENTRY_SIZE * modules.len() as u64;
+    let mut string = memmap + MEMMAP_ENTRY_SIZE * map.e820().len() as u64;
+    let mut out = Vec::with_capacity((string - layout::BOOT_INFO) as usize);
+    for word in [START_MAGIC, START_VERSION, 0, modules.len() as u32] {
         out.extend_from_slice(&word.to_le_bytes());
     }
-    let modlist = if module.is_some() { modules } else { 0 };
+    let modlist = if modules.is_empty() { 0 } else { list };
     for word in [modlist, layout::BOOT_CMDLINE, rsdp, memmap] {
         out.extend_from_slice(&word.to_le_bytes());
     }
     for word in [map.e820().len() as u32, 0] {
         out.extend_from_slice(&word.to_le_bytes());
     }
-    let (base, size) = module.unwrap_or((0, 0));
-    for word in [base, size, 0, 0] {
-        out.extend_from_slice(&word.to_le_bytes());
+    for (base, size, cmdline) in modules {
+        for word in [*base, *size, string, 0] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        string += cmdline.len() as u64 + 1;
     }
     for entry in map.e820() {
         out.extend_from_slice(&entry.base.to_le_bytes());
         out.extend_from_slice(&entry.size.to_le_bytes());
         out.extend_from_slice(&u64::from(entry.kind as u32).to_le_bytes());
+    }
+    for (_, _, cmdline) in modules {
+        out.extend_from_slice(cmdline);
+        out.push(0);
     }
     out
 }

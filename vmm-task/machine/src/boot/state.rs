@@ -176,6 +176,12 @@ impl InitialState {
         }
     }
 
+    /// As [`Self::flat32`], with code at the selector that Linux' 32-bit boot protocol wants.
+    #[must_use]
+    pub(crate) fn linux32(eip: u32) -> Self {
+        Self { cs: Segment::code32(gdt::CODE64), ..Self::flat32(eip) }
+    }
+
     /// 64-bit mode at `rip` with the page tables at `cr3`, interrupts off.
     #[must_use]
     pub(crate) fn long(rip: u64, cr3: u64) -> Self {
@@ -203,14 +209,25 @@ pub(crate) mod gdt {
     /// Data: Linux's `__BOOT_DS`.
     pub const DATA: u16 = 0x18;
 
-    const ENTRIES: [u64; 4] = [0, 0x00CF_9B00_0000_FFFF, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF];
+    const CODE32_ENTRY: u64 = 0x00CF_9B00_0000_FFFF;
+    const CODE64_ENTRY: u64 = 0x00AF_9B00_0000_FFFF;
+    const DATA_ENTRY: u64 = 0x00CF_9300_0000_FFFF;
 
     /// What GDTR holds.
     pub const REGISTER: TableRegister = TableRegister { base: layout::BOOT_GDT, limit: 4 * 8 - 1 };
 
     /// Writes the table.
     pub fn write(ram: &mut dyn GuestRam) -> Result<(), OutOfRange> {
-        for (i, entry) in ENTRIES.iter().enumerate() {
+        write_entries(ram, [0, CODE32_ENTRY, CODE64_ENTRY, DATA_ENTRY])
+    }
+
+    /// Writes the table for Linux' 32-bit protocol: 32-bit code at both selectors.
+    pub fn write_linux32(ram: &mut dyn GuestRam) -> Result<(), OutOfRange> {
+        write_entries(ram, [0, CODE32_ENTRY, CODE32_ENTRY, DATA_ENTRY])
+    }
+
+    fn write_entries(ram: &mut dyn GuestRam, entries: [u64; 4]) -> Result<(), OutOfRange> {
+        for (i, entry) in entries.iter().enumerate() {
             ram.write(layout::BOOT_GDT + 8 * i as u64, &entry.to_le_bytes())?;
         }
         Ok(())

@@ -2,9 +2,11 @@
 
 mod calls;
 mod resources;
+mod threads;
 mod time;
 
 pub use resources::parse_ports;
+pub use threads::threads_of;
 
 use super::diagnostic::{Diagnostic, Report, nearest};
 use super::manifest::{Manifest, Name, Role, Task};
@@ -183,12 +185,8 @@ impl<'a> Checker<'a> {
         if level >= LEVELS {
             self.report(task.level.span(), format!("level {level}"), "levels are 0 to 7; 7 calls nobody");
         }
-        let (cpu, cpus) = (*task.cpu.get_ref(), *self.manifest.system.cpus.get_ref());
-        if cpu >= cpus {
-            let hint =
-                format!("CPUs count from 0 and the system has {cpus}: raise `cpus` in [system] or choose another");
-            self.report(task.cpu.span(), format!("task `{name}` on CPU {cpu}", name = name.get_ref()), hint);
-        }
+        self.on_cpu(*task.cpu.get_ref(), task.cpu.span(), &format!("task `{}`", name.get_ref()));
+        self.threads(name, task);
         let lists =
             [("calls", &task.calls), ("signals", &task.signals), ("holds", &task.contexts), ("holds", &task.controls)];
         for (verb, names) in lists {
@@ -199,6 +197,16 @@ impl<'a> Checker<'a> {
             }
         }
         self.capabilities(name, task);
+    }
+
+    /// Something lives on a CPU that the system has.
+    fn on_cpu(&mut self, cpu: u32, span: Range<usize>, what: &str) {
+        let cpus = *self.manifest.system.cpus.get_ref();
+        if cpu >= cpus {
+            let hint =
+                format!("CPUs count from 0 and the system has {cpus}: raise `cpus` in [system] or choose another");
+            self.report(span, format!("{what} on CPU {cpu}"), hint);
+        }
     }
 
     /// Capabilities are found by name, so each has one of its own; and the table has room for all.
@@ -233,7 +241,11 @@ impl<'a> Checker<'a> {
             let place = if *role.get_ref() == Role::Scheduler { *task.cpu.get_ref() } else { 0 };
             if let Some((_, _, other)) = taken.iter().find(|(r, p, _)| r == role.get_ref() && *p == place) {
                 let message = format!("`{name}` has the same role as `{other}`");
-                self.report(role.span(), message, "one planner and one supervisor a system, one scheduler a CPU");
+                self.report(
+                    role.span(),
+                    message,
+                    "one planner, supervisor and control task a system, one scheduler a CPU",
+                );
             }
             taken.push((*role.get_ref(), place, name));
             if *role.get_ref() == Role::Supervisor {

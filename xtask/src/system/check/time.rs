@@ -2,7 +2,8 @@
 
 use super::super::manifest::{Contract, Name, Role, Task};
 use super::super::units::Time;
-use super::Checker;
+use super::{Checker, threads_of};
+use toml::Spanned;
 
 /// Shortest and longest period that the planner makes plans for.
 const PERIODS: std::ops::RangeInclusive<Time> = Time(100_000)..=Time(10_000_000_000);
@@ -44,13 +45,14 @@ impl Checker<'_> {
                 Role::Planner => "planner",
                 Role::Scheduler => "scheduler",
                 Role::Supervisor => "supervisor",
+                Role::Control => "control task",
             };
             let hint = "the system's guarantees stand on it: add `time = { slice = …, period = … }`";
             self.report(role.span(), format!("the {what} `{text}` has no window of its own"), hint);
         }
     }
 
-    fn contract(&mut self, contract: &Contract) {
+    pub(super) fn contract(&mut self, contract: &Contract) {
         let (slice, period) = (*contract.slice.get_ref(), *contract.period.get_ref());
         if !PERIODS.contains(&period) {
             let hint = format!("periods go from {} to {}", PERIODS.start(), PERIODS.end());
@@ -73,18 +75,17 @@ impl Checker<'_> {
         let mut total = 0.0_f64;
         let mut shares = Vec::new();
         for (name, task) in &self.manifest.tasks {
-            let task = task.get_ref();
-            let Some(contract) = task.time.as_ref().filter(|_| *task.cpu.get_ref() == cpu) else {
-                continue;
-            };
-            let (slice, period) = (contract.get_ref().slice.get_ref().0, contract.get_ref().period.get_ref().0);
-            if period == 0 || slice > period {
-                continue; // Reported where it stands.
+            for thread in threads_of(task.get_ref()).iter().filter(|thread| thread.cpu == cpu) {
+                let (slice, period) = (thread.time.slice_ns, thread.time.period_ns);
+                if period == 0 || slice > period {
+                    continue; // Reported where it stands.
+                }
+                // Shares are shown to people and compared with one; a billionth is below any window.
+                let share = slice as f64 / period as f64;
+                total += share;
+                let contract = task.get_ref().time.as_ref().map(Spanned::span);
+                shares.push((share, name, contract.unwrap_or_else(|| name.span())));
             }
-            // Shares are shown to people and compared with one; a billionth is below any window.
-            let share = slice as f64 / period as f64;
-            total += share;
-            shares.push((share, name, contract.span()));
         }
         if total <= 1.0 + 1e-9 {
             return;

@@ -5,7 +5,7 @@ mod svg;
 
 use super::units::{Size, Time};
 use layout::{Layout, Placed};
-use moira_proto::system::{Grant, Restart, Role, System, Task};
+use moira_proto::system::{Grant, Restart, Role, System, Task, Time as Contract};
 use svg::{Anchor, Style, Svg};
 
 /// Colours of CPUs 0, 1, …, told apart by people who do not see all colours alike.
@@ -65,11 +65,11 @@ fn header(svg: &mut Svg, system: &System, description: &str) {
         svg.text(MARGIN, top + 15.0, &format!("CPU {cpu}"), Style::new(12.0, colour(cpu)).bold());
         svg.rect(left, top, width, 22.0, 3.0, "#ffffff", Some("#c5cdd6"));
         let mut x = left;
-        for task in system.tasks.iter().filter(|task| task.cpu == cpu && task.time.slice_ns > 0) {
-            let part = width * share(task);
+        for (name, _, time) in threads(system).filter(|(_, on, time)| *on == cpu && time.slice_ns > 0) {
+            let part = width * share(time);
             svg.rect(x, top, part, 22.0, 3.0, colour(cpu), Some("#ffffff"));
-            if part > 7.0 * task.name.chars().count() as f64 + 8.0 {
-                svg.text(x + 6.0, top + 15.0, &task.name, Style::new(11.0, "#ffffff"));
+            if part > 7.0 * name.chars().count() as f64 + 8.0 {
+                svg.text(x + 6.0, top + 15.0, &name, Style::new(11.0, "#ffffff"));
             }
             x += part;
         }
@@ -79,8 +79,19 @@ fn header(svg: &mut Svg, system: &System, description: &str) {
     }
 }
 
-fn share(task: &Task) -> f64 {
-    if task.time.period_ns == 0 { 0.0 } else { (task.time.slice_ns as f64 / task.time.period_ns as f64).min(1.0) }
+fn share(time: &Contract) -> f64 {
+    if time.period_ns == 0 { 0.0 } else { (time.slice_ns as f64 / time.period_ns as f64).min(1.0) }
+}
+
+/// All threads: the name of the task, with a number where it has several; CPU; time.
+fn threads(system: &System) -> impl Iterator<Item = (String, u32, &Contract)> {
+    system.tasks.iter().flat_map(|task| {
+        let name = task.name.clone();
+        let main = if task.threads.is_empty() { name.clone() } else { format!("{name} 0") };
+        let further =
+            (1..).zip(&task.threads).map(move |(number, one)| (format!("{name} {number}"), one.cpu, &one.time));
+        std::iter::once((main, task.cpu, &task.time)).chain(further)
+    })
 }
 
 fn draw_task(svg: &mut Svg, task: &Task, lines: &[String], at: &Placed) {
@@ -93,8 +104,8 @@ fn draw_task(svg: &mut Svg, task: &Task, lines: &[String], at: &Placed) {
     }
     let bar = right - left;
     svg.rect(left, at.y + 32.0, bar, 8.0, 2.0, "#e6eae4", None);
-    svg.rect(left, at.y + 32.0, bar * share(task), 8.0, 2.0, SHARE, None);
-    svg.text(left, at.y + 54.0, &time(task), Style::new(11.0, INK));
+    svg.rect(left, at.y + 32.0, bar * share(&task.time), 8.0, 2.0, SHARE, None);
+    svg.text(left, at.y + 54.0, &time(&task.time), Style::new(11.0, INK));
     for (index, line) in lines.iter().enumerate() {
         svg.text(left, at.y + layout::FIXED + layout::LINE * index as f64, line, Style::new(11.0, FAINT));
     }
@@ -110,15 +121,14 @@ fn tag(task: &Task) -> Option<&'static str> {
 }
 
 /// The contract in words.
-fn time(task: &Task) -> String {
-    let time = &task.time;
+fn time(time: &Contract) -> String {
     if !time.context {
         return "passive: on its callers' time".to_owned();
     }
     if time.slice_ns == 0 {
         return "slack only".to_owned();
     }
-    let percent = share(task) * 100.0;
+    let percent = share(time) * 100.0;
     let slack = if time.extra { " + slack" } else { "" };
     let digits = usize::from(percent < 10.0);
     format!("{} of {} ({percent:.digits$} %){slack}", Time(time.slice_ns), Time(time.period_ns))
@@ -130,6 +140,8 @@ fn details(task: &Task) -> Vec<String> {
     if task.image != task.name {
         lines.insert(0, format!("image {}", task.image));
     }
+    let further = task.threads.iter().zip(1..);
+    lines.extend(further.map(|(one, number)| format!("thread {number} on CPU {}: {}", one.cpu, time(&one.time))));
     match task.restart {
         Restart::Always | Restart::OnFailure => lines.push("restarted when it dies".to_owned()),
         Restart::EndSystem => lines.push("the system ends with it".to_owned()),
@@ -155,6 +167,7 @@ fn grant_line(name: &str, grant: &Grant) -> Option<String> {
         Grant::Region { region, writable: false } => format!("region {region}, read"),
         Grant::Cpu { cpu, rights } => format!("CPU {cpu}, {}", cpu_rights(*rights)),
         Grant::Platform => "the platform".to_owned(),
+        Grant::Supervisor => "orders to the root task".to_owned(),
         Grant::Context { task } => format!("time of {task}"),
         Grant::Control { task } => format!("control of {task}"),
     })
@@ -243,6 +256,7 @@ mod tests {
                 })
                 .collect(),
             serves: true,
+            threads: Vec::new(),
         };
         let tasks = levels.iter().enumerate().map(task).collect();
         System { name: "a&b".to_owned(), cpus: 1, memory: 1 << 24, tasks, regions: vec![("r".to_owned(), 4096)] }
@@ -263,11 +277,11 @@ mod tests {
     #[test]
     fn time_in_words() {
         let mut system = system(&[1], &[]);
-        assert_eq!(time(&system.tasks[0]), "1 ms of 100 ms (1.0 %) + slack");
+        assert_eq!(time(&system.tasks[0].time), "1 ms of 100 ms (1.0 %) + slack");
         system.tasks[0].time.slice_ns = 0;
-        assert_eq!(time(&system.tasks[0]), "slack only");
+        assert_eq!(time(&system.tasks[0].time), "slack only");
         system.tasks[0].time.context = false;
-        assert!(time(&system.tasks[0]).starts_with("passive"));
+        assert!(time(&system.tasks[0].time).starts_with("passive"));
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! From SVM's exit code to an [`Outcome`].
 use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
-use moira_kernel_core::vcpu_check::{self as check, Event, default_groups};
+use moira_kernel_core::vcpu_check::{self as check, Event, default_groups, efer};
 
 use super::super::mitigations;
 use super::super::virt::{CpuVirt, Nmi, Outcome, StatePage, VcpuHw, put, report, slow, write_spec_ctrl};
@@ -39,6 +39,8 @@ mod code {
 /// DR6's condition bits: B0–B3, BD, BS, BT.
 const DR6_CONDITIONS: u64 = 0xe00f;
 const DR6_BS: u64 = 1 << 14;
+/// CS.L in the VMCB's packed attributes.
+const CS_LONG: u16 = 1 << 9;
 
 /// Says what the exit means, and writes its groups if it is for the VMM.
 #[inline(always)]
@@ -64,10 +66,9 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
 /// An exit for an instruction that says all by itself.
 #[inline(always)]
 fn plain(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, exit: Exit) -> Outcome {
-    let length = length(vmcb(hw));
-    report(page, exit, 0, length);
-    let needed = if length == 0 { group::CONTROL } else { 0 };
-    guest(cpu, hw, page, exit, out | needed)
+    let block = vmcb(hw);
+    report(page, exit, 0, length(block));
+    guest(cpu, hw, page, exit, out | find_code(block, page))
 }
 
 /// Exits during the delivery of an event, while an NMI handler runs, and the like.
@@ -116,7 +117,6 @@ fn classify_slowly(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> 
     if pending.info != 0 {
         if let Outcome::Guest { .. } = outcome {
             put!(page, delivering, pending.packed());
-            put!(page, delivering_length, 0);
         } else {
             // Nobody outside heard of this exit: the event goes in again at the next entry.
             if pending.is_nmi() {
@@ -170,10 +170,18 @@ fn length(block: &Vmcb) -> u64 {
     if block.next_rip == 0 { 0 } else { block.next_rip.wrapping_sub(block.rip) & 15 }
 }
 
-/// What the VMM needs to find the length, if [`length`] is 0.
-#[inline]
-fn unknown_length(block: &Vmcb) -> u64 {
-    if block.next_rip == 0 { group::CONTROL } else { 0 }
+/// Says where the code is if [`length`] is 0, and answers what else the VMM needs to decode it.
+#[inline(always)]
+fn find_code(block: &Vmcb, page: StatePage) -> u64 {
+    if block.next_rip != 0 {
+        return 0;
+    }
+    if block.efer & efer::LMA != 0 && block.cs.attributes & CS_LONG != 0 {
+        put!(page, code_root, block.cr3);
+        return 0;
+    }
+    put!(page, code_root, u64::MAX);
+    group::CONTROL
 }
 
 #[inline(never)]
@@ -203,7 +211,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         code::MSR => {
             let exit = if block.exit_info1 & 1 != 0 { Exit::MsrWrite } else { Exit::MsrRead };
             report(page, exit, 0, length(block));
-            return guest(cpu, hw, page, exit, out | unknown_length(block));
+            return guest(cpu, hw, page, exit, out | find_code(block, page));
         }
         code::VINTR => {
             let left = hw.shadow().request & !(request::INTERRUPT_WINDOW as u32);
@@ -226,7 +234,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         number => {
             let exit = check::plain_exit_svm(number);
             report(page, exit, if exit == Exit::Other { number } else { 0 }, length(block));
-            return guest(cpu, hw, page, exit, out | unknown_length(block));
+            return guest(cpu, hw, page, exit, out | find_code(block, page));
         }
     };
     guest(cpu, hw, page, exit, out)

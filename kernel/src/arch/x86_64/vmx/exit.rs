@@ -14,6 +14,8 @@ mod reason {
     pub const INTERRUPT_WINDOW: u32 = 7;
     pub const NMI_WINDOW: u32 = 8;
     pub const TASK_SWITCH: u32 = 9;
+    pub const CPUID: u32 = 10;
+    pub const VMCALL: u32 = 18;
     pub const CONTROL: u32 = 28;
     pub const DEBUG: u32 = 29;
     pub const IO: u32 = 30;
@@ -54,13 +56,15 @@ fn invalid_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, error: u64) -> 
 /// Says what the exit means, and writes its groups if it is for the VMM.
 #[inline(always)]
 pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
-    let number = vmcs::EXIT_REASON.read();
-    if number == reason::IO {
-        // The hot one; an I/O instruction cannot exit during the delivery of an event.
-        report(page, Exit::Port, check::port_from_vmx(vmcs::QUALIFICATION.read()).0, length());
-        return guest(cpu, hw, page, Exit::Port, out);
-    }
-    classify_other(cpu, hw, page, out, number)
+    // The hot ones are instructions, which cannot exit during the delivery of an event.
+    let (exit, detail) = match vmcs::EXIT_REASON.read() {
+        reason::IO => (Exit::Port, check::port_from_vmx(vmcs::QUALIFICATION.read()).0),
+        reason::CPUID => (Exit::Cpuid, 0),
+        reason::VMCALL => (Exit::Hypercall, 0),
+        number => return classify_other(cpu, hw, page, out, number),
+    };
+    report(page, exit, detail, length());
+    guest(cpu, hw, page, exit, out)
 }
 
 #[inline(never)]

@@ -147,7 +147,7 @@ fn tags(vpid: bool) -> Tags {
 ///
 /// # Safety
 /// As for `virt::run`.
-#[inline]
+#[inline(always)]
 pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let shadow = hw.shadow();
     // Resident implies current: `load_vmcs` settles.

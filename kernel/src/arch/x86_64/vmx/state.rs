@@ -52,7 +52,7 @@ pub(super) fn reset() {
 }
 
 /// Loads the groups of `mask` after checking them.
-#[inline]
+#[inline(always)]
 pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
     if mask & group::ALL == 0 {
         return Ok(());

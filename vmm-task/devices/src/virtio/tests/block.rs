@@ -16,20 +16,20 @@ pub(super) struct DiskState {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Disk(pub(super) Rc<RefCell<DiskState>>);
+pub(super) struct Disk(pub(super) Arc<Mutex<DiskState>>);
 
 impl BlockBackend for Disk {
     fn capacity(&self) -> u64 {
-        self.0.borrow().image.len() as u64
+        self.0.lock().unwrap().image.len() as u64
     }
     fn read_only(&self) -> bool {
-        self.0.borrow().read_only
+        self.0.lock().unwrap().read_only
     }
     fn can_discard(&self) -> bool {
         true
     }
     fn submit(&mut self, tag: u16, op: BlockOp<'_>, memory: &dyn GuestMemory) -> Submit {
-        let mut d = self.0.borrow_mut();
+        let mut d = self.0.lock().unwrap();
         if d.busy {
             return Submit::Busy;
         }
@@ -66,11 +66,11 @@ impl BlockBackend for Disk {
     }
     fn completion(&mut self, _memory: &dyn GuestMemory) -> Option<(u16, BlockStatus)> {
         // Last in, first out: the device must not care.
-        let mut d = self.0.borrow_mut();
+        let mut d = self.0.lock().unwrap();
         if d.deferred { None } else { d.pending.pop() }
     }
     fn cancel_all(&mut self) {
-        let mut d = self.0.borrow_mut();
+        let mut d = self.0.lock().unwrap();
         d.pending.clear();
         d.cancelled += 1;
     }
@@ -78,7 +78,7 @@ impl BlockBackend for Disk {
 
 pub(super) fn disk(sectors: usize) -> (Disk, Guest) {
     let d = Disk::default();
-    d.0.borrow_mut().image = (0..sectors * 512).map(|i| (i / 512) as u8).collect();
+    d.0.lock().unwrap().image = (0..sectors * 512).map(|i| (i / 512) as u8).collect();
     let g = Guest::new(Box::new(Block::new(Box::new(d.clone()), b"disk-one")), p::SLOT_BLOCK);
     (d, g)
 }
@@ -113,7 +113,7 @@ fn disk_reads_writes_flushes_and_names_itself() {
     g.offer(r, &[HEADER, (0x8000, 512, false), STATUS]);
     g.kick(r);
     assert_eq!(g.used(r).map(|u| u.1), Some(1));
-    assert_eq!(d.0.borrow().image[5120], 0xAB);
+    assert_eq!(d.0.lock().unwrap().image[5120], 0xAB);
     for (kind, parts, status) in [
         (4, &[HEADER, STATUS][..], 0u8),
         (8, &[HEADER, (0x8000, 20, true), STATUS][..], 0),
@@ -135,7 +135,7 @@ fn disk_reads_writes_flushes_and_names_itself() {
         assert_eq!(g.ram.bytes(0x1FFF, 1), [1], "past the end");
     }
     assert_eq!(g.status(), 0xF);
-    assert_eq!(d.0.borrow().log, ["read", "write", "flush"]);
+    assert_eq!(d.0.lock().unwrap().log, ["read", "write", "flush"]);
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn disk_by_indirect_descriptors_and_intx() {
 #[test]
 fn requests_may_finish_later_and_in_any_order() {
     let (d, mut g) = disk(64);
-    d.0.borrow_mut().deferred = true;
+    d.0.lock().unwrap().deferred = true;
     let (_, mut rings) = g.start(true, !0);
     let r = &mut rings[0];
     for i in 0..4u64 {
@@ -179,21 +179,21 @@ fn requests_may_finish_later_and_in_any_order() {
     }
     assert_eq!((g.used(r), g.interrupt()), (None, None));
     assert_eq!(g.ram.bytes(0x2000, 4), [0xEE; 4]);
-    d.0.borrow_mut().deferred = false;
+    d.0.lock().unwrap().deferred = false;
     g.poll();
     assert_eq!(g.ram.bytes(0x2000, 4), [0; 4]);
     assert_eq!((0..4).map(|_| g.used(r).unwrap().0).collect::<Vec<_>>(), [9, 6, 3, 0]);
     assert_eq!((g.interrupt(), g.interrupt()), (Some(0x41), None), "one for all four");
-    d.0.borrow_mut().busy = true;
+    d.0.lock().unwrap().busy = true;
     g.offer(r, &[HEADER, (0x8000, 512, true), STATUS]);
     g.kick(r);
     assert!(g.board.next_deadline().is_some_and(|t| t > g.now));
-    d.0.borrow_mut().busy = false;
+    d.0.lock().unwrap().busy = false;
     g.poll();
     assert!(g.used(r).is_some());
     assert_eq!(g.board.next_deadline(), None);
     g.set_status(0);
-    assert!(d.0.borrow().cancelled > 0);
+    assert!(d.0.lock().unwrap().cancelled > 0);
 }
 
 #[test]
@@ -207,14 +207,15 @@ fn read_only_disk_discard_and_zeroing() {
     g.ram.store_u32(0x101C, 1).unwrap();
     g.offer(r, &[(0x1000, 32, false), STATUS]);
     g.kick(r);
-    assert_eq!((g.ram.bytes(0x1FFF, 1), d.0.borrow().image[8 * 512], d.0.borrow().image[10 * 512]), (vec![0], 0, 10));
+    let image = d.0.lock().unwrap().image.clone();
+    assert_eq!((g.ram.bytes(0x1FFF, 1), image[8 * 512], image[10 * 512]), (vec![0], 0, 10));
     let (d, mut g) = disk(4);
-    d.0.borrow_mut().read_only = true;
+    d.0.lock().unwrap().read_only = true;
     let (features, mut rings) = g.start(true, !0);
     assert_eq!(features & (1 << 5 | 1 << 13), 1 << 5);
     request(&g, 1, 0);
     g.offer(&mut rings[0], &[HEADER, (0x8000, 512, false), STATUS]);
     g.kick(&rings[0]);
     assert_eq!(g.ram.bytes(0x1FFF, 1), [1]);
-    assert!(d.0.borrow().log.is_empty());
+    assert!(d.0.lock().unwrap().log.is_empty());
 }

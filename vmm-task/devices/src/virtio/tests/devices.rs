@@ -16,21 +16,21 @@ fn console_carries_both_ways_and_waits_for_a_full_back_end() {
     g.offer(rx, &[(0x5100, 64, true)]);
     g.kick(rx);
     assert_eq!(g.used(rx), None);
-    ends.0.borrow_mut().input.extend(b"ls\n");
+    ends.0.lock().unwrap().input.extend(b"ls\n");
     g.poll();
     assert_eq!((g.used(rx), g.interrupt()), (Some((0, 3)), Some(0x41)));
     assert_eq!(g.ram.bytes(0x5000, 3), b"ls\n");
     g.ram.write(0x6000, b"hello world").unwrap();
-    ends.0.borrow_mut().room = Some(4);
+    ends.0.lock().unwrap().room = Some(4);
     g.offer(tx, &[(0x6000, 5, false), (0x6005, 6, false)]);
     g.kick(tx);
     assert_eq!(g.used(tx), None);
-    ends.0.borrow_mut().room = None;
+    ends.0.lock().unwrap().room = None;
     g.poll();
     assert_eq!((g.used(tx), g.interrupt()), (Some((0, 0)), Some(0x42)));
-    assert_eq!(ends.0.borrow().out, b"hello world");
+    assert_eq!(ends.0.lock().unwrap().out, b"hello world");
     g.write(g.device + 8, 4, u64::from(b'!'));
-    assert_eq!(ends.0.borrow().out, b"hello world!");
+    assert_eq!(ends.0.lock().unwrap().out, b"hello world!");
 }
 
 #[test]
@@ -76,11 +76,11 @@ pub(super) struct Wire {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Port(Rc<RefCell<Wire>>);
+pub(super) struct Port(Arc<Mutex<Wire>>);
 
 impl NetBackend for Port {
     fn send(&mut self, frame: &[Segment], memory: &dyn GuestMemory) -> bool {
-        let mut w = self.0.borrow_mut();
+        let mut w = self.0.lock().unwrap();
         let mut bytes = vec![0; crate::virtio::chain::total(frame) as usize];
         crate::virtio::chain::read(frame, 0, &mut bytes, memory).unwrap();
         if !w.full {
@@ -89,12 +89,12 @@ impl NetBackend for Port {
         !w.full
     }
     fn receive(&mut self, segments: &[Segment], memory: &dyn GuestMemory) -> Option<u32> {
-        let frame = self.0.borrow_mut().waiting.pop()?;
+        let frame = self.0.lock().unwrap().waiting.pop()?;
         crate::virtio::chain::write(segments, 0, &frame, memory).unwrap();
         Some(frame.len() as u32)
     }
     fn link(&self) -> bool {
-        !self.0.borrow().down
+        !self.0.lock().unwrap().down
     }
 }
 
@@ -110,27 +110,27 @@ fn network_card_sends_receives_and_sees_the_cable() {
     );
     g.ram.write(0x6000, &[0; 12]).unwrap();
     g.ram.write(0x600C, &[7; 60]).unwrap();
-    port.0.borrow_mut().full = true;
+    port.0.lock().unwrap().full = true;
     g.offer(tx, &[(0x6000, 12, false), (0x600C, 20, false), (0x6020, 40, false)]);
     g.kick(tx);
     assert_eq!(g.used(tx), None);
-    port.0.borrow_mut().full = false;
+    port.0.lock().unwrap().full = false;
     g.poll();
     assert!(g.used(tx).is_some());
-    assert_eq!(port.0.borrow().sent, [vec![7; 60]]);
+    assert_eq!(port.0.lock().unwrap().sent, [vec![7; 60]]);
     g.offer(tx, &[(0x6000, 3000, false)]);
     g.kick(tx);
     assert!(g.used(tx).is_some());
-    assert_eq!(port.0.borrow().sent.len(), 1, "too long");
+    assert_eq!(port.0.lock().unwrap().sent.len(), 1, "too long");
     while g.interrupt().is_some() {}
     g.offer(rx, &[(0x7000, 12, true), (0x7100, 1518, true)]);
     g.kick(rx);
-    port.0.borrow_mut().waiting.push(vec![9; 64]);
+    port.0.lock().unwrap().waiting.push(vec![9; 64]);
     g.poll();
     assert_eq!((g.used(rx).map(|u| u.1), g.interrupt()), (Some(76), Some(0x41)));
     assert_eq!((g.ram.bytes(0x7000, 12)[10], g.ram.bytes(0x7100, 64)), (1, vec![9; 64]));
     let generation = g.read(g.common + 0x15, 1);
-    port.0.borrow_mut().down = true;
+    port.0.lock().unwrap().down = true;
     g.poll();
     assert_eq!((g.interrupt(), g.read(g.device + 6, 2)), (Some(0x40), 0));
     assert_ne!(g.read(g.common + 0x15, 1), generation);
@@ -144,23 +144,23 @@ pub(super) struct Lender {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Lent(Rc<RefCell<Lender>>);
+pub(super) struct Lent(Arc<Mutex<Lender>>);
 
 impl BalloonBackend for Lent {
     fn target(&self) -> u32 {
-        self.0.borrow().target
+        self.0.lock().unwrap().target
     }
     fn give(&mut self, gpa: u64) {
-        self.0.borrow_mut().given.insert(gpa);
+        self.0.lock().unwrap().given.insert(gpa);
     }
     fn take_back(&mut self, gpa: u64) {
-        self.0.borrow_mut().given.remove(&gpa);
+        self.0.lock().unwrap().given.remove(&gpa);
     }
     fn reached(&mut self, pages: u32) {
-        self.0.borrow_mut().reached = pages;
+        self.0.lock().unwrap().reached = pages;
     }
     fn reset(&mut self) {
-        self.0.borrow_mut().given.clear();
+        self.0.lock().unwrap().given.clear();
     }
 }
 
@@ -169,7 +169,7 @@ fn balloon_takes_pages_and_gives_them_back() {
     let lent = Lent::default();
     let mut g = Guest::new(Box::new(crate::virtio::balloon::Balloon::new(Box::new(lent.clone()))), 4);
     let (_, mut rings) = g.start(true, !0);
-    lent.0.borrow_mut().target = 3;
+    lent.0.lock().unwrap().target = 3;
     g.poll();
     assert_eq!((g.interrupt(), g.read(g.device, 4)), (Some(0x40), 3));
     // The last page is not RAM.
@@ -181,10 +181,10 @@ fn balloon_takes_pages_and_gives_them_back() {
         g.offer(r, &[(0x6000, 16, false)]);
         g.kick(r);
         assert!(g.used(r).is_some());
-        assert_eq!(lent.0.borrow().given.len(), left);
+        assert_eq!(lent.0.lock().unwrap().given.len(), left);
     }
     g.write(g.device + 4, 4, 3);
-    assert_eq!(lent.0.borrow().reached, 3);
+    assert_eq!(lent.0.lock().unwrap().reached, 3);
     // A list that is longer than one call may take goes on in the next.
     for _ in 0..64 {
         g.offer(&mut rings[0], &[(0x6000, 4096, false)]);
@@ -205,13 +205,13 @@ type Packet = ([u8; VSOCK_HEADER], Vec<u8>);
 
 /// Sends every packet back to where it came from.
 #[derive(Clone, Default)]
-pub(super) struct Echo(Rc<RefCell<Vec<Packet>>>);
+pub(super) struct Echo(Arc<Mutex<Vec<Packet>>>);
 
 impl VsockBackend for Echo {
     fn send(&mut self, header: &[u8; VSOCK_HEADER], payload: &[Segment], memory: &dyn GuestMemory) -> bool {
         let mut bytes = vec![0; crate::virtio::chain::total(payload) as usize];
         crate::virtio::chain::read(payload, 0, &mut bytes, memory).unwrap();
-        self.0.borrow_mut().push((*header, bytes));
+        self.0.lock().unwrap().push((*header, bytes));
         true
     }
     fn receive(
@@ -220,14 +220,14 @@ impl VsockBackend for Echo {
         segments: &[Segment],
         memory: &dyn GuestMemory,
     ) -> Option<u32> {
-        let (h, bytes) = self.0.borrow_mut().pop()?;
+        let (h, bytes) = self.0.lock().unwrap().pop()?;
         header[..8].copy_from_slice(&h[8..16]);
         header[16..20].copy_from_slice(&h[20..24]);
         header[20..24].copy_from_slice(&h[16..20]);
         Some(crate::virtio::chain::write(segments, 0, &bytes, memory).unwrap() as u32)
     }
     fn reset(&mut self) {
-        self.0.borrow_mut().clear();
+        self.0.lock().unwrap().clear();
     }
 }
 

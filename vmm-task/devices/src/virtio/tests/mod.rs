@@ -10,8 +10,8 @@ use crate::platform as p;
 use crate::test_memory::Ram;
 use crate::traits::*;
 use alloc::boxed::Box;
-use alloc::rc::Rc;
-use core::cell::RefCell;
+use std::sync::Arc;
+use std::sync::Mutex;
 use std::vec::Vec;
 
 const QUEUE_AREA: u64 = 0x10_0000;

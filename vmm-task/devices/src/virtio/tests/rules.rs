@@ -154,8 +154,8 @@ proptest! {
         let device: Box<dyn VirtioDevice> = match which {
             0 => {
                 let d = Disk::default();
-                d.0.borrow_mut().image = std::vec![0; 512 * 64];
-                d.0.borrow_mut().deferred = seed & 1 != 0;
+                d.0.lock().unwrap().image = std::vec![0; 512 * 64];
+                d.0.lock().unwrap().deferred = seed & 1 != 0;
                 Box::new(Block::new(Box::new(d), b"x"))
             }
             1 => Box::new(Console::new(Box::new(Loop::default()))),

@@ -1,33 +1,50 @@
 //! From an image to the first instruction: which protocol, and the registers it wants.
 
+mod image;
+
 use crate::ram::Ram;
 use crate::state::{StatePage, field};
+use alloc::vec::Vec;
 use core::fmt;
+pub use image::Found;
+use image::Protocol;
 use moira_abi::vcpu::{self, group, seg};
 use vmm_machine::acpi::{AcpiConfig, AcpiError, Tables};
-use vmm_machine::boot::{self, ElfError, InitialState, flat, linux, pvh};
+pub use vmm_machine::boot::Module;
+use vmm_machine::boot::{self, ElfError, InitialState, flat, linux, multiboot, multiboot2, pvh};
 use vmm_machine::memory_map::MemoryMap;
 
 /// What to boot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Guest<'a> {
-    /// Kernel: a bzImage, a PVH ELF or a 64-bit ELF of our own.
+    /// Kernel: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file.
     pub kernel: &'a [u8],
-    /// Initial RAM disk.
-    pub initrd: Option<&'a [u8]>,
+    /// Modules; the first is the initial RAM disk if there is one.
+    pub modules: &'a [Module<'a>],
     /// Command line.
     pub cmdline: &'a [u8],
+}
+
+/// The files of an archive of modules ("newc" cpio); their names are their command lines.
+#[must_use]
+pub fn modules(archive: &[u8]) -> Vec<Module<'_>> {
+    let files = cpio_reader::iter_files(archive);
+    files.map(|file| Module { bytes: file.file(), cmdline: file.name().trim_end_matches('\0').as_bytes() }).collect()
 }
 
 /// Why it cannot be booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootError {
-    /// Neither a bzImage nor an ELF file.
-    UnknownImage,
+    /// No kernel that can be booted.
+    NoKernel(Found),
     /// The bzImage is refused.
     Linux(linux::LinuxError),
     /// The ELF image is refused.
     Elf(ElfError),
+    /// The Multiboot kernel is refused.
+    Multiboot(multiboot::MultibootError),
+    /// This protocol knows no modules.
+    Modules,
     /// No ACPI tables could be made.
     Acpi(AcpiError),
     /// The tables do not fit into RAM.
@@ -37,33 +54,51 @@ pub enum BootError {
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BootError::UnknownImage => f.write_str("the guest kernel is neither a bzImage nor an ELF file"),
+            BootError::NoKernel(found) => write!(
+                f,
+                "the guest kernel is {found}; a Linux bzImage, an ELF file with a PVH note, a Multiboot kernel or any other \
+                 64-bit ELF file was expected"
+            ),
             BootError::Linux(error) => write!(f, "the bzImage is refused: {error:?}"),
             BootError::Elf(error) => write!(f, "the ELF image is refused: {error:?}"),
+            BootError::Multiboot(error) => write!(f, "the Multiboot kernel is refused: {error:?}"),
+            BootError::Modules => f.write_str(
+                "there are modules or a RAM disk, and the kernel is a plain 64-bit ELF file, which is given none",
+            ),
             BootError::Acpi(error) => write!(f, "no ACPI tables: {error:?}"),
             BootError::Ram(error) => write!(f, "the ACPI tables do not fit: {error:?}"),
         }
     }
 }
 
-/// Puts ACPI tables and the image into RAM: a bzImage by Linux's 64-bit protocol, an ELF file with a PVH note by PVH, any
-/// other ELF file as one of our own.
+/// Puts ACPI tables and the image into RAM, by the protocol that its content asks for.
 ///
 /// # Errors
 /// [`BootError`]; RAM may be partly written.
-pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, guest: &Guest<'_>) -> Result<InitialState, BootError> {
-    let tables = Tables::build_in_bios_area(&AcpiConfig::new(1)).map_err(BootError::Acpi)?;
+pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, cpus: u32, guest: &Guest<'_>) -> Result<InitialState, BootError> {
+    let tables = Tables::build_in_bios_area(&AcpiConfig::new(cpus)).map_err(BootError::Acpi)?;
     tables.write(ram).map_err(BootError::Ram)?;
-    let (kernel, initrd, cmdline, rsdp) = (guest.kernel, guest.initrd, guest.cmdline, tables.rsdp());
-    if kernel.get(0x202..0x206) == Some(b"HdrS") {
-        let guest = linux::LinuxGuest { kernel, initrd, cmdline, rsdp };
-        return linux::load(ram, map, &guest).map_err(BootError::Linux);
+    let (kernel, modules, cmdline, rsdp) = (guest.kernel, guest.modules, guest.cmdline, tables.rsdp());
+    let multiboot = multiboot::MultibootGuest { kernel, cmdline, modules };
+    match image::protocol(kernel, pvh::has_note).map_err(BootError::NoKernel)? {
+        Protocol::Linux => {
+            let guest = linux::LinuxGuest { kernel, modules, cmdline, rsdp };
+            linux::load(ram, map, &guest).map_err(BootError::Linux)
+        }
+        Protocol::Multiboot => multiboot::load(ram, map, &multiboot).map_err(BootError::Multiboot),
+        Protocol::Multiboot2 => {
+            multiboot2::load(ram, map, &multiboot, tables.rsdp_bytes()).map_err(BootError::Multiboot)
+        }
+        Protocol::Elf => elf(ram, map, guest, rsdp),
     }
-    if !kernel.starts_with(b"\x7fELF") {
-        return Err(BootError::UnknownImage);
-    }
-    match pvh::load(ram, map, &pvh::PvhGuest { kernel, initrd, cmdline, rsdp }) {
-        Err(ElfError::NoPvhNote) => {}
+}
+
+/// An ELF file with a PVH note by PVH, any other as it is.
+fn elf(ram: &mut Ram<'_>, map: &MemoryMap, guest: &Guest<'_>, rsdp: u64) -> Result<InitialState, BootError> {
+    let (kernel, modules, cmdline) = (guest.kernel, guest.modules, guest.cmdline);
+    match pvh::load(ram, map, &pvh::PvhGuest { kernel, modules, cmdline, rsdp }) {
+        Err(ElfError::NoPvhNote) if modules.is_empty() => {}
+        Err(ElfError::NoPvhNote) => return Err(BootError::Modules),
         other => return other.map_err(BootError::Elf),
     }
     let guest = flat::FlatGuest { image: kernel, cmdline, argument: ram.bytes() };

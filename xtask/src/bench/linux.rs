@@ -1,0 +1,187 @@
+//! A whole Linux in a virtual machine, compared with the same one booted directly in the same emulator: by the same entry, with
+//! the same memory, command line and initial RAM disk, whose one program (`tests/linux-init`) tells ticks of the TSC.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::{Figure, follow};
+use crate::build::{self, Images, System};
+use crate::cpio::Archive;
+use crate::emulator::Machine;
+use crate::{guest, paths, progress};
+
+/// The system with the virtual machine.
+const SYSTEM: &str = "linux";
+/// Memory of the guest, and of the machine that is booted directly.
+const MEMORY_MIB: u32 = 256;
+/// How to boot, and the figure.
+const BOOTS: [(&str, &str); 2] = [("vm.boot.quiet", "console=ttyS0 quiet"), ("vm.boot.serial_log", "console=ttyS0")];
+/// What the program measures, in the first of the boots.
+const CALLS: [&str; 4] = ["getppid", "fork_wait", "page_fault", "pipe"];
+/// What is counted inside of the guest.
+const PREFIX: &str = "vm.guest.";
+
+/// What one side said.
+struct Side {
+    /// When the kernel was entered.
+    entered: f64,
+    /// Ticks a round, by name.
+    ticks: BTreeMap<String, f64>,
+    /// Its devices and how long it was idle.
+    about: Vec<String>,
+}
+
+/// Whether only figures of this module have names with `pattern`.
+pub fn is_all_of(pattern: &str) -> bool {
+    ["vm.boot", PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
+}
+
+/// The figures whose names contain `pattern`.
+pub fn measure(pattern: Option<&str>, images: &Images, machine: &Machine) -> Result<Vec<Figure>> {
+    let wanted = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
+    let calls: Vec<String> = CALLS.iter().map(|name| format!("{PREFIX}{name}")).collect();
+    let mut figures = Vec::new();
+    for (index, (name, cmdline)) in BOOTS.into_iter().enumerate() {
+        let with_calls = index == 0 && calls.iter().any(|name| wanted(name));
+        if !wanted(name) && !with_calls {
+            continue;
+        }
+        let (direct, virtual_) = both(name, cmdline, images, machine)?;
+        if wanted(name) {
+            let ticks = |side: &Side| side.ticks.get("first").map(|first| first - side.entered);
+            figures.push(ratio(name, ticks(&virtual_), ticks(&direct))?);
+        }
+        if with_calls {
+            for (name, full) in CALLS.iter().zip(&calls).filter(|(_, full)| wanted(full)) {
+                figures.push(ratio(full, virtual_.ticks.get(*name).copied(), direct.ticks.get(*name).copied())?);
+            }
+        }
+    }
+    Ok(figures)
+}
+
+/// Boots once directly and once in a virtual machine.
+fn both(name: &str, cmdline: &str, images: &Images, machine: &Machine) -> Result<(Side, Side)> {
+    let folder = paths::target().join("bench").join(machine.label()).join(name);
+    fs::create_dir_all(&folder)?;
+    let kernel = guest::linux(&paths::cache()?)?.kernel;
+    let initrd = folder.join("init.cpio");
+    fs::write(&initrd, initramfs(image(images, "moira-linux-init")?)?)?;
+    let module = folder.join("direct.module");
+    fs::write(&module, pack(cmdline, &fs::read(&kernel)?, &fs::read(&initrd)?))?;
+    let loader = image(images, "moira-bench-loader")?.to_path_buf();
+    let direct = System { kernel: loader.clone(), kernel_symbols: loader, initrd: module, control: false };
+    let direct_machine = Machine { memory: MEMORY_MIB, ..machine.clone() };
+    let direct = boot(&format!("{name}, direct"), &direct_machine, &direct, &folder.join("direct"))?;
+    let path = initrd.to_str().context("the target folder's name is not Unicode")?;
+    let options = [
+        ("guest-initrd", path.to_owned()),
+        ("guest-cmdline", cmdline.to_owned()),
+        ("guest-memory", format!("{MEMORY_MIB}MiB")),
+    ];
+    let options = options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let system = build::system(SYSTEM, images, &options)?;
+    let virtual_ = boot(&format!("{name}, in a VM"), machine, &system, &folder.join("vm"))?;
+    for (what, side) in [("direct", &direct), ("in a VM", &virtual_)] {
+        eprintln!("{name}, {what}: {}", side.about.join("; "));
+    }
+    Ok((direct, virtual_))
+}
+
+fn image<'a>(images: &'a Images, name: &str) -> Result<&'a Path> {
+    images.tasks.get(name).map(PathBuf::as_path).with_context(|| format!("the build made no {name}"))
+}
+
+/// The program as `/init`, with a console to speak on.
+fn initramfs(init: &Path) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    for folder in ["dev", "proc"] {
+        archive.folder(folder);
+    }
+    archive.character_device("dev/console", 5, 1);
+    let program = fs::read(init)?;
+    archive.program("init", &program).map_err(|_| anyhow::anyhow!("the program is too large"))?;
+    Ok(archive.finish())
+}
+
+/// What `tests/loader` takes: a page with a magic word and three lengths, then the parts, each on a page.
+fn pack(cmdline: &str, kernel: &[u8], initrd: &[u8]) -> Vec<u8> {
+    const PAGE: usize = 4096;
+    let parts = [cmdline.as_bytes(), kernel, initrd];
+    let mut bytes = b"MOIRALDR".to_vec();
+    for part in parts {
+        bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+    }
+    for part in parts {
+        bytes.resize(bytes.len().next_multiple_of(PAGE), 0);
+        bytes.extend_from_slice(part);
+    }
+    bytes
+}
+
+fn boot(what: &str, machine: &Machine, system: &System, folder: &Path) -> Result<Side> {
+    fs::create_dir_all(folder)?;
+    let step = progress::step(what.to_owned());
+    let watch = follow(machine, system, super::OFF, folder)?;
+    step.finish();
+    let log = folder.join("serial.log");
+    fs::write(&log, watch.text())?;
+    read(watch.text()).with_context(|| format!("{what}: the log is {}", log.display()))
+}
+
+/// Reads what one side said, wherever in its lines.
+fn read(log: &str) -> Result<Side> {
+    let after =
+        |key: &'static str| log.lines().filter_map(move |line| line.split_once(key).map(|(_, rest)| rest.trim()));
+    let entered = after("starts at tick ").next().context("it does not say when the kernel was entered")?;
+    let mut ticks = BTreeMap::new();
+    for line in after("ticks: ") {
+        let mut words = line.split_whitespace();
+        let mut number = |name: &str| words.next().with_context(|| format!("`{line}` has no {name}"));
+        let (name, all, rounds) = (number("name")?, number("ticks")?, number("rounds")?);
+        ticks.insert(name.to_owned(), all.parse::<f64>()? / rounds.parse::<f64>()?);
+    }
+    let devices: Vec<&str> = after("device: ").collect();
+    let idle = after("up and idle: ").next().unwrap_or("?");
+    let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
+    Ok(Side { entered: entered.parse()?, ticks, about })
+}
+
+fn ratio(name: &str, virtual_: Option<f64>, direct: Option<f64>) -> Result<Figure> {
+    let (virtual_, direct) = virtual_.zip(direct).with_context(|| format!("{name}: one side did not measure it"))?;
+    eprintln!("{name}: {virtual_:.0} ticks in a VM, {direct:.0} directly");
+    let ratio = (virtual_ / direct * 10_000.0).round() / 10_000.0;
+    Ok(Figure {
+        name: name.into(),
+        unit: "of direct".into(),
+        minimum: ratio,
+        median: ratio,
+        maximum: ratio,
+        samples: 1,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_is_read_wherever_its_words_stand() {
+        let log = "linux: the guest starts at tick 100\nlinux: ticks: first 1100 1\r\nlinux: ticks: pipe 5000 50\ndevice: 0008\n";
+        let side = read(log).unwrap();
+        assert_eq!((side.entered, side.ticks["first"], side.ticks["pipe"]), (100.0, 1100.0, 100.0));
+        assert!(read("ticks: first 1 1\n").is_err(), "no entry");
+        assert!(read("starts at tick 1\nticks: first\n").is_err(), "no number");
+    }
+
+    #[test]
+    fn the_loader_finds_the_parts_on_pages() {
+        let module = pack("quiet", &[1; 5000], &[2; 10]);
+        assert_eq!(&module[..8], b"MOIRALDR");
+        assert_eq!(&module[16..24], 5000u64.to_le_bytes());
+        assert_eq!((&module[4096..4101], module[8192], module[16384], module.len()), (&b"quiet"[..], 1, 2, 16394));
+    }
+}
