@@ -130,7 +130,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
             return Ok(sched_context::consumed(cap.object(Rights::USE)?, thread)?);
         }
         Method::PlanAppendMany => {
-            let begun = arch::now();
+            let begun = arch::now() as u32;
             let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
             account_structural(cpu, begun);
             return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
@@ -150,8 +150,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     if !smp::lock(cpu) {
         return Err(Busy::Restart);
     }
-    let begun = arch::now();
-    trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
+    let begun = arch::now() as u32;
     // Until the lock was taken, others may have changed the slot: then all is decoded again.
     let result =
         if slot.word().0 == cap.word.0 { structural(cpu, thread, method, slot, cap) } else { Err(Busy::Restart) };
@@ -160,13 +159,13 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     result
 }
 
-/// Books structural work since then.
-fn account_structural(cpu: &Cpu, begun: u64) {
+/// Books structural work since then: never so long that half of the clock does not tell.
+fn account_structural(cpu: &Cpu, begun: u32) {
     // Part of the asker's own time: what a helper pays for is told as lost.
     if let Some(context) = cpu.chosen.get()
         && cpu.beneficiary.get() == Some(context)
     {
-        context.structural.set(context.structural.get() + (arch::now() - begun));
+        context.structural.set(context.structural.get() + (arch::now() as u32).wrapping_sub(begun) as u64);
     }
 }
 

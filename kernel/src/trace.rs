@@ -14,8 +14,6 @@ pub const SWITCH: u32 = 2;
 pub const FAULT: u32 = 3;
 /// An interrupt; argument: vector.
 pub const INTERRUPT: u32 = 4;
-/// A structural operation; argument: method.
-pub const STRUCTURAL: u32 = 5;
 /// A guest exit; argument: reason.
 pub const EXIT: u32 = 6;
 /// A system call; argument: method.

@@ -22,7 +22,6 @@ const CALLS: u64 = 60;
 mod kind {
     pub const SWITCH: u64 = 2;
     pub const INTERRUPT: u64 = 4;
-    pub const STRUCTURAL: u64 = 5;
     pub const WAIT: u64 = 8;
     pub const RESTART: u64 = 9;
     pub const FLUSH: u64 = 10;
@@ -169,7 +168,6 @@ pub fn run(lab: &mut Lab, seed: u64) -> Result<(), Error> {
         check.equal("calls and signals that failed", DONE[1].load(Relaxed), 0);
         check.equal("waits for the structural lock", of(kind::WAIT), 0);
         check.equal("calls that ran again", of(kind::RESTART), 0);
-        check.equal("structural operations", of(kind::STRUCTURAL), 0);
         // Each call and each answer is a direct switch, or a choice found it where an interrupt came between.
         check.holds("calls switched", of(kind::SWITCH) > batches * CALLS);
         check.good("trace off", Lab::PLATFORM.set_trace(0, false));
