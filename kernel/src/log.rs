@@ -35,7 +35,7 @@ static WRITER: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
 /// Bytes that an empty transmitter takes at once (16550).
 const FIFO: usize = 16;
 /// How long others leave a line alone that does not go on: this part of a second.
-const PATIENCE: u64 = 100;
+const PATIENCE: u64 = 50;
 
 /// Ends a task's line.
 fn close(serial: &mut Serial) {

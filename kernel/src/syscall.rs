@@ -5,6 +5,7 @@ use crate::{
     cap::{self, Cap, Slot},
     checks, ipc,
     memory::Obj,
+    mischarge,
     object::{
         address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
         thread::{self, Thread, reg},
@@ -130,9 +131,10 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
             return Ok(sched_context::consumed(cap.object(Rights::USE)?, thread)?);
         }
         Method::PlanAppendMany => {
-            let begun = arch::now() as u32;
+            let begun = arch::now();
+            trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
             let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
-            account_structural(cpu, begun);
+            account_structural(cpu, thread, method, begun);
             return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
         }
         Method::ContextLosers => {
@@ -150,23 +152,27 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     if !smp::lock(cpu) {
         return Err(Busy::Restart);
     }
-    let begun = arch::now() as u32;
+    let begun = arch::now();
+    trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
     // Until the lock was taken, others may have changed the slot: then all is decoded again.
     let result =
         if slot.word().0 == cap.word.0 { structural(cpu, thread, method, slot, cap) } else { Err(Busy::Restart) };
     smp::unlock(cpu);
-    account_structural(cpu, begun);
+    account_structural(cpu, thread, method, begun);
     result
 }
 
-/// Books structural work since then: never so long that half of the clock does not tell.
-fn account_structural(cpu: &Cpu, begun: u32) {
+/// Books structural work since then.
+fn account_structural(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64) {
+    let ended = arch::now();
     // Part of the asker's own time: what a helper pays for is told as lost.
-    if let Some(context) = cpu.chosen.get()
-        && cpu.beneficiary.get() == Some(context)
+    let wrong = if mischarge::is(mischarge::STRUCTURAL) { cpu.scheduler.get() } else { None };
+    if let Some(context) = wrong.or(cpu.chosen.get())
+        && (wrong.is_some() || cpu.beneficiary.get() == Some(context))
     {
-        context.structural.set(context.structural.get() + (arch::now() as u32).wrapping_sub(begun) as u64);
+        context.structural.set(context.structural.get() + (ended - begun));
     }
+    trace::event_at(cpu, ended, trace::STRUCTURAL_END, thread.physical(), method as u64);
 }
 
 fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<Slot>, cap: Cap) -> Result<(), Busy> {

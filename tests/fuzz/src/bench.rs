@@ -64,7 +64,7 @@ pub fn clean(lab: &mut Lab) -> Result<(), Error> {
     bounded(lab).and_then(|()| lab.clean())
 }
 
-fn first<T: Capability>(made: moira_sys::Caps<T>) -> Result<T, Error> {
+pub fn first<T: Capability>(made: moira_sys::Caps<T>) -> Result<T, Error> {
     made.get(0).ok_or(Error::NoSlot)
 }
 
@@ -373,7 +373,7 @@ fn bounded(lab: &mut Lab) -> Result<(), Error> {
     Err(Error::TooDeep)
 }
 
-fn ledger(lab: &mut Lab, check: &mut Check) {
+pub fn ledger(lab: &mut Lab, check: &mut Check) {
     if let Some(ledger) = check.good("ledger", Lab::CPU.ledger(&mut lab.buffer)) {
         check.equal("the ledger adds up", ledger.contexts + ledger.idle + ledger.interrupts, ledger.elapsed);
     }

@@ -22,6 +22,7 @@ const CALLS: u64 = 60;
 mod kind {
     pub const SWITCH: u64 = 2;
     pub const INTERRUPT: u64 = 4;
+    pub const STRUCTURAL: u64 = 5;
     pub const WAIT: u64 = 8;
     pub const RESTART: u64 = 9;
     pub const FLUSH: u64 = 10;
@@ -104,7 +105,7 @@ fn events(lab: &mut Lab, mut first: u64) -> Result<Option<[u64; kind::MOST]>, Er
 /// One batch under the trace. Answers its events.
 fn batch(lab: &mut Lab, check: &mut Check, hot: &Hot) -> Option<[u64; kind::MOST]> {
     let before = DONE[0].load(Relaxed);
-    let first = check.good("trace", Lab::PLATFORM.set_trace(0, true))?;
+    let first = check.good("trace", Lab::PLATFORM.set_trace(0, 1))?;
     check.good("go", hot.go.signal());
     let mut ended = None;
     // A busy host may take its time.
@@ -168,9 +169,10 @@ pub fn run(lab: &mut Lab, seed: u64) -> Result<(), Error> {
         check.equal("calls and signals that failed", DONE[1].load(Relaxed), 0);
         check.equal("waits for the structural lock", of(kind::WAIT), 0);
         check.equal("calls that ran again", of(kind::RESTART), 0);
+        check.equal("structural operations", of(kind::STRUCTURAL), 0);
         // Each call and each answer is a direct switch, or a choice found it where an interrupt came between.
         check.holds("calls switched", of(kind::SWITCH) > batches * CALLS);
-        check.good("trace off", Lab::PLATFORM.set_trace(0, false));
+        check.good("trace off", Lab::PLATFORM.set_trace(0, 0));
     });
     Ok(())
 }
