@@ -143,8 +143,8 @@ pub struct Vm<'a> {
     requested: u64,
     /// Waits for a start-up message.
     parked: bool,
-    /// Was started since power-on.
-    started: bool,
+    /// How often it was started since power-on.
+    starts: u64,
     /// Something may be pending: look before the next entry.
     pub(crate) attention: bool,
     /// The kernel holds an event of its own since the last exit.
@@ -206,7 +206,7 @@ impl<'a> Vm<'a> {
             later: Event::NONE,
             requested: 0,
             parked: parts.index != 0,
-            started: false,
+            starts: 0,
             attention: true,
             shadow: Shadow::None,
             deadline: NEVER,
@@ -241,7 +241,7 @@ impl<'a> Vm<'a> {
         self.msr = MsrPolicy::new(self.msr_config);
         self.msr.mtrr_mut().set_like_firmware();
         self.tsc_offset = 0;
-        (self.parked, self.started, self.attention) = (self.index != 0, false, true);
+        (self.parked, self.starts, self.attention) = (self.index != 0, 0, true);
     }
 
     /// Sets the processor to an initial state. The first time all of its state is set, later what INIT sets (SDM 9.1.1).
@@ -254,10 +254,11 @@ impl<'a> Vm<'a> {
             | group::TABLES
             | group::DEBUG;
         let all = boot::fill(&self.page, initial);
-        self.changed = if self.started { BY_INIT } else { all };
+        self.changed = if self.starts != 0 { BY_INIT } else { all };
         (self.wanted, self.groups, self.requested) = (0, self.changed, 0);
         (self.event, self.later, self.shadow) = (Event::NONE, Event::NONE, Shadow::None);
-        (self.parked, self.started, self.attention) = (false, true, true);
+        (self.parked, self.attention) = (false, true);
+        self.starts = self.starts.wrapping_add(1);
     }
 
     /// Resets all devices and boots again. Memory keeps what the loader does not write. All other processors have left.
@@ -583,10 +584,14 @@ impl<'a> Vm<'a> {
     /// The guest executed HLT: sleeps until it can go on.
     #[inline(never)]
     fn halt(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
+        let starts = self.starts;
         loop {
             self.attend(cpu.now());
             if self.parked || self.machine.is_over() {
                 return self.stay_out(cpu);
+            }
+            if self.starts != starts {
+                return None;
             }
             let interrupts = self.page.get(field::RFLAGS) & IF != 0;
             let wakes = self.changed & group::INJECT != 0 && self.page.get(field::INJECT) & event::VALID != 0
