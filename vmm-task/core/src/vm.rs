@@ -585,8 +585,13 @@ impl<'a> Vm<'a> {
     #[inline(never)]
     fn halt(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
         let starts = self.starts;
+        let mut look = false;
         loop {
-            self.attend(cpu.now());
+            // Usually nothing came since the last look: then the first one is spared.
+            if look || self.attention || self.seat.news.load(Relaxed) {
+                self.attend(cpu.now());
+            }
+            look = true;
             if self.parked || self.machine.is_over() {
                 return self.stay_out(cpu);
             }
