@@ -552,7 +552,9 @@ impl<'a> Vm<'a> {
         board.forget_kick(self.index);
         drop(board);
         let deadline = self.seat.deadline.load(Relaxed);
-        self.set_deadline(deadline);
+        if ticks || deadline != self.deadline {
+            self.set_deadline(deadline);
+        }
         if ticks && self.until != 0 {
             // Whatever period the guest gave a timer, it is left some time of its own.
             self.until = self.until.max(now.saturating_add(self.least_run));
