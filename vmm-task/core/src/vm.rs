@@ -151,8 +151,8 @@ pub struct Vm<'a> {
     requested: u64,
     /// Waits for a start-up message.
     parked: bool,
-    /// Was started since power-on.
-    started: bool,
+    /// How often it was started since power-on.
+    starts: u64,
     /// How often it told of its exits.
     looked: u64,
     /// Something may be pending: look before the next entry.
@@ -215,7 +215,7 @@ impl<'a> Vm<'a> {
             later: Event::NONE,
             requested: 0,
             parked: parts.index != 0,
-            started: false,
+            starts: 0,
             looked: machine.looks(),
             attention: true,
             shadow: Shadow::None,
@@ -258,7 +258,7 @@ impl<'a> Vm<'a> {
             self.msr.mtrr_mut().set_like_firmware();
         }
         self.tsc_offset = 0;
-        (self.parked, self.started, self.attention) = (self.index != 0, false, true);
+        (self.parked, self.starts, self.attention) = (self.index != 0, 0, true);
     }
 
     /// Sets the processor to an initial state. The first time all of its state is set, later what INIT sets (SDM 9.1.1).
@@ -271,10 +271,11 @@ impl<'a> Vm<'a> {
             | group::TABLES
             | group::DEBUG;
         let all = boot::fill(&self.page, initial);
-        self.changed = if self.started { BY_INIT } else { all };
+        self.changed = if self.starts != 0 { BY_INIT } else { all };
         (self.wanted, self.groups, self.requested) = (0, self.changed, 0);
         (self.event, self.later, self.shadow) = (Event::NONE, Event::NONE, Shadow::None);
-        (self.parked, self.started, self.attention) = (false, true, true);
+        (self.parked, self.attention) = (false, true);
+        self.starts = self.starts.wrapping_add(1);
     }
 
     /// Resets all devices and boots again. Memory keeps what the loader does not write. All other processors have left.
@@ -559,7 +560,9 @@ impl<'a> Vm<'a> {
         board.forget_kick(self.index);
         drop(board);
         let deadline = self.seat.deadline.load(Relaxed);
-        self.set_deadline(deadline);
+        if ticks || deadline != self.deadline {
+            self.set_deadline(deadline);
+        }
         if ticks && self.until != 0 {
             // Whatever period the guest gave a timer, it is left some time of its own.
             self.until = self.until.max(now.saturating_add(self.least_run));
@@ -622,8 +625,14 @@ impl<'a> Vm<'a> {
     /// The guest executed HLT: sleeps until it can go on.
     #[inline(never)]
     fn halt(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
+        let starts = self.starts;
+        let mut look = false;
         loop {
-            self.attend(cpu.now());
+            // Usually nothing came since the last look: then the first one is spared.
+            if look || self.attention || self.seat.news.load(Relaxed) {
+                self.attend(cpu.now());
+            }
+            look = true;
             if self.machine.looks() != self.looked {
                 self.show(cpu);
             }
@@ -635,6 +644,9 @@ impl<'a> Vm<'a> {
                 }
                 // It was only held: it still waits for an interrupt.
                 continue;
+            }
+            if self.starts != starts {
+                return None;
             }
             let interrupts = self.page.get(field::RFLAGS) & IF != 0;
             let wakes = self.changed & group::INJECT != 0 && self.page.get(field::INJECT) & event::VALID != 0
