@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod interrupts;
 mod ipc;
 mod memory;
 mod server;
@@ -26,6 +27,7 @@ fn main(env: Env) {
     match env.argument("role") {
         Some("server") => server::run(env),
         Some("waiter") => waiter::run(env),
+        Some("interrupts") => interrupts::run(&env),
         Some("mark") => time_paths::mark(&env),
         Some("dispatched") => time_paths::dispatched(),
         Some("greedy") => loop {
