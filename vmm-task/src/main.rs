@@ -9,6 +9,7 @@
 //! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
 //! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
+//! | `NAME-mailbox`, `control-signal` | optional: a region and a signal, for orders of the control task |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
 //!
 //! The machine has as many processors as this task has threads, each run by its own.
@@ -21,7 +22,7 @@
 extern crate alloc;
 
 mod backend;
-
+mod control;
 mod hardware;
 mod machine;
 mod processor;
@@ -29,6 +30,7 @@ mod processor;
 use alloc::vec::Vec;
 use log::{error, info};
 use machine::Cpu;
+use moira_rt::proto::mailbox::state;
 use moira_rt::{Env, end};
 use processor::Kernel;
 use vmm_core::boot::{self, Guest, Module};
@@ -83,9 +85,11 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
     let mut resets = 0;
     info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
+        kernel.control.state(state::RUNNING, resets);
         let ending = vm.run(&mut kernel);
         assert!(!panics, "a panic on purpose");
         wait_for_others(&vm, &mut kernel);
+        vm.board().flush(0);
         let _ = kernel.console.lock().flush();
         if ending == Ending::Reset {
             resets += 1;
@@ -95,6 +99,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
                 Err(failure) => fail(format_args!("the guest cannot be booted again: {failure}")),
             }
         }
+        kernel.control.state(state::ENDED, resets);
         let failed = report::is_failure(&ending);
         let say = |line: core::fmt::Arguments<'_>| if failed { error!("{line}") } else { info!("{line}") };
         match machine.ending() {

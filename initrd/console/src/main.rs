@@ -16,10 +16,7 @@
 extern crate alloc;
 
 use alloc::{collections::BTreeMap, vec, vec::Vec};
-use moira_console::{
-    consoles::{Clock, Consoles, MOST_CLIENTS},
-    uart::{Registers, Uart},
-};
+use moira_console::consoles::{Clock, Consoles, MOST_CLIENTS};
 use moira_rt::{
     Env,
     memory::Slots,
@@ -29,6 +26,7 @@ use moira_rt::{
         ObjectType, Received, serve,
     },
 };
+use serial_core::uart::{Registers, Uart};
 
 moira_rt::entry!(main);
 

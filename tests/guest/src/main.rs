@@ -10,6 +10,7 @@
 //! | `bench`, `bench-interrupt` | measures exits, or what the host's interrupts take, and switches the machine off |
 //! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
 //! | `off` | switches the machine off by ACPI |
+//! | `button` | waits for the power button, then switches the machine off |
 //! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
 //! | `triple` | a triple fault |
 //! | `exit` | ends by the debug exit port with 7 |
@@ -78,6 +79,12 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             power_off()
         }
         "loop-port" | "loop-cpuid" | "loop-vmcall" | "loop-mmio" => bench::forever(word),
+        "button" => {
+            // PM1 status, bit 8 (ACPI 6.5, 4.8.3.1.1).
+            while in8(0x601) & 1 == 0 {}
+            say!("guest: the power button was pressed");
+            power_off()
+        }
         "reset" => reset(),
         "triple" => hardware::triple_fault(),
         "exit" => {

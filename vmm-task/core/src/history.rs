@@ -72,6 +72,12 @@ impl History {
         self.counts[exit as usize % 32].load(Relaxed)
     }
 
+    /// Exits by reason ([`Exit`] as a number).
+    #[must_use]
+    pub const fn counts(&self) -> &[u64; 32] {
+        &self.counts
+    }
+
     /// The last exits, oldest first.
     pub fn last(&self) -> impl Iterator<Item = Record> + '_ {
         let total = self.total();

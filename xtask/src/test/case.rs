@@ -28,6 +28,7 @@ struct Entry {
     machines: Vec<MachineEntry>,
     #[serde(default)]
     options: BTreeMap<String, String>,
+    kernel_feature: Option<String>,
     #[serde(default)]
     cmdline: String,
     #[serde(default)]
@@ -94,6 +95,8 @@ pub struct Case {
     pub options: BTreeMap<String, String>,
     /// What it boots on.
     pub machine: Machine,
+    /// The feature that its kernel is built with; none: the one that is shipped.
+    pub kernel_feature: Option<String>,
     /// The kernel's command line.
     pub cmdline: String,
     /// What must be said, in order.
@@ -175,6 +178,7 @@ impl Entry {
             system: self.system.clone(),
             options: self.options.clone(),
             machine,
+            kernel_feature: self.kernel_feature.clone(),
             cmdline: self.cmdline.clone(),
             expect: self.expect.clone(),
             forbid: self.forbid.clone(),
