@@ -53,6 +53,7 @@ fn tools() {
         ("Bochs", &[hosttools::BOCHS]),
         ("GRUB", &[hosttools::GRUB]),
         ("objcopy", &[hosttools::BINUTILS]),
+        ("ACPI compiler", &[hosttools::ACPICA]),
         ("lld", &[hosttools::LLD]),
         ("Debian's clippy", &[hosttools::DEBIAN_CLIPPY]),
         ("gdb", &[hosttools::GDB]),
