@@ -47,7 +47,7 @@ fn compilers() {
 
 fn tools() {
     println!("\nhost tools (`run` and `test` install what they miss)");
-    let groups: [(&str, &[&[Tool]]); 8] = [
+    let groups: [(&str, &[&[Tool]]); 9] = [
         ("QEMU", &[hosttools::QEMU]),
         ("UEFI firmware", &[hosttools::OVMF]),
         ("Bochs", &[hosttools::BOCHS]),
