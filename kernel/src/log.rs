@@ -31,6 +31,11 @@ const FIFO: usize = 16;
 /// How long others leave a line alone that does not go on: this part of a second.
 const PATIENCE: u64 = 50;
 
+/// Whether a text is printed a piece at a time, and goes on.
+pub fn is_in_text() -> bool {
+    WRITER.0.load(Relaxed) != 0 && crate::arch::now().wrapping_sub(WRITER.1.load(Relaxed)) < tsc::hz() / PATIENCE
+}
+
 /// Ends a task's line.
 fn close(serial: &mut Serial) {
     if WRITER.0.swap(0, Relaxed) != 0 || OPEN.swap(false, Relaxed) {

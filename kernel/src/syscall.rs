@@ -5,6 +5,7 @@ use crate::{
     cap::{self, Cap, Slot},
     checks, ipc,
     memory::Obj,
+    mischarge,
     object::{
         address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
         thread::{self, Thread, reg},
@@ -126,8 +127,9 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         }
         Method::PlanAppendMany => {
             let begun = arch::now();
+            trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
             let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
-            account_structural(cpu, begun);
+            account_structural(cpu, thread, method, begun);
             return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
         }
         Method::ContextLosers => {
@@ -148,22 +150,25 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         return Err(Busy::Restart);
     }
     let begun = arch::now();
-    trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
+    trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
     // Read anew: until the lock was taken, others may have changed the slot.
     let result = structural(cpu, thread, method, slot, slot.read());
     smp::unlock(cpu);
-    account_structural(cpu, begun);
+    account_structural(cpu, thread, method, begun);
     Ok(result?)
 }
 
 /// Books structural work since then.
-fn account_structural(cpu: &Cpu, begun: u64) {
+fn account_structural(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64) {
+    let ended = arch::now();
     // Part of the asker's own time: what a helper pays for is told as lost.
-    if let Some(context) = cpu.chosen.get()
-        && cpu.beneficiary.get() == Some(context)
+    let wrong = if mischarge::is(mischarge::STRUCTURAL) { cpu.scheduler.get() } else { None };
+    if let Some(context) = wrong.or(cpu.chosen.get())
+        && (wrong.is_some() || cpu.beneficiary.get() == Some(context))
     {
-        context.structural.set(context.structural.get() + (arch::now() - begun));
+        context.structural.set(context.structural.get() + (ended - begun));
     }
+    trace::event_at(cpu, ended, trace::STRUCTURAL_END, thread.physical(), method as u64);
 }
 
 fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<Slot>, cap: Cap) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! Building the machine: memory, vCPUs, devices.
 
 use crate::backend::{Console, Device, Entropy, Line, Shared};
+use crate::control::Control;
 use crate::hardware;
 use crate::processor::{INPUT, Kernel, WAKE, Wires};
 use alloc::boxed::Box;
@@ -13,7 +14,9 @@ use moira_rt::sys::{
     Capability, Cpu as HostCpu, Endpoint, Error, Frame, FrameSize, GuestSpace, IoPorts, MapFlags, Notification, Rights,
     Slot, Space, Untyped, Vcpu, abi,
 };
+use spin::Once;
 use vmm_core::disk::MemoryDisk;
+use vmm_core::history::History;
 use vmm_core::machine::{MOST_CPUS, Machine};
 use vmm_core::ram::Ram;
 use vmm_core::state::StatePage;
@@ -98,6 +101,19 @@ impl Cpu {
     }
 }
 
+/// State pages and exits of the machine's processors, for whoever reports on a panic.
+static PROCESSORS: Once<(Vec<StatePage<'static>>, &'static Machine<'static>)> = Once::new();
+
+/// The state pages of the machine's processors.
+pub fn pages() -> &'static [StatePage<'static>] {
+    PROCESSORS.get().map_or(&[], |(pages, _)| pages)
+}
+
+/// The last exits of a processor.
+pub fn history(cpu: usize) -> Option<&'static History> {
+    PROCESSORS.get().map(|(_, machine)| machine.history(cpu))
+}
+
 /// The machine: its processors, the boot processor first, one for each thread of this task.
 ///
 /// # Errors
@@ -141,14 +157,17 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
     let changes = env.argument("disk-changes").and_then(|text| text.parse().ok()).unwrap_or(0);
     plug(&mut board, &console, env.file("guest-disk"), changes);
     let wires: &Wires = Box::leak(Box::new(wires));
-    let machine: &Machine<'_> = Box::leak(Box::new(Machine::new(ram, map, board, tsc_hz, apic_ids.len(), wires)));
+    let machine: &'static Machine<'static> =
+        Box::leak(Box::new(Machine::new(ram, map, board, tsc_hz, apic_ids.len(), wires)));
+    PROCESSORS.call_once(|| (pages.clone(), machine));
+    let control: &Control = Box::leak(Box::new(Control::new(env, apic_ids.len())));
     let mut cpus = Vec::new();
     let parts = apic_ids.iter().zip(notifications).zip(vcpus).zip(frames).zip(pages);
     for ((((&id, notification), vcpu), frame), page) in parts {
         let (cpuid, msr, xcr0) = processor_model(env.info.guest_xcr0, tsc_hz, apic_ids.len() as u32, id);
         let cr4 = cr4_bits(&cpuid);
         let vm = Vm::new(Parts { machine, index: id as usize, page, cpuid, msr, xcr0, cr4 });
-        cpus.push(Cpu { vm, kernel: Kernel { vcpu, notification, console: console.clone() }, frame, space });
+        cpus.push(Cpu { vm, kernel: Kernel { vcpu, notification, console: console.clone(), control }, frame, space });
     }
     Ok(cpus)
 }

@@ -9,11 +9,12 @@
 //! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
 //! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
+//! | `NAME-mailbox`, `control-signal` | optional: a region and a signal, for orders of the control task |
 //! | `rtc` | optional: ports 70h and 71h, to set the guest's clock by the machine's |
 //!
 //! The machine has as many processors as this task has threads, each run by its own.
 //!
-//! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0).
+//! Arguments: `cmdline=…`, `panic-at-end=…` (for tests of what a panic leaves), `disk-changes=BYTES` (most that the guest may change of its disk, 0).
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -21,7 +22,7 @@
 extern crate alloc;
 
 mod backend;
-
+mod control;
 mod hardware;
 mod machine;
 mod processor;
@@ -29,6 +30,7 @@ mod processor;
 use alloc::vec::Vec;
 use log::{error, info};
 use machine::Cpu;
+use moira_rt::proto::mailbox::state;
 use moira_rt::{Env, end};
 use processor::Kernel;
 use vmm_core::boot::{self, Guest, Module};
@@ -50,6 +52,7 @@ fn main(env: Env) {
         Ok(cpus) => cpus.into_iter(),
         Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),
     };
+    end::on_panic(last_words);
     let Some(boot) = cpus.next() else { fail("the machine has no processor") };
     for (cpu, number) in cpus.zip(1..) {
         if !env.spawn(number, move || further(cpu)) {
@@ -59,11 +62,21 @@ fn main(env: Env) {
     if let Err(failure) = boot.settle() {
         fail(format_args!("the boot processor cannot be set up: {failure}"));
     }
-    boot_processor(boot, &guest);
+    boot_processor(boot, &guest, env.argument("panic-at-end").is_some());
+}
+
+/// What a panic of the monitor leaves of its guest.
+fn last_words() {
+    for (cpu, page) in machine::pages().iter().enumerate() {
+        if let Some(history) = machine::history(cpu) {
+            error!("processor {cpu} of the guest:");
+            report::write_processor(page, history, |line| error!("{line}"));
+        }
+    }
 }
 
 /// The main thread: boots the machine, again after each reset, and reports how it ended.
-fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
+fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
     let Cpu { mut vm, mut kernel, .. } = cpu;
     let machine = vm.machine();
     if let Err(failure) = vm.boot(guest) {
@@ -72,7 +85,9 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
     let mut resets = 0;
     info!("the guest starts at tick {}", moira_rt::sys::now());
     loop {
+        kernel.control.state(state::RUNNING, resets);
         let ending = vm.run(&mut kernel);
+        assert!(!panics, "a panic on purpose");
         wait_for_others(&vm, &mut kernel);
         vm.board().flush(0);
         let _ = kernel.console.lock().flush();
@@ -84,6 +99,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>) {
                 Err(failure) => fail(format_args!("the guest cannot be booted again: {failure}")),
             }
         }
+        kernel.control.state(state::ENDED, resets);
         let failed = report::is_failure(&ending);
         let say = |line: core::fmt::Arguments<'_>| if failed { error!("{line}") } else { info!("{line}") };
         match machine.ending() {

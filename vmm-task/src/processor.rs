@@ -1,9 +1,11 @@
 //! The kernel behind the run loop's traits.
 
 use crate::backend;
+use crate::control::Control;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use moira_rt::sys::{self, Deadline, Error, Event, Notification, Vcpu};
+use vmm_core::history::History;
 use vmm_core::machine::Threads;
 use vmm_core::vm::{Orders, Processor};
 
@@ -41,9 +43,9 @@ impl Threads for Wires {
 
     fn wait(&self, cpu: usize) {
         let typed = AtomicBool::new(false);
-        // Until it is woken. What else is signalled meanwhile is signalled again.
+        // Until it is woken. What else is signalled meanwhile, input or an order, is signalled again as input.
         while let Ok(Event::Notified(bits)) = sys::receive(Deadline::NEVER) {
-            typed.fetch_or(bits & INPUT != 0, Ordering::Relaxed);
+            typed.fetch_or(bits & !WAKE != 0, Ordering::Relaxed);
             if bits & WAKE != 0 {
                 break;
             }
@@ -62,6 +64,8 @@ pub struct Kernel {
     pub notification: Notification,
     /// The console.
     pub console: backend::Shared,
+    /// Orders from outside; only the main thread hears of them.
+    pub control: &'static Control,
 }
 
 impl Processor for Kernel {
@@ -99,6 +103,14 @@ impl Processor for Kernel {
             // What is left goes with what is written next.
             let _ = console.flush();
         }
-        Orders { poll, kill: bits & BROKEN != 0, ..Orders::default() }
+        let mut orders = Orders { poll, kill: bits & BROKEN != 0, ..Orders::default() };
+        if bits & !(WAKE | BROKEN) != 0 {
+            self.control.follow(&mut orders);
+        }
+        orders
+    }
+
+    fn tell(&mut self, cpu: usize, history: &History) {
+        self.control.tell(cpu, history);
     }
 }

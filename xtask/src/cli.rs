@@ -5,9 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::control::commands::{self as control, Control};
 use crate::hosttools::Install;
 use crate::toolchain::Choice;
-use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test};
+use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test, trace};
 
 /// Builds, boots and tests Moira.
 ///
@@ -47,6 +48,8 @@ enum Command {
     /// Build and boot a system; this terminal is its console, Ctrl-A x leaves
     #[command(after_help = run::AFTER_HELP)]
     Run(Box<run::Options>),
+    #[command(flatten)]
+    Control(Control),
     /// Run the host tests, then every test case in its emulator
     #[command(after_help = "The last line is `N passed, N failed`; the exit status is 0 when nothing failed.\n\
         Cases are in tests/cases, their logs in target/test-logs.")]
@@ -55,6 +58,8 @@ enum Command {
     Bench(bench::Options),
     /// Try what the guarantees are worth: data as CSV, plots and a one-page report
     Experiment(experiment::Options),
+    /// Record what a system does with its time, for ui.perfetto.dev
+    Trace(trace::Options),
     /// Check the description of a system, or draw it
     System(media::SystemOptions),
     /// Make an image that boots from BIOS and UEFI, as a disk, a USB stick or a CD
@@ -88,9 +93,11 @@ pub fn main() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Run(options) => run::main(options, global),
+        Command::Control(command) => control::main(command),
         Command::Test(options) => test::main(options, global),
         Command::Bench(options) => bench::main(options, global),
         Command::Experiment(options) => experiment::main(options, global),
+        Command::Trace(options) => trace::main(options, global),
         Command::System(options) => media::system(options),
         Command::Image(options) => media::image(options, global),
         Command::Flash(options) => media::flash(options, global),

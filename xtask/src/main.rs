@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod cli;
 mod console;
+mod control;
 mod cpio;
 mod doctor;
 mod emulator;
@@ -24,6 +25,7 @@ mod symbols;
 mod system;
 mod test;
 mod toolchain;
+mod trace;
 mod tty;
 
 fn main() -> ExitCode {

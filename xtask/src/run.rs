@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use crate::build;
 use crate::cli::{Global, parse_memory};
 use crate::console::{End, Watch};
+use crate::control::hub::Hub;
 use crate::emulator::{Accel, Emulator, Firmware, Machine, Running, describe, qemu};
 use crate::hosttools;
 use crate::symbols::Symbols;
@@ -96,7 +97,8 @@ pub struct GuestOptions {
     set: Vec<(String, String)>,
 }
 
-fn parse_pair(text: &str) -> Result<(String, String), String> {
+/// Parses `NAME=VALUE`.
+pub fn parse_pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} has no `=`"))?;
     Ok((name.to_string(), value.to_string()))
 }
@@ -226,7 +228,8 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         eprintln!("waiting for: gdb {symbols} -ex 'target remote 127.0.0.1:{}'", qemu::GDB_PORT);
     }
     let (folder, _lock) = folder(&name, &machine)?;
-    let running = machine.start(&system, &options.cmdline, &folder)?;
+    let mut running = machine.start(&system, &options.cmdline, &folder)?;
+    let _hub = running.control.take().map(|line| Hub::open(line, &folder)).transpose()?;
     console(running, machine.gdb, &mut Symbols::of(&system.kernel_symbols))
 }
 

@@ -8,4 +8,3 @@ extern crate alloc;
 extern crate std;
 
 pub mod consoles;
-pub mod uart;

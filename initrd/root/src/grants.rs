@@ -4,7 +4,8 @@ use crate::{Doing, Failure, PLATFORM, Root, build::Built, identity::Device, stor
 use alloc::{format, string::String, vec::Vec};
 use moira_abi::FrameSize;
 use moira_proto::{
-    start::{Region, THREADS, layout, slot},
+    planner,
+    start::{Region, START, THREAD_STARTS, THREADS, layout, slot},
     system::{Grant, Role, Task},
 };
 use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, SchedContext, Slot};
@@ -22,6 +23,8 @@ pub enum Item {
     Cpu(u32, Rights),
     /// The machine.
     Platform,
+    /// The root task's notification: an order waits.
+    Orders,
     /// An untyped memory of so many bits.
     Untyped(u8),
     /// A source of interrupts.
@@ -36,6 +39,8 @@ pub enum Item {
     Space(usize),
     /// The notification of one of its own further threads, by its index.
     OwnThread(usize),
+    /// The same, to signal that there is something to do.
+    StartThread(usize),
 }
 
 /// Something that is mapped for a task.
@@ -72,6 +77,13 @@ impl Root {
         identity.context.ok_or_else(|| String::from("it has no time of its own"))
     }
 
+    /// The scheduling contexts of a task: the main thread's, then those of further threads.
+    fn contexts(&self, task: usize) -> Result<Vec<Item>, Failure> {
+        let further = self.identities.get(task).into_iter().flat_map(|identity| &identity.threads);
+        let all = core::iter::once(self.context(task)?).chain(further.filter_map(|thread| thread.context));
+        Ok(all.map(Item::Context).collect())
+    }
+
     /// The named capabilities of a task; slots follow each other from [`slot::NAMED`] on.
     pub fn items(&self, index: usize) -> Result<Vec<(String, Vec<Item>)>, Failure> {
         let (Some(spec), Some(identity)) = (self.system.tasks.get(index), self.identities.get(index)) else {
@@ -87,7 +99,10 @@ impl Root {
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
                 items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
-                items.push(("contexts".into(), self.accounts().map(|one| Item::Context(one.context)).collect()));
+                // In the order of the book, the root task's own first.
+                let own = core::iter::once(crate::time::OWN);
+                let all = own.chain(self.accounts().map(|one| one.context));
+                items.push(("contexts".into(), all.map(Item::Context).collect()));
             }
         }
         for (name, grant) in &spec.grants {
@@ -102,12 +117,13 @@ impl Root {
                 (Grant::Signal { task, bits }, _) => {
                     alloc::vec![Item::Signal(self.find(task)?, *bits)]
                 }
-                (Grant::Context { task }, _) => alloc::vec![Item::Context(self.context(self.find(task)?)?)],
+                (Grant::Context { task }, _) => self.contexts(self.find(task)?)?,
                 (Grant::Control { task }, _) => {
                     alloc::vec![Item::Thread(self.find(task)?), Item::Space(self.find(task)?)]
                 }
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
+                (Grant::Supervisor, _) => alloc::vec![Item::Orders],
                 (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
                 (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
                 (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
@@ -118,6 +134,7 @@ impl Root {
         }
         if !identity.threads.is_empty() {
             items.push((THREADS.into(), (0..identity.threads.len()).map(Item::OwnThread).collect()));
+            items.push((THREAD_STARTS.into(), (0..identity.threads.len()).map(Item::StartThread).collect()));
         }
         Ok(items)
     }
@@ -137,6 +154,10 @@ impl Root {
             }
             let whole = self.region(&name)?;
             mapped.push(place("status", whole, MapFlags::READ, false, 0, &mut next));
+        }
+        if spec.role == Role::Planner {
+            let whole = self.book_page()?;
+            mapped.push(place(planner::BOOK, whole, MapFlags::READ, false, 0, &mut next));
         }
         for (name, grant) in &spec.grants {
             let one = match grant {
@@ -170,6 +191,29 @@ impl Root {
             mapped.push(one);
         }
         Ok(mapped)
+    }
+
+    /// The book of contracts, for the planner.
+    fn book_page(&mut self) -> Result<Whole, Failure> {
+        if let Ok(whole) = self.region(planner::BOOK) {
+            return Ok(whole);
+        }
+        let doing = || String::from("the planner's book");
+        let bytes = postcard::to_allocvec(&self.book()).doing(doing)?;
+        let length = bytes.len() as u64;
+        if length + 8 > planner::BOOK_BYTES {
+            return Err(format!("{}: too many contracts", doing()));
+        }
+        let whole = self.make_region(length + 8)?;
+        let bytes = [&length.to_le_bytes()[..], &bytes].concat();
+        for part in &whole.parts {
+            let from = part.offset as usize;
+            let view = self.memory.view(part.frame, part.size).doing(doing)?;
+            view.shared().write(0, bytes.get(from..(from + 4096).min(bytes.len())).unwrap_or_default());
+            self.memory.release(view).doing(doing)?;
+        }
+        self.store.regions.insert(planner::BOOK.into(), whole.clone());
+        Ok(whole)
     }
 
     fn region(&self, name: &str) -> Result<Whole, Failure> {
@@ -220,12 +264,16 @@ impl Root {
             }
             Item::Signal(task, bits) => done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits)),
             Item::Context(context) => done(table.copy(context, at, all)),
-            Item::OwnThread(number) => {
+            Item::OwnThread(number) | Item::StartThread(number) => {
                 let thread = identity(index)?.threads.get(number).ok_or_else(|| String::from("no such thread"))?;
-                done(table.copy(thread.notification, at, all))
+                match item {
+                    Item::StartThread(_) => done(table.mint(thread.notification, at, Rights::SIGNAL, START)),
+                    _ => done(table.copy(thread.notification, at, all)),
+                }
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),
+            Item::Orders => done(table.mint(self.stopped, at, Rights::SIGNAL, crate::orders::BIT)),
             Item::Interrupt(interrupt) => done(table.copy(interrupt, at, all)),
             Item::Ports(ports) => done(table.copy(ports, at, all)),
             Item::Frame(frame) => done(table.copy(frame, at, all)),

@@ -79,7 +79,7 @@ impl Root {
         }
         let slot = self.slot()?;
         let stopped = crate::TABLE
-            .mint(self.stopped, slot, Rights::SIGNAL, 1 << (index % 64))
+            .mint(self.stopped, slot, Rights::SIGNAL, 1 << (index % crate::orders::TASK_BITS))
             .doing(|| what("fault notification"))?;
         let mut devices = Vec::new();
         for (name, grant) in &spec.grants {

@@ -13,6 +13,7 @@
 //! | `build` | one task: space, table, thread, image, start information |
 //! | `grants` | what the manifest gives it |
 //! | `time` | plans and schedulers |
+//! | `orders` | what the control task orders |
 //! | `supervise` | faults, restarts, the end |
 #![no_std]
 #![no_main]
@@ -24,6 +25,7 @@ mod build;
 mod grants;
 mod identity;
 mod machine;
+mod orders;
 mod pool;
 mod store;
 mod supervise;
@@ -36,7 +38,7 @@ use identity::Identity;
 use log::{LevelFilter, debug, info};
 use machine::Machine;
 use moira_abi::boot::{BootInfo, slot};
-use moira_proto::system::System;
+use moira_proto::{mailbox::Mailbox, system::System};
 use moira_root::archive::{self, File};
 use moira_rt::{
     logging::{self, Sink},
@@ -110,8 +112,10 @@ struct Root {
     /// Its own objects, slots and addresses.
     memory: Memory,
     store: Store,
-    /// Signalled when a task stops: bit `index % 64`.
+    /// Signalled when a task stops: bit `index % TASK_BITS`, and when an order waits: bit [`orders::BIT`].
     stopped: Notification,
+    /// Where orders wait, if somebody may give any.
+    orders: Option<Mailbox<'static>>,
     identities: Vec<Identity>,
     tasks: Vec<Built>,
 }
@@ -158,7 +162,7 @@ impl Root {
         let machine = Machine::new(info, &mut memory);
         let store = Store::default();
         let (identities, tasks) = (Vec::new(), Vec::new());
-        Ok(Root { info, system, files, machine, pool, memory, store, stopped, identities, tasks })
+        Ok(Root { info, system, files, machine, pool, memory, store, stopped, orders: None, identities, tasks })
     }
 
     /// Makes the whole system; nothing of it has run when this returns, as the boot window is the root task's own.
@@ -172,6 +176,7 @@ impl Root {
         self.start_cpus()?;
         self.store_files()?;
         self.store_regions()?;
+        self.open_orders()?;
         for index in 0..self.system.tasks.len() {
             self.make_identity(index)?;
         }

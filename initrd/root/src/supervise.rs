@@ -3,11 +3,11 @@
 use crate::{
     Failure, PLATFORM, Root, TABLE,
     build::{Built, Life},
-    failure,
+    failure, orders,
 };
 use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use moira_abi::FrameSize;
 use moira_proto::system::{Restart, Role, Task};
 use moira_rt::{
@@ -46,8 +46,13 @@ impl Root {
                 Ok(bits) => bits,
                 Err(error) => return format!("cannot wait for tasks: {error:?}"),
             };
+            if bits & orders::BIT != 0
+                && let Err(why) = self.follow_orders()
+            {
+                return why;
+            }
             for index in 0..self.tasks.len() {
-                if bits >> (index % 64) & 1 == 0 {
+                if bits >> (index % orders::TASK_BITS) & 1 == 0 {
                     continue;
                 }
                 if let Err(why) = self.look_at(index, buffer) {
@@ -98,7 +103,7 @@ impl Root {
             };
             match found {
                 // A task ends with its main thread.
-                End::Finished if number != 0 => {}
+                End::Finished if number != 0 => debug!("root: task {}: thread {number} finished", spec.name),
                 found => {
                     end = Some(found);
                     break;
@@ -143,11 +148,15 @@ impl Root {
         }
     }
 
-    fn remove(&mut self, index: usize, life: Life) -> Result<(), Failure> {
+    /// Ends a task, whatever it does, and takes back all it has.
+    pub fn remove(&mut self, index: usize, life: Life) -> Result<(), Failure> {
         let Some(mut built) = self.tasks.get_mut(index).map(Built::take) else {
             return Ok(());
         };
         self.tear_down(&mut built)?;
+        if let Some(name) = self.system.tasks.get(index).map(|task| task.name.clone()) {
+            self.tell_end(&name)?;
+        }
         built.life = life;
         if let Some(place) = self.tasks.get_mut(index) {
             *place = built;

@@ -176,6 +176,8 @@ pub enum Grant {
         /// The task.
         task: String,
     },
+    /// The right to signal the root task that there is an order in region [`crate::mailbox::ROOT`].
+    Supervisor,
     /// Another task's thread and space (for supervisors and debuggers).
     Control {
         /// The task.

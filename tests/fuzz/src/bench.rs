@@ -33,7 +33,7 @@ struct World {
     begun: u64,
 }
 
-fn first<T: Capability>(made: moira_sys::Caps<T>) -> Result<T, Error> {
+pub fn first<T: Capability>(made: moira_sys::Caps<T>) -> Result<T, Error> {
     made.get(0).ok_or(Error::NoSlot)
 }
 
@@ -291,7 +291,7 @@ fn bounded(lab: &mut Lab) -> Result<(), Error> {
 /// Entry of the history at which this world began.
 static HISTORY_BEGIN: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
-fn ledger(lab: &mut Lab, check: &mut Check) {
+pub fn ledger(lab: &mut Lab, check: &mut Check) {
     if let Some(ledger) = check.good("ledger", Lab::CPU.ledger(&mut lab.buffer)) {
         check.equal("the ledger adds up", ledger.contexts + ledger.idle + ledger.interrupts, ledger.elapsed);
     }

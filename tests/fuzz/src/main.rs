@@ -12,6 +12,7 @@ extern crate alloc;
 
 mod attack;
 mod bench;
+mod machine;
 mod victim;
 
 use moira_lab::Lab;
@@ -25,7 +26,8 @@ fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuff
     let mut lab = Lab::new(info, buffer);
     let number = |name: &str| lab.option(name).and_then(|text| text.parse::<u64>().ok());
     let (seed, count) = (number("seed").unwrap_or(1), number("count").unwrap_or(COUNT));
-    match bench::run(&mut lab, seed, count) {
+    let kind = if lab.option("kind") == Some("machine") { machine::run } else { bench::run };
+    match kind(&mut lab, seed, count) {
         Ok(()) => lab.finish("fuzz"),
         Err(error) => lab.fail(&alloc::format!("fuzz: the supervisor failed: {error:?}")),
     }

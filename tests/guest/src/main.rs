@@ -6,9 +6,11 @@
 //! | word | what it does |
 //! | --- | --- |
 //! | `fuzz SEED COUNT` | does at random what a guest can do, then switches the machine off |
+//! | `vectors SEED COUNT` | holds patterns in vector registers until others ran so often |
 //! | `bench` | measures exits and switches the machine off |
 //! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
 //! | `off` | switches the machine off by ACPI |
+//! | `button` | waits for the power button, then switches the machine off |
 //! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
 //! | `triple` | a triple fault |
 //! | `exit` | ends by the debug exit port with 7 |
@@ -22,6 +24,7 @@ mod serial;
 mod bench;
 mod fuzz;
 mod hardware;
+mod vectors;
 
 use hardware::{halt, in8, out8, out16};
 
@@ -62,11 +65,22 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             fuzz::run(seed, count);
             power_off()
         }
+        "vectors" => {
+            let mut numbers = bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number);
+            let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(100));
+            if vectors::run(seed, count) { power_off() } else { vectors::fail() }
+        }
         "bench" => {
             bench::run();
             power_off()
         }
         "loop-port" | "loop-cpuid" | "loop-vmcall" | "loop-mmio" => bench::forever(word),
+        "button" => {
+            // PM1 status, bit 8 (ACPI 6.5, 4.8.3.1.1).
+            while in8(0x601) & 1 == 0 {}
+            say!("guest: the power button was pressed");
+            power_off()
+        }
         "reset" => reset(),
         "triple" => hardware::triple_fault(),
         "exit" => {

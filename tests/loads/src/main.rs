@@ -10,6 +10,9 @@
 //! | `io` | runs for `run_us`, sleeps for `sleep_us`; measures its wake-ups |
 //! | `server` | serves calls, each for `work_us` |
 //! | `judge` | reads the accounts of `watch=a,b,c` once in `every_ms`, and the CPU's ledger |
+//! | `tenant` | asks the planner for contracts until it refuses, and sees that they are kept |
+//! | `ticker` | takes the interval timer's interrupts |
+//! | `tracer` | holds the ledger against the trace |
 //! | `nothing`, `spinner`, `syscalls`, `faults`, `calls`, `objects`, `signals` | antagonists |
 #![no_std]
 #![no_main]
@@ -20,6 +23,9 @@ extern crate alloc;
 mod antagonist;
 mod io;
 mod judge;
+mod tenant;
+mod ticker;
+mod tracer;
 mod windows;
 
 use moira_rt::{
@@ -36,6 +42,9 @@ fn main(mut env: Env) {
         "io" => io::run(&env),
         "server" => serve(&env),
         "judge" => judge::run(&mut env),
+        "ticker" => ticker::run(&env),
+        "tracer" => tracer::run(&mut env),
+        "tenant" => tenant::run(&mut env),
         role => antagonist::run(&env, role),
     }
 }

@@ -13,6 +13,7 @@
 //! Either the one who brings news sees that it sleeps, or it sees the news. The lock's waiters are told in the same way.
 
 use crate::clock::TscClock;
+use crate::history::History;
 use crate::ram::Ram;
 use crate::vm::Ending;
 use alloc::string::String;
@@ -61,6 +62,8 @@ pub(crate) struct Seat {
     pub(crate) deadline: AtomicU64,
     /// Its thread has come to the end of the machine.
     left: AtomicBool,
+    /// Its last exits.
+    pub(crate) history: History,
 }
 
 impl Seat {
@@ -70,6 +73,7 @@ impl Seat {
             asleep: AtomicBool::new(false),
             deadline: AtomicU64::new(NEVER),
             left: AtomicBool::new(false),
+            history: History::new(),
         }
     }
 
@@ -107,6 +111,12 @@ pub struct Machine<'a> {
     ending: SpinMutex<Option<(Ending, usize)>>,
     /// There is an ending.
     over: AtomicBool,
+    /// Its processors stay out of the guest: there is an ending, or somebody ordered it ([`Machine::hold`]).
+    stands: AtomicBool,
+    /// Somebody ordered it to stand still.
+    held: AtomicBool,
+    /// How often somebody wanted to know of the exits.
+    looks: AtomicU64,
     /// What the processor that ended it has to say.
     report: SpinMutex<Vec<String>>,
 }
@@ -135,6 +145,9 @@ impl<'a> Machine<'a> {
             threads,
             ending: SpinMutex::new(None),
             over: AtomicBool::new(false),
+            stands: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            looks: AtomicU64::new(0),
             report: SpinMutex::new(Vec::new()),
         }
     }
@@ -147,6 +160,12 @@ impl<'a> Machine<'a> {
 
     fn seats(&self) -> impl Iterator<Item = &Seat> {
         self.seats.iter().take(self.cpus)
+    }
+
+    /// The last exits of processor `cpu`.
+    #[must_use]
+    pub fn history(&self, cpu: usize) -> &History {
+        &self.seat(cpu).history
     }
 
     pub(crate) fn seat(&self, cpu: usize) -> &Seat {
@@ -239,13 +258,33 @@ impl<'a> Machine<'a> {
             *place = Some((ending, me));
         }
         self.over.store(true, SeqCst);
+        self.stands.store(true, SeqCst);
         self.tell(!0, me);
     }
 
-    /// Whether it has ended.
+    /// Makes all processors stay out of the guest, or lets them go on.
+    pub fn hold(&self, held: bool, me: usize) {
+        self.held.store(held, SeqCst);
+        self.stands.store(held || self.over.load(SeqCst), SeqCst);
+        self.tell(!0, me);
+    }
+
+    /// All processors shall tell of their exits.
+    pub fn look(&self, me: usize) {
+        self.looks.fetch_add(1, SeqCst);
+        self.tell(!0, me);
+    }
+
+    /// How often somebody wanted to know of the exits.
     #[inline(always)]
-    pub(crate) fn is_over(&self) -> bool {
-        self.over.load(Relaxed)
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.load(Relaxed)
+    }
+
+    /// Whether its processors stay out of the guest.
+    #[inline(always)]
+    pub(crate) fn stands(&self) -> bool {
+        self.stands.load(Relaxed)
     }
 
     /// How it ended, once it has.
@@ -296,7 +335,9 @@ impl<'a> Machine<'a> {
         for seat in &self.seats {
             seat.news.store(true, SeqCst);
         }
+        self.held.store(false, SeqCst);
         self.over.store(false, SeqCst);
+        self.stands.store(false, SeqCst);
         for cpu in 1..self.cpus {
             self.threads.wake(cpu);
         }

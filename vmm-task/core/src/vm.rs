@@ -33,6 +33,8 @@ pub trait Processor {
     fn poll(&mut self) -> u64;
     /// What the bits say: somebody wants the machine to do something.
     fn orders(&mut self, bits: u64) -> Orders;
+    /// Somebody wants to know of the exits so far; these are those of processor `cpu`.
+    fn tell(&mut self, _cpu: usize, _history: &History) {}
 }
 
 /// What the outside wants.
@@ -42,6 +44,12 @@ pub struct Orders {
     pub poll: bool,
     /// Press the power button.
     pub power_button: bool,
+    /// Reset the machine.
+    pub reset: bool,
+    /// Every processor shall [`Processor::tell`] of its exits.
+    pub look: bool,
+    /// All processors of the guest shall stand still, or go on. Its clock runs on, as where a processor is stopped from outside.
+    pub hold: Option<bool>,
     /// End the machine at once.
     pub kill: bool,
 }
@@ -145,6 +153,8 @@ pub struct Vm<'a> {
     parked: bool,
     /// Was started since power-on.
     started: bool,
+    /// How often it told of its exits.
+    looked: u64,
     /// Something may be pending: look before the next entry.
     pub(crate) attention: bool,
     /// The kernel holds an event of its own since the last exit.
@@ -165,7 +175,6 @@ pub struct Vm<'a> {
     stalls: u32,
     /// How the machine ended, once it has.
     ending: Ending,
-    pub(crate) history: History,
 }
 
 /// What is known of the guest's interrupt shadow.
@@ -207,6 +216,7 @@ impl<'a> Vm<'a> {
             requested: 0,
             parked: parts.index != 0,
             started: false,
+            looked: machine.looks(),
             attention: true,
             shadow: Shadow::None,
             deadline: NEVER,
@@ -220,7 +230,6 @@ impl<'a> Vm<'a> {
             stalled_at: (0, 0),
             stalls: 0,
             ending: Ending::Killed,
-            history: History::new(),
         }
     }
 
@@ -290,7 +299,7 @@ impl<'a> Vm<'a> {
     /// The last exits.
     #[must_use]
     pub fn history(&self) -> &History {
-        &self.history
+        &self.seat.history
     }
 
     /// The state page.
@@ -326,7 +335,7 @@ impl<'a> Vm<'a> {
             };
             self.changed = 0;
             let page = self.page;
-            self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
+            self.seat.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
             const PORT: u64 = Exit::Port as u64;
             const HYPERCALL: u64 = Exit::Hypercall as u64;
             const CPUID: u64 = Exit::Cpuid as u64;
@@ -360,9 +369,9 @@ impl<'a> Vm<'a> {
         /// Most exits in a row at one instruction.
         const MOST: u32 = 1000;
         let rip = self.page.get(field::RIP);
-        let in_a_row = self.stalled_at == (rip, self.history.total().wrapping_sub(1));
+        let in_a_row = self.stalled_at == (rip, self.seat.history.total().wrapping_sub(1));
         self.stalls = if in_a_row { self.stalls + 1 } else { 0 };
-        self.stalled_at = (rip, self.history.total());
+        self.stalled_at = (rip, self.seat.history.total());
         (self.stalls > MOST).then_some(Ending::Unsupported("an instruction that cannot be read"))
     }
 
@@ -447,8 +456,28 @@ impl<'a> Vm<'a> {
         if orders.poll {
             board.poll(self.ns(cpu.now()), &self.ram);
         }
+        drop(board);
+        if orders.reset {
+            return Some(Ending::Reset);
+        }
+        if let Some(hold) = orders.hold {
+            self.machine.hold(hold, self.index);
+        }
+        if orders.look {
+            self.machine.look(self.index);
+        }
         self.attention = true;
         None
+    }
+
+    /// Tells of the exits if somebody has asked since.
+    #[cold]
+    fn show(&mut self, cpu: &mut impl Processor) {
+        let looks = self.machine.looks();
+        if looks != self.looked {
+            self.looked = looks;
+            cpu.tell(self.index, &self.history);
+        }
     }
 
     /// Makes everything ready for the next entry: due work of devices, events, the deadline. Answers if there is none.
@@ -460,8 +489,11 @@ impl<'a> Vm<'a> {
         }
         if self.attention || self.seat.news.load(Relaxed) {
             self.attend(cpu.now());
-            if self.parked || self.machine.is_over() {
+            if self.parked || self.machine.stands() {
                 return self.stay_out(cpu);
+            }
+            if self.machine.looks() != self.looked {
+                self.show(cpu);
             }
         }
         None
@@ -474,7 +506,8 @@ impl<'a> Vm<'a> {
             if let Some((ending, _)) = self.machine.ending() {
                 return Some(ending);
             }
-            if !self.parked {
+            self.show(cpu);
+            if !self.parked && !self.machine.stands() {
                 return None;
             }
             if let Some(ending) = self.sleep(cpu) {
@@ -594,8 +627,17 @@ impl<'a> Vm<'a> {
     fn halt(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
         loop {
             self.attend(cpu.now());
-            if self.parked || self.machine.is_over() {
-                return self.stay_out(cpu);
+            if self.machine.looks() != self.looked {
+                self.show(cpu);
+            }
+            if self.parked || self.machine.stands() {
+                let parked = self.parked;
+                let ending = self.stay_out(cpu);
+                if parked || ending.is_some() {
+                    return ending;
+                }
+                // It was only held: it still waits for an interrupt.
+                continue;
             }
             let interrupts = self.page.get(field::RFLAGS) & IF != 0;
             let wakes = self.changed & group::INJECT != 0 && self.page.get(field::INJECT) & event::VALID != 0

@@ -73,7 +73,7 @@ fn both(name: &str, cmdline: &str, images: &Images, machine: &Machine) -> Result
     let module = folder.join("direct.module");
     fs::write(&module, pack(cmdline, &fs::read(&kernel)?, &fs::read(&initrd)?))?;
     let loader = image(images, "moira-bench-loader")?.to_path_buf();
-    let direct = System { kernel: loader.clone(), kernel_symbols: loader, initrd: module };
+    let direct = System { kernel: loader.clone(), kernel_symbols: loader, initrd: module, control: false };
     let direct_machine = Machine { memory: MEMORY_MIB, ..machine.clone() };
     let direct = boot(&format!("{name}, direct"), &direct_machine, &direct, &folder.join("direct"))?;
     let path = initrd.to_str().context("the target folder's name is not Unicode")?;
@@ -145,7 +145,7 @@ fn read(log: &str) -> Result<Side> {
         ticks.insert(name.to_owned(), all.parse::<f64>()? / rounds.parse::<f64>()?);
     }
     let devices: Vec<&str> = after("device: ").collect();
-    let idle = after("idle: ").next().unwrap_or("?");
+    let idle = after("up and idle: ").next().unwrap_or("?");
     let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
     Ok(Side { entered: entered.parse()?, ticks, about })
 }

@@ -18,11 +18,11 @@ pub const INSTRUCTIONS_PER_SECOND: u64 = 100_000_000;
 
 const LOG: &str = "bochs.log";
 
-/// Starts Bochs; its first serial port connects to `port` of this host.
-pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, port: u16) -> Result<Guarded> {
+/// Starts Bochs; its serial ports connect to these ports of this host.
+pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, ports: &[u16]) -> Result<Guarded> {
     let image = iso::make(system, cmdline, machine, folder)?;
     let settings = folder.join("bochsrc.txt");
-    fs::write(&settings, configuration(machine, &image, folder, port)?)?;
+    fs::write(&settings, configuration(machine, &image, folder, ports)?)?;
     // Debian's Bochs starts in its debugger, which is told to continue.
     let commands = folder.join("bochs-commands.txt");
     fs::write(&commands, "c\n")?;
@@ -36,7 +36,7 @@ pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, p
     Guarded::spawn(&mut command)
 }
 
-fn configuration(machine: &Machine, image: &Path, folder: &Path, port: u16) -> Result<String> {
+fn configuration(machine: &Machine, image: &Path, folder: &Path, ports: &[u16]) -> Result<String> {
     let mut text = String::new();
     let media = if machine.firmware == super::Firmware::Grub {
         format!("ata0-master: type=cdrom, path=\"{}\", status=inserted\nboot: cdrom", image.display())
@@ -54,7 +54,6 @@ fn configuration(machine: &Machine, image: &Path, folder: &Path, port: u16) -> R
          speaker: enabled=0\n\
          plugin_ctrl: speaker=0, unmapped=1, biosdev=1, parallel=0\n\
          {media}\n\
-         com1: enabled=1, mode=socket-client, dev=127.0.0.1:{port}\n\
          log: {log}\n\
          panic: action=fatal\n\
          clock: sync={clock}\n",
@@ -66,6 +65,11 @@ fn configuration(machine: &Machine, image: &Path, folder: &Path, port: u16) -> R
         log = folder.join(LOG).display(),
     )
     .context("cannot write Bochs' configuration")?;
+    for (number, port) in ports.iter().enumerate() {
+        let com = number + 1;
+        writeln!(text, "com{com}: enabled=1, mode=socket-client, dev=127.0.0.1:{port}")
+            .context("cannot write Bochs' configuration")?;
+    }
     for line in &machine.extra {
         text += line;
         text.push('\n');

@@ -227,16 +227,21 @@ impl Machine {
         self.check()?;
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         // The emulator connects to xtask, not the other way round: nothing the system says is lost.
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no local port for the console")?;
-        listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
+        let listener = listen()?;
+        let second = if system.control { Some(listen()?) } else { None };
+        let mut ports = vec![listener.local_addr()?.port()];
+        if let Some(listener) = &second {
+            ports.push(listener.local_addr()?.port());
+        }
         let cmdline = self.emulator.with_exit(cmdline);
         let mut process = match self.emulator {
-            Emulator::Qemu => qemu::start(self, system, &cmdline, folder, port)?,
-            Emulator::Bochs => bochs::start(self, system, &cmdline, folder, port)?,
+            Emulator::Qemu => qemu::start(self, system, &cmdline, folder, &ports)?,
+            Emulator::Bochs => bochs::start(self, system, &cmdline, folder, &ports)?,
         };
-        let serial = accept(&listener, &mut process, || self.emulator.complaint(folder))?;
-        Ok(Running { process, serial, folder: folder.to_path_buf(), emulator: self.emulator })
+        let mut accept = |listener: &TcpListener| accept(listener, &mut process, || self.emulator.complaint(folder));
+        let serial = accept(&listener)?;
+        let control = second.as_ref().map(accept).transpose()?;
+        Ok(Running { process, serial, control, folder: folder.to_path_buf(), emulator: self.emulator })
     }
 }
 
@@ -246,6 +251,8 @@ pub struct Running {
     pub process: Guarded,
     /// The first serial port.
     pub serial: TcpStream,
+    /// The second one, of a system with a control channel.
+    pub control: Option<TcpStream>,
     /// Where the emulator's logs are.
     pub folder: PathBuf,
     emulator: Emulator,
@@ -264,6 +271,13 @@ impl Running {
             Emulator::Bochs => bochs::triple_fault(&self.folder),
         }
     }
+}
+
+/// Where the emulator shall connect a serial port to.
+fn listen() -> Result<TcpListener> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no local port for a serial port")?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// Waits for the emulator to open its serial port, or to die trying.

@@ -16,14 +16,18 @@ const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
 /// Where `--gdb` waits.
 pub const GDB_PORT: u16 = 1234;
 
-/// Starts QEMU; its first serial port connects to `port` of this host.
-pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, port: u16) -> Result<Guarded> {
+/// Starts QEMU; its serial ports connect to these ports of this host.
+pub fn start(machine: &Machine, system: &System, cmdline: &str, folder: &Path, ports: &[u16]) -> Result<Guarded> {
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
         .args(["-m", &format!("{}M", machine.memory), "-smp", &machine.cpus.to_string()])
-        .args(["-chardev", &format!("socket,id=console,host=127.0.0.1,port={port},server=off,nodelay=on")])
-        .args(["-serial", "chardev:console", "-device", EXIT_DEVICE]);
+        .args(["-device", EXIT_DEVICE]);
+    for (number, port) in ports.iter().enumerate() {
+        command
+            .args(["-chardev", &format!("socket,id=com{number},host=127.0.0.1,port={port},server=off,nodelay=on")])
+            .args(["-serial", &format!("chardev:com{number}")]);
+    }
     accelerate(&mut command, machine);
     // Resets are logged: one without an announced end is a triple fault.
     command.args(["-d", "cpu_reset", "-D"]).arg(folder.join(LOG));

@@ -5,6 +5,7 @@ use super::manifest::{self, Access, CpuRight, Manifest, Name};
 use super::units::Size;
 use moira_abi::Rights;
 use moira_abi::object::cap_table_slots;
+use moira_proto::mailbox;
 use moira_proto::system::{Grant, Restart, Role, System, Task, Thread, Time};
 use std::collections::BTreeMap;
 use toml::Spanned;
@@ -28,8 +29,11 @@ pub fn compile(name: &str, manifest: &Manifest) -> System {
     tasks.sort_by_key(|(name, task)| (std::cmp::Reverse(*task.level.get_ref()), name.span().start));
     let bits = Bits::assign(manifest);
     let tasks: Vec<Task> = tasks.iter().map(|(name, task)| compile_task(manifest, &bits, name, task)).collect();
-    let regions: Vec<(String, u64)> =
+    let mut regions: Vec<(String, u64)> =
         manifest.regions.iter().map(|(name, region)| (name.get_ref().clone(), region.size.get_ref().0)).collect();
+    if tasks.iter().any(is_control) {
+        regions.push((mailbox::ROOT.to_owned(), mailbox::BYTES));
+    }
     let taken: u64 = tasks.iter().map(memory_of).sum::<u64>() + regions.iter().map(|(_, size)| size).sum::<u64>();
     System {
         name: name.to_owned(),
@@ -38,6 +42,11 @@ pub fn compile(name: &str, manifest: &Manifest) -> System {
         tasks,
         regions,
     }
+}
+
+/// Whether a task answers the host.
+pub fn is_control(task: &Task) -> bool {
+    task.grants.iter().any(|(_, grant)| *grant == Grant::Supervisor)
 }
 
 /// The CPUs that the system needs: what it says, and those that `vcpus` names.
@@ -123,7 +132,7 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
         role: match task.role.as_ref().map(Spanned::get_ref) {
             Some(manifest::Role::Planner) => Role::Planner,
             Some(manifest::Role::Scheduler) => Role::Scheduler,
-            Some(manifest::Role::Supervisor) | None => Role::None,
+            Some(manifest::Role::Supervisor | manifest::Role::Control) | None => Role::None,
         },
         restart: match task.restart.as_ref().map(Spanned::get_ref) {
             Some(manifest::Restart::Always) => Restart::Always,
@@ -225,5 +234,25 @@ fn rights(manifest: &Manifest, name: &Name, task: &manifest::Task) -> Grants {
     if task.platform {
         grants.push(("platform".to_owned(), Grant::Platform));
     }
+    if task.role.as_ref().is_some_and(|role| *role.get_ref() == manifest::Role::Control) {
+        control(manifest, &mut grants);
+    }
     grants
+}
+
+/// What the role `control` is given: all accounts, the compiled manifest, and the way to the root task's ear. DISPATCH alone lets a
+/// task that is not the scheduler read the ledger and nothing else.
+fn control(manifest: &Manifest, grants: &mut Grants) {
+    for cpu in 0..*manifest.system.cpus.get_ref() {
+        grants.push((format!("cpu-{cpu}"), Grant::Cpu { cpu, rights: Rights::DISPATCH.0 }));
+    }
+    for (other, task) in &manifest.tasks {
+        let (task, name) = (task.get_ref(), format!("{}-context", other.get_ref()));
+        if (task.time.is_some() || task.slack) && !grants.iter().any(|(taken, _)| *taken == name) {
+            grants.push((name, Grant::Context { task: other.get_ref().clone() }));
+        }
+    }
+    grants.push(("system".to_owned(), Grant::File { file: "system".to_owned() }));
+    grants.push(("root-signal".to_owned(), Grant::Supervisor));
+    grants.push((mailbox::ROOT.to_owned(), Grant::Region { region: mailbox::ROOT.to_owned(), writable: true }));
 }

@@ -216,6 +216,8 @@ pub enum Role {
     Scheduler,
     /// Restarts tasks that die; one a system.
     Supervisor,
+    /// Answers the host over the control channel; one a system.
+    Control,
 }
 
 /// What happens when a task dies.

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,6 +13,7 @@ use super::expect::Matcher;
 use super::judge::{Evidence, Verdict, Word, judge};
 use crate::build::System;
 use crate::console::Watch;
+use crate::control::{commands, hub::Hub};
 use crate::emulator::{Emulator, Firmware, Running, describe};
 use crate::{paths, process};
 
@@ -42,7 +44,12 @@ pub fn run(case: &Case, system: &System) -> Result<Outcome> {
     let verdict = match case.machine.start(system, &case.cmdline, &folder) {
         Ok(running) => {
             let evidence = follow(case, running, &mut watch, &folder)?;
-            judge(&watch, &evidence, &case.expect, &case.forbid)
+            let verdict = judge(&watch, &evidence, &case.expect, &case.forbid);
+            let late = case.apart.iter().find_map(|apart| apart.complaint(watch.text()));
+            match late.filter(|_| verdict.word == Word::Passed) {
+                Some(why) => Verdict { word: Word::WrongOutput, why },
+                None => verdict,
+            }
         }
         Err(error) => Verdict { word: Word::EmulatorDied, why: format!("{error:#}") },
     };
@@ -71,6 +78,7 @@ fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -
     let mut log = File::create(folder.join("serial.log"))?;
     running.serial.set_read_timeout(Some(Duration::from_millis(50)))?;
     let limit = Limit::of(case);
+    let mut control = Control::new(&mut running, folder)?;
     let mut evidence = Evidence::default();
     let mut matcher = Matcher::new(&case.expect);
     // The moment after which the run is stopped because its end is known.
@@ -89,7 +97,13 @@ fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -
             // Bochs does not close its end properly when it exits.
             Err(_) => false,
         };
+        let said = control.said(watch.whole_lines().len() == watch.text().len());
+        log.write_all(said.as_bytes())?;
+        watch.feed(said.as_bytes());
         let typed = matcher.advance(watch.text(), watch.whole_lines());
+        for command in matcher.take_commands() {
+            control.run(command);
+        }
         // A system that went away meanwhile is found by the next read.
         let _ = running.serial.write_all(typed.as_bytes());
         if let Some(said) = &case.kill_emulator_after
@@ -100,7 +114,8 @@ fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -
         if !open {
             break;
         }
-        if case.stop == Stop::Matched && matcher.waiting_for().is_none() && watch.end.is_none() {
+        let all = matcher.waiting_for().is_none() && control.idle();
+        if case.stop == Stop::Matched && all && watch.end.is_none() {
             evidence.all_said = true;
             break;
         }
@@ -127,6 +142,72 @@ fn follow(case: &Case, mut running: Running, watch: &mut Watch, folder: &Path) -
         evidence.triple_fault = running.triple_fault();
     }
     Ok(evidence)
+}
+
+/// Commands of a case over the control channel, one after the other, beside the run.
+struct Control {
+    /// Of systems that have one.
+    hub: Option<Hub>,
+    commands: Option<Sender<(String, PathBuf)>>,
+    outputs: Receiver<String>,
+    /// Commands that have not ended.
+    under_way: usize,
+    /// What ended commands printed and waits for the end of a line.
+    waiting: String,
+    since: Instant,
+}
+
+impl Control {
+    fn new(running: &mut Running, folder: &Path) -> Result<Control> {
+        let hub = running.control.take().map(|line| Hub::open(line, folder)).transpose()?;
+        let (commands, receiver) = channel::<(String, PathBuf)>();
+        let (sender, outputs) = channel();
+        std::thread::spawn(move || {
+            for (command, socket) in receiver {
+                let printed = commands::of_case(&command, &socket).unwrap_or_else(|error| format!("error: {error:#}"));
+                let lines = [format!("$ {command}")].into_iter().chain(printed.lines().map(str::to_owned));
+                let text: String = lines.map(|line| format!("control: {line}\n")).collect();
+                // The case may be over.
+                if sender.send(text).is_err() {
+                    return;
+                }
+            }
+        });
+        let waiting = String::new();
+        Ok(Control { hub, commands: Some(commands), outputs, under_way: 0, waiting, since: Instant::now() })
+    }
+
+    fn run(&mut self, command: &str) {
+        let Some(hub) = &self.hub else {
+            self.waiting += "control: error: this system has no control channel\n";
+            return;
+        };
+        let order = (command.to_owned(), hub.socket().to_path_buf());
+        if self.commands.as_ref().is_some_and(|commands| commands.send(order).is_ok()) {
+            self.under_way += 1;
+        }
+    }
+
+    /// What commands printed; at the start of a line of the system's, or after a moment in the middle of one.
+    fn said(&mut self, at_line_start: bool) -> String {
+        while let Ok(text) = self.outputs.try_recv() {
+            if self.waiting.is_empty() {
+                self.since = Instant::now();
+            }
+            self.under_way = self.under_way.saturating_sub(1);
+            self.waiting += &text;
+        }
+        let late = self.since.elapsed() > Duration::from_millis(500);
+        match (self.waiting.is_empty(), at_line_start) {
+            (false, true) => std::mem::take(&mut self.waiting),
+            (false, false) if late => format!("\n{}", std::mem::take(&mut self.waiting)),
+            _ => String::new(),
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.under_way == 0 && self.waiting.is_empty()
+    }
 }
 
 /// When a run has taken too long. The case gives guest time, which its log's timestamps show. A system that says

@@ -17,6 +17,9 @@ pub enum Step {
     All(Vec<Step>),
     /// This is typed once everything before it has been seen.
     Send(String),
+    /// This command (`top`, `policy`, `vm`, `vm-stats`) is run over the control channel; what it prints is taken into the text, each line
+    /// behind `control: `. The steps behind it wait for it to end.
+    Control(String),
 }
 
 impl Step {
@@ -29,7 +32,7 @@ impl Step {
                 let (start, end) = step.find(text)?;
                 Some((from.min(start), to.max(end)))
             }),
-            Step::Send(_) => None,
+            Step::Send(_) | Step::Control(_) => None,
         }
     }
 
@@ -38,7 +41,7 @@ impl Step {
         match self {
             Step::Matches(_) => true,
             Step::All(steps) => steps.iter().any(Step::has_pattern),
-            Step::Contains(_) | Step::Send(_) => false,
+            Step::Contains(_) | Step::Send(_) | Step::Control(_) => false,
         }
     }
 }
@@ -53,6 +56,7 @@ impl fmt::Display for Step {
                 steps.iter().try_for_each(|step| write!(f, " {step}"))
             }
             Step::Send(text) => write!(f, "(typing {text:?})"),
+            Step::Control(text) => write!(f, "(running `{text}`)"),
         }
     }
 }
@@ -65,6 +69,7 @@ impl<'de> Deserialize<'de> for Step {
             regex: Option<String>,
             send: Option<String>,
             all: Option<Vec<Step>>,
+            control: Option<String>,
         }
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -75,17 +80,18 @@ impl<'de> Deserialize<'de> for Step {
         match Form::deserialize(from)? {
             Form::Text(text) if text.is_empty() => Err(Error::custom("an empty string is always found")),
             Form::Text(text) => Ok(Step::Contains(text)),
-            Form::Table(Table { regex: Some(pattern), send: None, all: None }) => {
+            Form::Table(Table { regex: Some(pattern), send: None, all: None, control: None }) => {
                 let regex = RegexBuilder::new(&pattern).multi_line(true).build();
                 regex.map(Step::Matches).map_err(|error| Error::custom(format!("{pattern:?}: {error}")))
             }
-            Form::Table(Table { regex: None, send: Some(text), all: None }) => Ok(Step::Send(text)),
-            Form::Table(Table { regex: None, send: None, all: Some(steps) })
-                if !steps.is_empty() && !steps.iter().any(|step| matches!(step, Step::Send(_))) =>
+            Form::Table(Table { regex: None, send: Some(text), all: None, control: None }) => Ok(Step::Send(text)),
+            Form::Table(Table { regex: None, send: None, all: None, control: Some(text) }) => Ok(Step::Control(text)),
+            Form::Table(Table { regex: None, send: None, all: Some(steps), control: None })
+                if !steps.is_empty() && !steps.iter().any(|step| matches!(step, Step::Send(_) | Step::Control(_))) =>
             {
                 Ok(Step::All(steps))
             }
-            Form::Table(_) => Err(Error::custom("one of `regex`, `send`, and `all` with something to see")),
+            Form::Table(_) => Err(Error::custom("one of `regex`, `send`, `control`, and `all` with something to see")),
         }
     }
 }
@@ -95,12 +101,14 @@ pub struct Matcher<'a> {
     steps: &'a [Step],
     /// Where in the log the next step is looked for.
     from: usize,
+    /// Commands whose turn has come.
+    commands: Vec<&'a str>,
 }
 
 impl<'a> Matcher<'a> {
     /// Starts before the first step.
     pub fn new(steps: &'a [Step]) -> Self {
-        Self { steps, from: 0 }
+        Self { steps, from: 0, commands: Vec::new() }
     }
 
     /// Takes all steps that `text` allows; `text` only grows from call to call. Patterns see `whole_lines` only,
@@ -110,6 +118,8 @@ impl<'a> Matcher<'a> {
         while let Some((step, rest)) = self.steps.split_first() {
             if let Step::Send(keys) = step {
                 typed.push_str(keys);
+            } else if let Step::Control(command) = step {
+                self.commands.push(command);
             } else {
                 let seen = if step.has_pattern() { whole_lines } else { text };
                 let Some((_, end)) = seen.get(self.from..).and_then(|seen| step.find(seen)) else {
@@ -120,6 +130,11 @@ impl<'a> Matcher<'a> {
             self.steps = rest;
         }
         typed
+    }
+
+    /// Commands that are to be run now, in this order.
+    pub fn take_commands(&mut self) -> Vec<&'a str> {
+        std::mem::take(&mut self.commands)
     }
 
     /// The step that comes next, or `None` when all were taken.
@@ -163,6 +178,19 @@ mod tests {
     }
 
     #[test]
+    fn commands_come_in_their_turn() {
+        let steps = steps(r#"["up", { control = "vm list" }, "control: one: running", { control = "vm kill one" }]"#);
+        let mut matcher = Matcher::new(&steps);
+        matcher.advance("u", "");
+        assert!(matcher.take_commands().is_empty());
+        matcher.advance("up\n", "up\n");
+        assert_eq!(matcher.take_commands(), ["vm list"]);
+        matcher.advance("up\ncontrol: one: running\n", "up\n");
+        assert_eq!(matcher.take_commands(), ["vm kill one"]);
+        assert!(matcher.waiting_for().is_none());
+    }
+
+    #[test]
     fn what_comes_in_any_order_is_all_seen_before_the_next() {
         let steps = steps(r#"[{ all = ["a", { regex = "^b$" }] }, "c"]"#);
         for (text, left) in [("a\nc\n", true), ("b\nc\na\n", true), ("b\na\nc\n", false), ("a\nb\nc\n", false)] {
@@ -181,6 +209,7 @@ mod tests {
             r#"[{ regex = "(" }]"#,
             r#"[{}]"#,
             r#"[{ regex = "a", send = "b" }]"#,
+            r#"[{ send = "a", control = "b" }]"#,
             r#"[{ x = "a" }]"#,
         ] {
             assert!(toml::from_str::<List>(&format!("steps = {list}")).is_err(), "{list}");

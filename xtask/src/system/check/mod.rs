@@ -241,7 +241,11 @@ impl<'a> Checker<'a> {
             let place = if *role.get_ref() == Role::Scheduler { *task.cpu.get_ref() } else { 0 };
             if let Some((_, _, other)) = taken.iter().find(|(r, p, _)| r == role.get_ref() && *p == place) {
                 let message = format!("`{name}` has the same role as `{other}`");
-                self.report(role.span(), message, "one planner and one supervisor a system, one scheduler a CPU");
+                self.report(
+                    role.span(),
+                    message,
+                    "one planner, supervisor and control task a system, one scheduler a CPU",
+                );
             }
             taken.push((*role.get_ref(), place, name));
             if *role.get_ref() == Role::Supervisor {

@@ -45,6 +45,7 @@ impl Checker<'_> {
                 Role::Planner => "planner",
                 Role::Scheduler => "scheduler",
                 Role::Supervisor => "supervisor",
+                Role::Control => "control task",
             };
             let hint = "the system's guarantees stand on it: add `time = { slice = …, period = … }`";
             self.report(role.span(), format!("the {what} `{text}` has no window of its own"), hint);

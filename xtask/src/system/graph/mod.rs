@@ -167,6 +167,7 @@ fn grant_line(name: &str, grant: &Grant) -> Option<String> {
         Grant::Region { region, writable: false } => format!("region {region}, read"),
         Grant::Cpu { cpu, rights } => format!("CPU {cpu}, {}", cpu_rights(*rights)),
         Grant::Platform => "the platform".to_owned(),
+        Grant::Supervisor => "orders to the root task".to_owned(),
         Grant::Context { task } => format!("time of {task}"),
         Grant::Control { task } => format!("control of {task}"),
     })

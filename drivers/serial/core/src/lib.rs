@@ -1,0 +1,16 @@
+//! A 16550 serial port, apart from ports and IPC: it runs on the host in tests.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`uart`] | the registers; sending by waiting, as the console does |
+//! | [`line`] | bytes in both directions by interrupt, with bounded queues, as the serial driver does |
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod line;
+pub mod uart;
