@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | `fuzz SEED COUNT` | does at random what a guest can do, then switches the machine off |
 //! | `vectors SEED COUNT` | holds patterns in vector registers until others ran so often |
+//! | `victim ROUNDS` | mixes memory and prints its hash |
 //! | `bench` | measures exits and switches the machine off |
 //! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
 //! | `off` | switches the machine off by ACPI |
@@ -23,8 +24,10 @@
 mod serial;
 mod bench;
 mod fuzz;
+mod fuzz_devices;
 mod hardware;
 mod vectors;
+mod victim;
 
 use hardware::{halt, in8, out8, out16};
 
@@ -69,6 +72,10 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             let mut numbers = bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number);
             let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(100));
             if vectors::run(seed, count) { power_off() } else { vectors::fail() }
+        }
+        "victim" => {
+            victim::run(bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number).next().unwrap_or(1));
+            power_off()
         }
         "bench" => {
             bench::run();
