@@ -476,7 +476,7 @@ impl<'a> Vm<'a> {
         let looks = self.machine.looks();
         if looks != self.looked {
             self.looked = looks;
-            cpu.tell(self.index, &self.history);
+            cpu.tell(self.index, &self.seat.history);
         }
     }
 
