@@ -23,6 +23,7 @@ extern crate alloc;
 
 mod backend;
 mod control;
+mod debugger;
 mod hardware;
 mod machine;
 mod processor;
