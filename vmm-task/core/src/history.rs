@@ -74,8 +74,8 @@ impl History {
 
     /// Exits by reason ([`Exit`] as a number).
     #[must_use]
-    pub const fn counts(&self) -> &[u64; 32] {
-        &self.counts
+    pub fn counts(&self) -> [u64; 32] {
+        self.counts.each_ref().map(|count| count.load(Relaxed))
     }
 
     /// The last exits, oldest first.

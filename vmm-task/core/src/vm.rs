@@ -484,7 +484,7 @@ impl<'a> Vm<'a> {
         let looks = self.machine.looks();
         if looks != self.looked {
             self.looked = looks;
-            cpu.tell(self.index, &self.history);
+            cpu.tell(self.index, &self.seat.history);
         }
     }
 
