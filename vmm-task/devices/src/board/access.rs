@@ -231,9 +231,10 @@ impl Board {
         if gpa & !0xFFF == p::LAPIC_BASE {
             // Registers are 32 bits wide; narrower writes have no defined meaning and are ignored.
             if size >= 4 {
+                let before = self.apic_deadline(vcpu);
                 let eoi = self.fabric.apics.mmio_write(vcpu, gpa as u32 & 0xFFF, value as u32, now);
                 self.fabric.broadcast(eoi);
-                self.deadline_stale = true;
+                self.deadline_stale |= self.apic_deadline(vcpu) != before;
             }
             return;
         }

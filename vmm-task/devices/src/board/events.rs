@@ -40,9 +40,10 @@ impl Board {
     /// # Errors
     /// [`GpFault`]: inject #GP(0).
     pub fn msr_write(&mut self, vcpu: usize, msr: u32, value: u64, now: u64) -> Result<(), GpFault> {
+        let before = self.apic_deadline(vcpu);
         let eoi = self.fabric.apics.msr_write(vcpu, msr, value, now)?;
         self.fabric.broadcast(eoi);
-        self.deadline_stale = true;
+        self.deadline_stale |= self.apic_deadline(vcpu) != before;
         Ok(())
     }
 
@@ -158,6 +159,7 @@ impl Board {
 
     /// When the timer of a vCPU's local APIC fires next.
     #[must_use]
+    #[inline(always)]
     pub fn apic_deadline(&self, vcpu: usize) -> Option<u64> {
         self.fabric.apics.get(vcpu).and_then(Lapic::next_deadline)
     }
