@@ -19,6 +19,12 @@ pub fn task_wrote(register: u16, value: u32) {
     }
 }
 
+/// Whether a thread's text is being printed a piece at a time: a task that drives COM1 itself comes after it.
+pub fn is_busy() -> bool {
+    let recent = crate::arch::now().wrapping_sub(WRITER.1.load(Relaxed)) < tsc::hz() / PATIENCE;
+    recent && WRITER.0.load(Relaxed) != 0
+}
+
 /// Whether a line of a task's would be cut in two now.
 pub fn is_open() -> bool {
     OPEN.load(Relaxed)
@@ -30,11 +36,6 @@ static WRITER: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
 const FIFO: usize = 16;
 /// How long others leave a line alone that does not go on: this part of a second.
 const PATIENCE: u64 = 50;
-
-/// Whether a text is printed a piece at a time, and goes on.
-pub fn is_in_text() -> bool {
-    WRITER.0.load(Relaxed) != 0 && crate::arch::now().wrapping_sub(WRITER.1.load(Relaxed)) < tsc::hz() / PATIENCE
-}
 
 /// Ends a task's line.
 fn close(serial: &mut Serial) {
