@@ -123,6 +123,7 @@ fn list(cases: &[Case], host: bool) {
 fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count> {
     let mut tools: Vec<&[Tool]> = cases.iter().flat_map(|case| case.machine.tools()).collect();
     tools.push(hosttools::BINUTILS);
+    tools.extend(cases.iter().flat_map(|case| hosttools::of_system(&case.system)));
     tools.sort_by_key(|group| group.as_ptr());
     tools.dedup();
     tools.push(hosttools::ACPICA);
