@@ -57,7 +57,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -66,12 +66,12 @@ impl Random {
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
+        (self.word() % limit.max(1) as u64) as usize
     }
 
     /// So many bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| (self.next() >> 32) as u8).collect()
+        (0..count).map(|_| (self.word() >> 32) as u8).collect()
     }
 
     /// Changes some of `bytes`: single bits, whole numbers with favourites, the length.
@@ -88,7 +88,7 @@ impl Random {
                 2 => bytes.extend_from_within(at..),
                 kind => {
                     let favourites = [0, 1, 0x7f, 0xff, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX, 1 << 63];
-                    let value = if kind == 3 { self.next() } else { favourites[self.below(favourites.len())] };
+                    let value = if kind == 3 { self.word() } else { favourites[self.below(favourites.len())] };
                     for (byte, new) in
                         bytes.iter_mut().skip(at).zip(value.to_le_bytes()).take([1, 2, 4, 8][self.below(4)])
                     {

@@ -2,7 +2,7 @@
 
 use crate::Bytes;
 use crate::memory::Memory;
-use vmm_machine::boot::{flat, linux, pvh};
+use vmm_machine::boot::{Module, flat, linux, multiboot, multiboot2, pvh};
 use vmm_machine::memory_map::MemoryMap;
 
 const SIZE: u64 = 8 << 20;
@@ -10,14 +10,18 @@ const SIZE: u64 = 8 << 20;
 /// Loads the bytes as each kind of image there is.
 pub fn run(data: &[u8]) {
     let mut bytes = Bytes::new(data);
-    let with_initrd = bytes.byte() & 1 != 0;
+    let count = usize::from(bytes.byte() & 3);
     let kernel = bytes.rest();
-    let initrd = with_initrd.then(|| kernel.get(kernel.len() / 2..).unwrap_or_default());
+    let module = Module { bytes: kernel.get(kernel.len() / 2..).unwrap_or_default(), cmdline: b"module" };
+    let modules = vec![module; count];
     let Ok(map) = MemoryMap::new(SIZE) else { return };
     let mut memory = Memory::new(SIZE as usize);
-    let guest = linux::LinuxGuest { kernel, initrd, cmdline: b"quiet", rsdp: 0xe_0000 };
-    let _ = linux::load(&mut memory, &map, &guest);
-    let _ = pvh::load(&mut memory, &map, &pvh::PvhGuest { kernel, initrd, cmdline: b"quiet", rsdp: 0xe_0000 });
+    let (modules, cmdline, rsdp) = (modules.as_slice(), b"quiet".as_slice(), 0xe_0000);
+    let _ = linux::load(&mut memory, &map, &linux::LinuxGuest { kernel, modules, cmdline, rsdp });
+    let _ = pvh::load(&mut memory, &map, &pvh::PvhGuest { kernel, modules, cmdline, rsdp });
+    let guest = multiboot::MultibootGuest { kernel, cmdline, modules };
+    let _ = multiboot::load(&mut memory, &map, &guest);
+    let _ = multiboot2::load(&mut memory, &map, &guest, b"RSD PTR ");
     let _ = flat::load(&mut memory, &map, &flat::FlatGuest { image: kernel, cmdline: b"", argument: SIZE });
 }
 
@@ -66,6 +70,18 @@ pub fn elf_image() -> Vec<u8> {
     image
 }
 
+/// A Multiboot kernel: the header in front of code that it loads itself.
+#[must_use]
+pub fn multiboot_image() -> Vec<u8> {
+    const MAGIC: u32 = 0x1bad_b002;
+    const FLAGS: u32 = 1 << 16 | 3;
+    let words =
+        [MAGIC, FLAGS, MAGIC.wrapping_add(FLAGS).wrapping_neg(), 0x20_0000, 0x20_0000, 0x20_1000, 0x20_2000, 0x20_0020];
+    let mut image: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    image.resize(0x1000, 0x90);
+    image
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,9 +90,11 @@ mod tests {
     fn what_is_mutated_is_valid() {
         let map = MemoryMap::new(SIZE).unwrap();
         let mut memory = Memory::new(SIZE as usize);
-        let guest = linux::LinuxGuest { kernel: &bz_image(), initrd: None, cmdline: b"", rsdp: 0 };
+        let guest = linux::LinuxGuest { kernel: &bz_image(), modules: &[], cmdline: b"", rsdp: 0 };
         linux::load(&mut memory, &map, &guest).unwrap();
-        let guest = pvh::PvhGuest { kernel: &elf_image(), initrd: None, cmdline: b"", rsdp: 0 };
+        let guest = pvh::PvhGuest { kernel: &elf_image(), modules: &[], cmdline: b"", rsdp: 0 };
         pvh::load(&mut memory, &map, &guest).unwrap();
+        let guest = multiboot::MultibootGuest { kernel: &multiboot_image(), cmdline: b"", modules: &[] };
+        multiboot::load(&mut memory, &map, &guest).unwrap();
     }
 }

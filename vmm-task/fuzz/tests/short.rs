@@ -36,9 +36,9 @@ fn the_decoder_bears_any_bytes() {
 
 #[test]
 fn loaders_bear_any_image() {
-    let valid = [loaders::bz_image(), loaders::elf_image()];
+    let valid = [loaders::bz_image(), loaders::elf_image(), loaders::multiboot_image()];
     rounds(1_500, |random| {
-        let mut image = vec![random.next() as u8];
+        let mut image = vec![random.word() as u8];
         image.extend_from_slice(&valid[random.below(valid.len())]);
         random.mutate(&mut image);
         loaders::run(&image);
