@@ -157,6 +157,8 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
         },
         Relaxed,
     );
+    #[cfg(feature = "mischarge")]
+    crate::mischarge::boot(option("mischarge"));
     if option("selftest") == Some("hang") {
         arch::stop();
     }

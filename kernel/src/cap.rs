@@ -18,6 +18,9 @@ use moira_kernel_core::{
 pub const STATE_PAGE: u16 = 2;
 
 const LINK: u64 = (1 << 48) - 1;
+/// Bits of the depth, in the upper part of `next`; above it the lower bits of the number of a flush.
+const DEPTH: u64 = 63 << 48;
+const FLUSH_SHIFT: u32 = 54;
 
 /// A slot: word 0 (object, rights, generation), word 1 (badge, or where a frame is mapped), and the derivation links with
 /// the depth in the upper bits of `next` and a mark in those of `previous`.
@@ -142,6 +145,16 @@ impl Slot {
         (self.previous.get() >> 48) as u16
     }
 
+    /// Remembers which flush an unmapping or protecting waits for: ten bits of its number, as flushes are numbered one by one.
+    pub fn await_flush(&self, number: u64) {
+        self.next.set(self.next.get() & (LINK | DEPTH) | number << FLUSH_SHIFT);
+    }
+
+    /// That flush, or a later one up to `last`.
+    pub fn awaited_flush(&self, last: u64) -> u64 {
+        last.wrapping_sub(last.wrapping_sub(self.next.get() >> FLUSH_SHIFT) & (u64::MAX >> FLUSH_SHIFT))
+    }
+
     /// Sets them.
     pub fn set_mark(&self, mark: u16) {
         self.previous.set(self.previous.get() & LINK | (mark as u64) << 48);
@@ -164,7 +177,7 @@ impl Links for SlotLinks {
         slot(at).previous.get() & LINK
     }
     fn depth(&self, at: u64) -> u16 {
-        (slot(at).next.get() >> 48) as u16
+        (slot(at).next.get() >> 48) as u16 & 63
     }
     fn set_next(&self, at: u64, next: u64) {
         let at = slot(at);
@@ -176,7 +189,7 @@ impl Links for SlotLinks {
     }
     fn set_depth(&self, at: u64, depth: u16) {
         let at = slot(at);
-        at.next.set(at.next.get() & LINK | (depth as u64) << 48);
+        at.next.set(at.next.get() & !DEPTH | (depth as u64) << 48);
     }
 }
 
@@ -208,6 +221,7 @@ pub fn relocate(from: Obj<Slot>, to: Obj<Slot>) -> Result<(), Error> {
     from.clear();
     derivation::replace(&SlotLinks, from.physical(), to.physical());
     to.set_mark(mark);
+    to.await_flush(from.next.get() >> FLUSH_SHIFT);
     to.write(cap.word, cap.badge);
     Ok(())
 }
@@ -244,32 +258,63 @@ pub fn remove(at: Obj<Slot>) {
     at.set_mark(0);
 }
 
-/// Removes up to `budget` capabilities derived from a slot, leaves first, so that an interrupted revocation leaves a proper
-/// derivation behind. Answers whether none is left.
-pub fn revoke_some(of: Obj<Slot>, budget: &mut u32) -> bool {
-    while let Some(mut leaf) = derivation::first_descendant(&SlotLinks, of.physical()) {
-        if *budget == 0 {
+/// What one hold of the structural lock may still cost, in units of about ten instructions. Whatever fits into a fresh one is done
+/// at last, so that each hold gets on.
+pub struct Budget(u32);
+
+impl Budget {
+    /// Removing a capability, and what a mapping adds to it.
+    const REMOVE: u32 = 12;
+    const UNMAP: u32 = 6;
+
+    /// That of a whole hold: the longest derivation and one removal, or six removals.
+    pub const fn new() -> Budget {
+        Budget(derivation::MAX_DEPTH as u32 + Budget::REMOVE + Budget::UNMAP)
+    }
+
+    /// Spends; answers whether there was enough left.
+    pub fn spend(&mut self, units: u32) -> bool {
+        let enough = self.0 >= units;
+        if enough {
+            self.0 -= units;
+        }
+        enough
+    }
+
+    fn spend_removal(&mut self, slot: Obj<Slot>) -> bool {
+        let mapped = slot.word().kind_code() == ObjectType::Frame as u8 && slot.word1.load(Relaxed) != 0;
+        self.spend(Budget::REMOVE + if mapped { Budget::UNMAP } else { 0 })
+    }
+}
+
+/// Removes capabilities derived from a slot, leaves first, so that an interrupted revocation leaves a proper derivation behind. Answers
+/// whether none is left.
+pub fn revoke_some(of: Obj<Slot>, budget: &mut Budget) -> bool {
+    let mut at = of.physical();
+    loop {
+        // A step down costs one.
+        at = derivation::descend(&SlotLinks, at, &mut budget.0);
+        if at == of.physical() {
+            return !has_descendants(of);
+        }
+        if !budget.spend_removal(slot(at)) {
             return false;
         }
-        *budget -= 1;
-        // At most MAX_DEPTH steps.
-        while let Some(deeper) = derivation::first_descendant(&SlotLinks, leaf) {
-            leaf = deeper;
-        }
-        remove(slot(leaf));
+        // What stands before a leaf is its parent or another leaf of that one.
+        let before = SlotLinks.previous(at);
+        remove(slot(at));
+        at = before;
     }
-    true
 }
 
 /// Removes a capability and all that is derived from it. Answers whether it is done.
-pub fn delete_some(at: Obj<Slot>, budget: &mut u32) -> bool {
+pub fn delete_some(at: Obj<Slot>, budget: &mut Budget) -> bool {
     if at.is_empty() {
         return true;
     }
-    if !revoke_some(at, budget) || *budget == 0 {
+    if !revoke_some(at, budget) || !budget.spend_removal(at) {
         return false;
     }
-    *budget -= 1;
     remove(at);
     true
 }

@@ -122,6 +122,8 @@ pub fn report(cpu: &Cpu) {
     if !ON {
         return;
     }
+    // Not this report itself.
+    cpu.checks.entered.set(0);
     for (name, rows, count) in
         [("stretch", &cpu.checks.stretches, &cpu.checks.counts[0]), ("hold", &cpu.checks.holds, &cpu.checks.counts[1])]
     {

@@ -19,6 +19,12 @@ pub fn task_wrote(register: u16, value: u32) {
     }
 }
 
+/// Whether a thread's text is being printed a piece at a time: a task that drives COM1 itself comes after it.
+pub fn is_busy() -> bool {
+    let recent = crate::arch::now().wrapping_sub(WRITER.1.load(Relaxed)) < tsc::hz() / PATIENCE;
+    recent && WRITER.0.load(Relaxed) != 0
+}
+
 /// Whether a line of a task's would be cut in two now.
 pub fn is_open() -> bool {
     OPEN.load(Relaxed)

@@ -13,6 +13,7 @@ mod checks;
 mod ipc;
 mod log;
 mod memory;
+mod mischarge;
 mod object;
 mod panic;
 mod percpu;

@@ -72,7 +72,7 @@ fn record(stack: u64) -> ! {
             emergency(format_args!(
                 "  trace {} {} {:#x} {:#x}",
                 event.time,
-                event.kind & 0xffff_ffff,
+                event.what & 0xffff_ffff,
                 event.a,
                 event.b
             ));

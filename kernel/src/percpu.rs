@@ -233,9 +233,10 @@ impl Cpu {
         if self.chosen.get() == Some(context) || self.beneficiary.get() == Some(context) {
             crate::sched::charge(self);
             self.beneficiary.set(None);
-        }
-        if self.chosen.get() == Some(context) {
-            self.chosen.set(None);
+            if self.chosen.get() == Some(context) {
+                self.chosen.set(None);
+            }
+            crate::trace::account(self, 0);
         }
         self.gone.fetch_add(context.leave(), Relaxed);
         for cell in [&self.scheduler, &self.boot_context] {

@@ -7,6 +7,7 @@
 use crate::{
     arch, checks, ipc,
     memory::Obj,
+    mischarge,
     object::{
         life,
         sched_context::SchedContext,
@@ -50,7 +51,8 @@ fn charge_until(cpu: &Cpu, now: u64) {
             if cpu.in_dispatch.get() {
                 cpu.dispatched.set(cpu.dispatched.get() + ticks);
             }
-            context.charge(ticks, cpu.beneficiary.get());
+            let whom = cpu.beneficiary.get();
+            context.charge(ticks, if mischarge::is(mischarge::HELP) { Some(context) } else { whom });
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
     }
@@ -62,7 +64,7 @@ pub fn charge_interrupt(cpu: &Cpu, owner: Option<Obj<SchedContext>>) {
     let ticks = now.wrapping_sub(cpu.account_since.get());
     cpu.account_since.set(now);
     cpu.interrupt_time.set(cpu.interrupt_time.get() + ticks);
-    if let Some(owner) = owner {
+    if let Some(owner) = if mischarge::is(mischarge::INTERRUPT) { cpu.chosen.get() } else { owner } {
         owner.interrupts.set(owner.interrupts.get() + ticks);
     }
 }
@@ -238,10 +240,11 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
         // Until the next choice: calls and replies on one context's time do not change whom they are for.
         cpu.beneficiary.set(thread.beneficiary.get());
         arch::apic::set_timer(cpu, deadline, now);
-        trace::event(cpu, trace::CHOOSE, context.physical(), thread.physical());
+        trace::account(cpu, thread.physical());
         Some(thread)
     } else {
         cpu.chosen.set(None);
+        trace::account(cpu, 0);
         arch::apic::set_timer(cpu, deadline, now);
         None
     }
@@ -332,7 +335,9 @@ fn next_stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
     cpu.position.set(position);
     let owner = stretch.owner.unwrap_or(0);
     cpu.stretch.set((owner, stretch.until));
-    (cpu.window_owner(owner), stretch.until)
+    let context = cpu.window_owner(owner);
+    trace::event_at(cpu, now, trace::WINDOW, context.map_or(0, |context| context.physical()), stretch.until);
+    (context, stretch.until)
 }
 
 /// Puts the next plan in force at the boundary of a cycle; at once if there is none yet.

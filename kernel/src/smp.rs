@@ -54,15 +54,12 @@ pub mod mail {
 /// Messages that are acted upon at a time.
 const MAIL_BATCH: usize = 16;
 
-/// A set of CPUs.
-pub type CpuSet = [u64; MAX_CPUS / 64];
-
 /// The address of no space (an empty slot's is 0, which must not look loaded).
 pub const NOTHING: u64 = 1;
 
 /// The structural lock.
 static LOCK: Turns<AtomicU64, { MAX_CPUS / 64 }> =
-    Turns::new(AtomicU64::new(0), [const { AtomicU64::new(0) }; MAX_CPUS / 64]);
+    Turns::new(AtomicU64::new(0), AtomicU64::new(0), [const { AtomicU64::new(0) }; MAX_CPUS / 64]);
 /// Number of the last flush asked for.
 static FLUSHES: AtomicU64 = AtomicU64::new(0);
 
@@ -266,33 +263,46 @@ pub fn leave_kernel(cpu: &Cpu) {
     cpu.epoch.store(cpu.epoch.load(Relaxed) + 1, Release);
 }
 
-/// Begins a grace period: all other CPUs that run have yet to be seen outside of the kernel.
-pub fn grace_start(me: &Cpu) -> CpuSet {
-    fence(SeqCst);
-    let mut set = CpuSet::default();
-    for cpu in percpu::online().filter(|cpu| cpu.index != me.index) {
-        set[cpu.index as usize / 64] |= 1 << (cpu.index % 64);
-    }
-    grace_look(&mut set);
-    set
+/// A grace period: the CPUs that have yet to be seen outside of the kernel, and four bits of each one's epoch at the beginning. One that is
+/// found in the kernel with another epoch was outside meanwhile.
+#[derive(Clone, Copy, Default)]
+pub struct Grace {
+    left: [u64; MAX_CPUS / 64],
+    epochs: [u64; MAX_CPUS / 16],
 }
 
-/// Takes the CPUs that are outside of the kernel now out of the set; answers whether none is left.
-pub fn grace_look(set: &mut CpuSet) -> bool {
-    let mut left = 0;
-    for (i, word) in set.iter_mut().enumerate() {
-        let mut todo = *word;
-        while todo != 0 {
-            let bit = todo.trailing_zeros();
-            todo &= todo - 1;
-            let outside = percpu::get(i as u32 * 64 + bit).is_none_or(|cpu| cpu.epoch.load(SeqCst) & 1 == 0);
-            if outside {
-                *word &= !(1 << bit);
+impl Grace {
+    /// Begins one: all other CPUs that run.
+    pub fn begin(me: &Cpu) -> Grace {
+        fence(SeqCst);
+        let mut grace = Grace::default();
+        for cpu in percpu::online().filter(|cpu| cpu.index != me.index) {
+            let (index, epoch) = (cpu.index as usize, cpu.epoch.load(SeqCst));
+            if epoch & 1 != 0 {
+                grace.left[index / 64] |= 1 << (index % 64);
+                grace.epochs[index / 16] |= (epoch & 15) << (index % 16 * 4);
             }
         }
-        left |= *word;
+        grace
     }
-    left == 0
+
+    /// Looks again; answers whether it is over.
+    pub fn look(&mut self) -> bool {
+        let mut left = 0;
+        for (i, word) in self.left.iter_mut().enumerate() {
+            let mut todo = *word;
+            while todo != 0 {
+                let index = i * 64 + todo.trailing_zeros() as usize;
+                todo &= todo - 1;
+                let epoch = percpu::get(index as u32).map_or(0, |cpu| cpu.epoch.load(SeqCst));
+                if epoch & 1 == 0 || epoch & 15 != self.epochs[index / 16] >> (index % 16 * 4) & 15 {
+                    *word &= !(1 << (index % 64));
+                }
+            }
+            left |= *word;
+        }
+        left == 0
+    }
 }
 
 /// A translation of a space was removed or narrowed: other CPUs that have it loaded must flush.
@@ -352,7 +362,16 @@ fn flush_here(cpu: &Cpu) {
     cpu.flush_done.store(wanted, Release);
 }
 
-/// Whether any CPU still has to flush.
-pub fn flushes_pending() -> bool {
-    percpu::count() > 1 && percpu::online().any(flush_due)
+/// Number of the last flush that was asked for.
+pub fn last_flush() -> u64 {
+    FLUSHES.load(SeqCst)
+}
+
+/// Whether everybody who was asked did the flushes up to this one; later ones are others' business.
+pub fn flushed(number: u64) -> bool {
+    percpu::count() == 1
+        || percpu::online().all(|cpu| {
+            let done = cpu.flush_done.load(Acquire);
+            flush::settled(number, done) || flush::settled(cpu.flush_wanted.load(Acquire), done)
+        })
 }

@@ -5,6 +5,7 @@ use crate::{
     cap::{self, Cap, Slot},
     checks, ipc,
     memory::Obj,
+    mischarge,
     object::{
         address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
         thread::{self, Thread, reg},
@@ -111,13 +112,18 @@ impl From<Error> for Busy {
     }
 }
 
+/// Of work that is done a part at a time: whether this was the last one.
+fn finished(done: Result<bool, Error>) -> Result<(), Busy> {
+    if done? { Ok(()) } else { Err(Busy::Restart) }
+}
+
 fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), Busy> {
     let slot = cap::slot_of(thread.table()?, thread.regs[reg::RDI].get())?;
     let cap = slot.read();
     // Methods that change nothing structural take no lock.
     match method {
-        Method::PortIn => return Ok(io_ports::access(cap, thread, false)?),
-        Method::PortOut => return Ok(io_ports::access(cap, thread, true)?),
+        Method::PortIn => return finished(io_ports::access(cap, thread, false)),
+        Method::PortOut => return finished(io_ports::access(cap, thread, true)),
         Method::InterruptAck => return Ok(interrupt::ack(cap.object(Rights::USE)?)?),
         Method::InterruptMessage => return Ok(interrupt::message(cap.object(Rights::USE)?, thread)?),
         Method::ContextConsumed => {
@@ -126,8 +132,9 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         }
         Method::PlanAppendMany => {
             let begun = arch::now();
+            trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
             let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
-            account_structural(cpu, begun);
+            account_structural(cpu, thread, method, begun);
             return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
         }
         Method::ContextLosers => {
@@ -137,9 +144,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         Method::VcpuKick => return Ok(vcpu::kick(cpu, cap.object(Rights::USE)?)?),
         Method::CapInspect => return Ok(cap_table::inspect(cap.object(Rights::USE)?, thread)?),
         Method::CpuLedger => return Ok(cpu_object::ledger(cpu, cap.object(Rights(0))?, thread)?),
-        Method::PlatformLog => {
-            return if platform::log(cap.object(Rights::USE)?, thread)? { Ok(()) } else { Err(Busy::Restart) };
-        }
+        Method::PlatformLog => return finished(platform::log(cap.object(Rights::USE)?, thread)),
         Method::PlatformEnd => return Ok(platform::end(cap.object(Rights::USE)?, thread)?),
         Method::PlatformTrace => return Ok(platform::trace(cap.object(Rights::USE)?, thread)?),
         _ => {}
@@ -148,28 +153,32 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         return Err(Busy::Restart);
     }
     let begun = arch::now();
-    trace::event(cpu, trace::STRUCTURAL, thread.physical(), method as u64);
-    // Read anew: until the lock was taken, others may have changed the slot.
-    let result = structural(cpu, thread, method, slot, slot.read());
+    trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
+    // Until the lock was taken, others may have changed the slot: then all is decoded again.
+    let result =
+        if slot.word().0 == cap.word.0 { structural(cpu, thread, method, slot, cap) } else { Err(Busy::Restart) };
     smp::unlock(cpu);
-    account_structural(cpu, begun);
-    Ok(result?)
+    account_structural(cpu, thread, method, begun);
+    result
 }
 
 /// Books structural work since then.
-fn account_structural(cpu: &Cpu, begun: u64) {
+fn account_structural(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64) {
+    let ended = arch::now();
     // Part of the asker's own time: what a helper pays for is told as lost.
-    if let Some(context) = cpu.chosen.get()
-        && cpu.beneficiary.get() == Some(context)
+    let wrong = if mischarge::is(mischarge::STRUCTURAL) { cpu.scheduler.get() } else { None };
+    if let Some(context) = wrong.or(cpu.chosen.get())
+        && (wrong.is_some() || cpu.beneficiary.get() == Some(context))
     {
-        context.structural.set(context.structural.get() + (arch::now() - begun));
+        context.structural.set(context.structural.get() + (ended - begun));
     }
+    trace::event_at(cpu, ended, trace::STRUCTURAL_END, thread.physical(), method as u64);
 }
 
-fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<Slot>, cap: Cap) -> Result<(), Error> {
+fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<Slot>, cap: Cap) -> Result<(), Busy> {
     const USE: Rights = Rights::USE;
-    match method {
-        Method::UntypedRetype => untyped::retype(cap.object(USE)?, slot, thread),
+    Ok(match method {
+        Method::UntypedRetype => return finished(untyped::retype(cap.object(USE)?, slot, thread)),
         Method::UntypedRevoke => untyped::revoke(cpu, cap.object(USE)?, slot),
         Method::UntypedInfo => untyped::info(cap.object(USE)?, thread),
         Method::CapCopy => cap_table::derive(cap.object(USE)?, thread, false),
@@ -195,8 +204,8 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::InterruptBind => interrupt::bind(cap.object(USE)?, thread),
         Method::VcpuConfigure => vcpu::configure(cap.object(USE)?, thread),
         Method::VcpuSetSpace => vcpu::set_space(cap.object(USE)?, thread),
-        Method::VcpuAllowMsr => vcpu::allow_msr(cap.object(USE)?, thread),
-        Method::VcpuAllowPorts => vcpu::allow_ports(cap.object(USE)?, thread),
+        Method::VcpuAllowMsr => return finished(vcpu::allow_msr(cap.object(USE)?, thread)),
+        Method::VcpuAllowPorts => return finished(vcpu::allow_ports(cap.object(USE)?, thread)),
         Method::PlanClear => plan::clear(cap.object(USE)?, thread),
         Method::PlanAppend => plan::append(cap.object(USE)?, thread),
         Method::CpuInstallPlan => cpu_object::install_plan(cpu, cap.object(Rights::PLAN)?, thread),
@@ -207,5 +216,5 @@ fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<
         Method::PlatformMakeIoPorts => platform::make_io_ports(cap.object(USE)?, slot, thread),
         Method::PlatformMakeFrame => platform::make_frame(cap.object(USE)?, slot, thread),
         _ => Err(Error::NoMethod),
-    }
+    }?)
 }

@@ -1,62 +1,37 @@
-//! The trace: a ring of events per CPU, written by that CPU alone. Format: `docs/abi/trace.md`.
+//! The trace: a ring of events per CPU, written by that CPU alone. Format: `docs/abi/trace.md`, `moira_abi::trace`.
 
 use crate::{
     arch,
     percpu::{self, Cpu, attention},
 };
-use core::{cell::Cell, sync::atomic::Ordering::Relaxed};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+pub use moira_abi::trace::{EVENTS, Event, kind::*};
 
-/// Choose took a context (object 1) and a thread (object 2).
-pub const CHOOSE: u32 = 1;
-/// A direct switch to a thread.
-pub const SWITCH: u32 = 2;
-/// A thread faulted; argument: vector.
-pub const FAULT: u32 = 3;
-/// An interrupt; argument: vector.
-pub const INTERRUPT: u32 = 4;
-/// A structural operation; argument: method.
-pub const STRUCTURAL: u32 = 5;
-/// A guest exit; argument: reason.
-pub const EXIT: u32 = 6;
-/// A system call; argument: method.
-pub const SYSCALL: u32 = 7;
-/// The structural lock was taken, and this CPU waits for its turn.
-pub const WAIT: u32 = 8;
-/// A system call runs again from its start; argument: the thread.
-pub const RESTART: u32 = 9;
-/// Translations were dropped; arguments: reason ([`moira_kernel_core::flush::Reason`]), space or page.
-pub const FLUSH: u32 = 10;
-
-/// Events of a ring.
-pub const EVENTS: usize = 512;
-
-/// One event.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub struct Event {
-    /// TSC.
-    pub time: u64,
-    /// Kind in the low half, CPU in the upper.
-    pub kind: u64,
-    /// First argument.
-    pub a: u64,
-    /// Second argument.
-    pub b: u64,
-}
+/// Kinds of events that are recorded: bit n for kind n.
+static KINDS: AtomicU64 = AtomicU64::new(0);
+/// Times the trace was switched: what was said before is not known to the reader any more.
+static TURN: AtomicU64 = AtomicU64::new(0);
 
 /// A ring.
 #[repr(C)]
 pub struct Ring {
     /// Events ever written.
     pub written: Cell<u64>,
+    /// Who was charged, and for whom, when it was said last; and in which turn of the trace.
+    last: Cell<(u64, u64, u64)>,
     /// The last ones.
     pub events: [Cell<Event>; EVENTS],
 }
 
-/// Switches the trace of all CPUs on or off.
-pub fn switch(on: bool) {
+/// Switches the trace of all CPUs on or off. `kinds`: 0 off, 1 all kinds of events, else bit n for kind n.
+pub fn switch(kinds: u64) {
+    TURN.fetch_add(1, Relaxed);
+    KINDS.store(if kinds == 1 { u64::MAX } else { kinds }, Relaxed);
     for cpu in percpu::online() {
-        if on {
+        if kinds != 0 {
             cpu.attention.fetch_or(attention::TRACE, Relaxed);
         } else {
             cpu.attention.fetch_and(!attention::TRACE, Relaxed);
@@ -67,20 +42,55 @@ pub fn switch(on: bool) {
 /// Records an event, if the trace is on.
 #[inline(always)]
 pub fn event(cpu: &Cpu, kind: u32, a: u64, b: u64) {
-    if cpu.attention.load(Relaxed) & attention::TRACE != 0 {
-        record(cpu, kind, a, b);
+    if is_on(cpu) {
+        record(cpu, arch::now(), kind, a, b);
+    }
+}
+
+/// Records an event of that moment: where the trace must say to the tick what the ledger says.
+#[inline(always)]
+pub fn event_at(cpu: &Cpu, time: u64, kind: u32, a: u64, b: u64) {
+    if is_on(cpu) {
+        record(cpu, time, kind, a, b);
+    }
+}
+
+/// Whether anything is recorded.
+#[inline(always)]
+pub fn is_on(cpu: &Cpu) -> bool {
+    cpu.attention.load(Relaxed) & attention::TRACE != 0
+}
+
+#[cold]
+fn record(cpu: &Cpu, time: u64, kind: u32, a: u64, b: u64) {
+    if KINDS.load(Relaxed) >> kind & 1 == 0 {
+        return;
+    }
+    let ring = &cpu.trace;
+    let written = ring.written.get();
+    ring.events[written as usize % EVENTS].set(Event { time, what: kind as u64 | (cpu.index as u64) << 32, a, b });
+    ring.written.set(written + 1);
+}
+
+/// A choice: who is charged from now on, and for whom, if that is news; else only which thread runs.
+#[inline(always)]
+pub fn account(cpu: &Cpu, thread: u64) {
+    if is_on(cpu) {
+        record_account(cpu, thread);
     }
 }
 
 #[cold]
-fn record(cpu: &Cpu, kind: u32, a: u64, b: u64) {
-    let ring = &cpu.trace;
-    let written = ring.written.get();
-    ring.events[written as usize % EVENTS].set(Event {
-        time: arch::now(),
-        kind: kind as u64 | (cpu.index as u64) << 32,
-        a,
-        b,
-    });
-    ring.written.set(written + 1);
+fn record_account(cpu: &Cpu, thread: u64) {
+    let time = cpu.account_since.get();
+    let chosen = cpu.chosen.get().map_or(0, |context| context.physical());
+    let whom = cpu.beneficiary.get().map_or(0, |context| context.physical());
+    let said = (chosen, whom, TURN.load(Relaxed));
+    if cpu.trace.last.replace(said) == said {
+        return record(cpu, time, SWITCH, thread, 0);
+    }
+    record(cpu, time, CHOOSE, chosen, thread);
+    if chosen != 0 && whom != chosen {
+        record(cpu, time, FOR, chosen, whom);
+    }
 }

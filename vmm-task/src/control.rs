@@ -106,7 +106,7 @@ impl Control {
     pub fn tell(&self, cpu: usize, history: &History) {
         let Some((mailbox, _)) = self.door.filter(|_| cpu < mailbox::MOST_CPUS) else { return };
         for (word, count) in (mailbox::EXITS + cpu * mailbox::REASONS..).zip(history.counts()) {
-            mailbox.set(word, *count);
+            mailbox.set(word, count);
         }
         let left = self.left.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |left| left.checked_sub(1));
         if left == Ok(1) {

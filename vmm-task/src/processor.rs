@@ -84,7 +84,8 @@ impl Processor for Kernel {
 
     fn sleep(&mut self, until: u64) -> u64 {
         match sys::receive(Deadline(until)) {
-            Ok(Event::Notified(bits)) => bits,
+            // What it was woken for stands in the machine.
+            Ok(Event::Notified(bits)) => bits & !WAKE,
             // This task serves no endpoint.
             Ok(Event::Timeout | Event::Call(_)) => 0,
             Err(error) => {
@@ -95,7 +96,7 @@ impl Processor for Kernel {
     }
 
     fn poll(&mut self) -> u64 {
-        self.notification.poll().unwrap_or(0)
+        self.notification.poll().unwrap_or(0) & !WAKE
     }
 
     fn orders(&mut self, bits: u64) -> Orders {

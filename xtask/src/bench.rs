@@ -17,10 +17,13 @@ use crate::build;
 use crate::cli::Global;
 use crate::console::{End, Watch};
 use crate::emulator::{Emulator, Machine};
+use crate::experiment;
 use crate::hosttools;
 use crate::paths;
 use crate::progress;
+use crate::system;
 use crate::toolchain::Toolchain;
+use crate::trace::Tracer;
 
 mod costs;
 
@@ -28,6 +31,8 @@ mod costs;
 const OFF: &str = "mitigations=off";
 /// What the names of the systems that measure begin with.
 const SYSTEMS: &str = "bench";
+/// The figure that comes from the experiments.
+const LEDGER_ERROR: &str = "time.ledger_error";
 /// Wall time after which a system that says nothing new is given up.
 const SILENCE: Duration = Duration::from_secs(300);
 
@@ -78,7 +83,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     };
     let looks = options.system.is_none() && wanted(&kernel::CHECKED.map(|(_, name)| name));
     // Before the others: what is built last is what cargo leaves under the kernel's name.
-    let checking = if looks { Some(build::checking_kernel(&toolchain)?) } else { None };
+    let checking = if looks { Some(build::kernel_with("checks", &toolchain, global.install())?) } else { None };
     let images = build::images(&toolchain, global.install())?;
     if options.mitigations {
         print!("{}", costs::table(options, &images, &machine)?);
@@ -89,7 +94,9 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     // The kernel's own figures and those of a whole Linux need no system that measures.
     let asked = |name: &String| match (&options.system, &options.pattern) {
         (Some(only), _) => only == name,
-        (None, Some(pattern)) => !linux::is_all_of(pattern) && !pattern.starts_with("kernel."),
+        (None, Some(pattern)) => {
+            !linux::is_all_of(pattern) && !pattern.starts_with("kernel.") && pattern != LEDGER_ERROR
+        }
         (None, None) => true,
     };
     for name in systems()?.into_iter().filter(asked) {
@@ -98,6 +105,15 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
             Err(error) => {
                 eprintln!("error: {name}: {error:#}");
                 failed = Some(name);
+            }
+        }
+    }
+    if options.system.is_none() && wanted(&[LEDGER_ERROR]) {
+        match ledger_error(&images, &machine) {
+            Ok(figure) => all.push(figure),
+            Err(error) => {
+                eprintln!("error: {LEDGER_ERROR}: {error:#}");
+                failed = Some(LEDGER_ERROR.into());
             }
         }
     }
@@ -144,6 +160,33 @@ fn systems() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// In each boot of each experiment: by how much the ledger and the trace differ about a context, at most, in percent of that context's time.
+fn ledger_error(images: &build::Images, machine: &Machine) -> Result<Figure> {
+    let mut errors = Vec::new();
+    for (name, values) in experiment::boots() {
+        let label = format!("{name} {}", values.values().cloned().collect::<Vec<_>>().join(" "));
+        let compiled = system::describe(&paths::root(), &name, &values)?;
+        let tracer = Tracer { from_ms: 400, ms: 600, structural: false, port: false };
+        let booted = build::system_with(&name, images, &values, &tracer.task(&compiled)?)?;
+        let folder = paths::target().join(SYSTEMS).join("ledger").join(label.trim().replace(' ', "-"));
+        let step = progress::step(format!("{LEDGER_ERROR} in {label}"));
+        let watch = follow(machine, &booted, OFF, &folder)?;
+        step.finish();
+        let log = folder.join("serial.log");
+        std::fs::write(&log, watch.text())?;
+        let rows = experiment::rows(watch.text())?;
+        let found = rows.iter().find(|row| row.get("kind").and_then(|kind| kind.as_str()) == Some("ledger-error"));
+        let ppm = found.and_then(|row| row.get("ppm")?.as_f64());
+        errors.push(ppm.with_context(|| format!("{label}: nothing was compared; the log is {}", log.display()))? / 1e4);
+    }
+    errors.sort_by(f64::total_cmp);
+    let (Some(minimum), Some(maximum)) = (errors.first().copied(), errors.last().copied()) else {
+        bail!("there are no experiments");
+    };
+    let (median, samples) = (errors[errors.len() / 2], errors.len() as u64);
+    Ok(Figure { name: LEDGER_ERROR.into(), unit: "%".into(), minimum, median, maximum, samples })
 }
 
 /// Boots one system and reads its figures.

@@ -100,17 +100,16 @@ pub fn images(toolchain: &Toolchain, install: Install) -> Result<Images> {
     Ok(Images { kernel, kernel_symbols, tasks })
 }
 
-/// Builds the kernel with the checks of its own that cost time, beside the usual one.
-pub fn checking_kernel(toolchain: &Toolchain) -> Result<PathBuf> {
+/// Builds the kernel with a feature that the one that is shipped does not have; its image.
+pub fn kernel_with(feature: &str, toolchain: &Toolchain, install: Install) -> Result<PathBuf> {
     let mut command = toolchain.cargo("build");
-    command.args(["--release", "--message-format=json-render-diagnostics", "-p", KERNEL]);
-    command.args(["--features", "checks"]);
-    let kernel = run_cargo(&mut command)?.remove(KERNEL).context("the build made no kernel")?;
-    let folder = toolchain.target_dir().join("images/checks");
+    command.args(["--release", "--message-format=json-render-diagnostics", "-p", KERNEL, "--features"]);
+    command.arg(format!("{KERNEL}/{feature}"));
+    let built = run_cargo(&mut command)?.remove(KERNEL).context("the build made no kernel")?;
+    hosttools::require(&[hosttools::BINUTILS], install)?;
+    let folder = toolchain.target_dir().join("images").join(feature);
     fs::create_dir_all(&folder)?;
-    let copy = folder.join(KERNEL);
-    process::output(Command::new("objcopy").arg("--strip-debug").arg(kernel).arg(&copy))?;
-    Ok(copy)
+    without_debug_information(&built, &folder)
 }
 
 /// Runs cargo, lets its progress and complaints through, and returns its executables by name.
@@ -162,11 +161,17 @@ pub fn is_newer(source: &Path, made: &Path) -> bool {
 ///
 /// `options` are values for the manifest's `[options]`.
 pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -> Result<System> {
+    system_with(name, images, options, "")
+}
+
+/// [`system`], with the text of further tasks behind its manifest.
+pub fn system_with(name: &str, images: &Images, options: &BTreeMap<String, String>, more: &str) -> Result<System> {
     let options = PackOptions {
         root: paths::root(),
         output: Some(paths::target().join("systems")),
         cache: paths::cache()?,
         options: options.clone(),
+        more: more.to_owned(),
     };
     let initrd = crate::system::pack(name, &images.tasks, &options)?;
     let control = crate::system::has_control(&options.root, name, &options.options)?;

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::control::commands::{self as control, Control};
 use crate::hosttools::Install;
 use crate::toolchain::Choice;
-use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test};
+use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test, trace};
 
 /// Builds, boots and tests Moira.
 ///
@@ -58,6 +58,8 @@ enum Command {
     Bench(bench::Options),
     /// Try what the guarantees are worth: data as CSV, plots and a one-page report
     Experiment(experiment::Options),
+    /// Record what a system does with its time, for ui.perfetto.dev
+    Trace(trace::Options),
     /// Check the description of a system, or draw it
     System(media::SystemOptions),
     /// Make an image that boots from BIOS and UEFI, as a disk, a USB stick or a CD
@@ -95,6 +97,7 @@ pub fn main() -> Result<ExitCode> {
         Command::Test(options) => test::main(options, global),
         Command::Bench(options) => bench::main(options, global),
         Command::Experiment(options) => experiment::main(options, global),
+        Command::Trace(options) => trace::main(options, global),
         Command::System(options) => media::system(options),
         Command::Image(options) => media::image(options, global),
         Command::Flash(options) => media::flash(options, global),

@@ -36,8 +36,10 @@ pub struct Watch {
     pub panic: Option<String>,
     /// The first task fault that nobody handled.
     pub fault: Option<String>,
-    /// The last timestamp of a line: guest time since the kernel started.
+    /// Guest time between the first timestamp and the last. Timestamps count from the processor's reset, firmware included.
     pub clock: Duration,
+    /// The first timestamp.
+    started: Option<Duration>,
 }
 
 impl Watch {
@@ -93,7 +95,7 @@ impl Watch {
     fn look_at(&mut self, line: &str) {
         let (time, message) = without_time(line);
         if let Some(time) = time {
-            self.clock = time;
+            self.clock = time.saturating_sub(*self.started.get_or_insert(time));
         }
         if let Some(how) = message.strip_prefix(ENDED) {
             let how = how.trim();
@@ -164,8 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_is_the_last_timestamp() {
-        assert_eq!(watch("[    1.000000] a\nb\n[    2.250000] c\n[x] d\n").clock, Duration::from_millis(2250));
+    fn the_clock_runs_from_the_first_timestamp_to_the_last() {
+        assert_eq!(watch("[    1.000000] a\nb\n[    2.250000] c\n[x] d\n").clock, Duration::from_millis(1250));
         assert_eq!(watch("[-1.0] a\n[inf] b\n[nan] c\n").clock, Duration::ZERO);
     }
 

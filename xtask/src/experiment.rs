@@ -62,9 +62,9 @@ const EXPERIMENTS: &[Experiment] = &[
     },
     Experiment {
         name: "scheduler-death",
-        title: "A scheduler that hangs, storms or crashes",
+        title: "A scheduler that hangs, storms, is hostile, crashes or is killed",
         option: "failure",
-        values: &["none", "hang", "storm", "crash"],
+        values: &["none", "hang", "storm", "hostile", "crash", "kill"],
         judge: findings::scheduler_death,
     },
     Experiment {
@@ -75,6 +75,21 @@ const EXPERIMENTS: &[Experiment] = &[
         judge: findings::crosstalk,
     },
 ];
+
+/// Every boot of every experiment: its system and the values of that system's options.
+pub fn boots() -> impl Iterator<Item = (String, BTreeMap<String, String>)> {
+    EXPERIMENTS.iter().flat_map(|experiment| {
+        experiment.values.iter().map(|value| (format!("exp-{}", experiment.name), experiment.options(value)))
+    })
+}
+
+impl Experiment {
+    /// The options of a boot with this value.
+    fn options(&self, value: &str) -> BTreeMap<String, String> {
+        let named = (!self.option.is_empty()).then(|| (self.option.to_owned(), value.to_owned()));
+        named.into_iter().collect()
+    }
+}
 
 /// One line of data.
 pub type Row = BTreeMap<String, Value>;
@@ -135,10 +150,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
 }
 
 fn boot(experiment: &Experiment, value: &str, images: &build::Images, machine: &Machine, folder: &Path) -> Result<Run> {
-    let mut values = BTreeMap::new();
-    if !experiment.option.is_empty() {
-        values.insert(experiment.option.to_owned(), value.to_owned());
-    }
+    let values = experiment.options(value);
     let system = build::system(&format!("exp-{}", experiment.name), images, &values)?;
     let folder = folder.join(value);
     let step = progress::step(format!("{} with {value}", experiment.name));
@@ -151,14 +163,14 @@ fn boot(experiment: &Experiment, value: &str, images: &build::Images, machine: &
         Some(End::Failed(why)) => bail!("{value}: the system ended: failed: {why}; the log is {}", log.display()),
         None => bail!("{value}: the system did not end as it should; the log is {}", log.display()),
     }
-    if let Some(line) = watch.text().lines().find(|line| line.contains("error: judge: ")) {
+    if let Some(line) = watch.text().lines().find(|line| line.contains("error: ")) {
         bail!("{value}: {line}; the log is {}", log.display());
     }
     Ok(Run { value: value.to_owned(), rows: rows(watch.text())? })
 }
 
 /// The lines of data in a log.
-fn rows(log: &str) -> Result<Vec<Row>> {
+pub fn rows(log: &str) -> Result<Vec<Row>> {
     let lines = log.lines().filter_map(|line| line.split_once("data: {").map(|(_, rest)| format!("{{{rest}")));
     lines
         .map(|json| serde_json::from_str(json.trim_end()).with_context(|| format!("not a line of data: {json}")))

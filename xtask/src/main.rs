@@ -25,6 +25,7 @@ mod symbols;
 mod system;
 mod test;
 mod toolchain;
+mod trace;
 mod tty;
 
 fn main() -> ExitCode {

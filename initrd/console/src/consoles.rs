@@ -21,6 +21,8 @@ struct Client {
     name: String,
     /// Its lines have no name before them.
     raw: bool,
+    /// Its lines begin with the time.
+    stamped: bool,
     /// Unfinished line of a client in the background.
     line: Vec<u8>,
     typed: VecDeque<u8>,
@@ -36,6 +38,24 @@ pub struct Consoles {
     foreground: Option<u16>,
     /// Whose line the terminal's cursor stands in; `None`: at the start of a line.
     open: Option<u16>,
+    clock: Option<Clock>,
+}
+
+/// What lines are stamped with: a counter, and its ticks a second.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Reads the counter.
+    pub now: fn() -> u64,
+    /// Ticks a second.
+    pub hz: u64,
+}
+
+impl Clock {
+    /// The time as a line begins with it.
+    fn stamp(&self) -> String {
+        let microseconds = u128::from((self.now)()) * 1_000_000 / u128::from(self.hz.max(1));
+        format!("[{:5}.{:06}] ", microseconds / 1_000_000, microseconds % 1_000_000)
+    }
 }
 
 impl Consoles {
@@ -49,9 +69,25 @@ impl Consoles {
     pub fn add(&mut self, number: u16, name: &str, raw: bool) -> bool {
         if self.index(number).is_none() && self.clients.len() < MOST_CLIENTS {
             let line = Vec::new();
-            self.clients.push(Client { number, name: name.into(), raw, line, typed: VecDeque::new(), listens: false });
+            self.clients.push(Client {
+                number,
+                name: name.into(),
+                raw,
+                stamped: false,
+                line,
+                typed: VecDeque::new(),
+                listens: false,
+            });
         }
         self.index(number).is_some()
+    }
+
+    /// Lets the lines of a client that is known begin with the time.
+    pub fn stamp(&mut self, number: u16, clock: Clock) {
+        self.clock = Some(clock);
+        if let Some(client) = self.index(number).and_then(|index| self.clients.get_mut(index)) {
+            client.stamped = true;
+        }
     }
 
     fn index(&self, number: u16) -> Option<usize> {
@@ -96,8 +132,14 @@ impl Consoles {
             if self.open.is_some() {
                 out.extend_from_slice(b"\r\n");
             }
-            if let Some(client) = self.client(number).filter(|client| !client.raw) {
-                out.extend_from_slice(format!("{}: ", client.name).as_bytes());
+            let clock = self.clock;
+            if let Some(client) = self.client(number) {
+                if let Some(clock) = clock.filter(|_| client.stamped) {
+                    out.extend_from_slice(clock.stamp().as_bytes());
+                }
+                if !client.raw {
+                    out.extend_from_slice(format!("{}: ", client.name).as_bytes());
+                }
             }
         }
         match part.split_last() {
@@ -177,6 +219,18 @@ mod tests {
 
     fn text(out: &[u8]) -> String {
         String::from_utf8_lossy(out).to_string()
+    }
+
+    #[test]
+    fn stamps_stand_before_the_name() {
+        let mut consoles = Consoles::new();
+        consoles.add(1, "one", false);
+        consoles.add(2, "two", false);
+        consoles.stamp(2, Clock { now: || 1_500_000, hz: 1_000_000 });
+        let mut out = Vec::new();
+        consoles.write(1, b"a\n", &mut out);
+        consoles.write(2, b"b\n", &mut out);
+        assert_eq!(out, b"one: a\r\n[    1.500000] two: b\r\n");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! Input is also looked for at each request, so that the task may be passive: it then runs on its clients' time only.
 //!
 //! Arguments: `port=0x3f8` (the first port), `name.N=NAME` (name of the client with number N), `raw=N` (client N's lines carry no
-//! name). Ctrl-] gives the input to the next client.
+//! name), `stamp=N` (its lines begin with the time since the TSC was zero). Ctrl-] gives the input to the next client.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -16,7 +16,7 @@
 extern crate alloc;
 
 use alloc::{collections::BTreeMap, vec, vec::Vec};
-use moira_console::consoles::{Consoles, MOST_CLIENTS};
+use moira_console::consoles::{Clock, Consoles, MOST_CLIENTS};
 use moira_rt::{
     Env,
     memory::Slots,
@@ -110,6 +110,10 @@ fn named_clients(env: &Env) -> Consoles {
         if let Some((number, name)) = named.and_then(|(number, name)| Some((number.parse().ok()?, name))) {
             consoles.add(number, name, raw.contains(&number));
         }
+    }
+    let clock = Clock { now: moira_rt::sys::now, hz: env.info.tsc_hz };
+    for number in env.info.arguments.iter().filter_map(|argument| argument.strip_prefix("stamp=")?.parse().ok()) {
+        consoles.stamp(number, clock);
     }
     consoles
 }

@@ -6,6 +6,7 @@
 //! | `pong` | `console`; serves | answers each call with its words plus one |
 //! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again, it says so and finishes |
 //! | `maker` | `memory` (an untyped), `console` | makes pages from it, checks that they are zero, writes them, begins to revoke them and dies in the middle; started again, does the same but finishes |
+//! | `killer` | controls `victim`, `console` | makes its victim fault after a random time, `rounds=` times, from `seed=` |
 //! | `panicker` | `console` | panics; started again, it says so and finishes |
 #![no_std]
 #![no_main]
@@ -17,7 +18,7 @@ use log::{error, info};
 use moira_rt::{
     Env, end,
     memory::Memory,
-    sys::{self, Deadline, Endpoint, Event, FrameSize, Message, Next, Untyped},
+    sys::{self, Deadline, Endpoint, Error, Event, FrameSize, Message, Next, Thread, Untyped},
 };
 
 moira_rt::entry!(main);
@@ -29,6 +30,7 @@ fn main(env: Env) {
         Some("crasher") => crasher(&env),
         Some("maker") => maker(env),
         Some("panicker") => panicker(&env),
+        Some("killer") => killer(env),
         other => error!("no such role: {other:?}"),
     }
 }
@@ -121,6 +123,44 @@ fn maker(env: Env) {
         end::write_to_null();
     }
     info!("finished after {} restarts", env.info.restarts);
+}
+
+/// A killed task runs, and faults, within this time.
+const SETTLE_NS: u64 = 2_000_000;
+
+/// Kills another task at random moments: it is stopped wherever it is, in its guest too, and goes on at address 0.
+fn killer(mut env: Env) {
+    let Some(victim) = env.capability::<Thread>("victim-control") else {
+        error!("there is nobody to kill");
+        return;
+    };
+    let rounds = number(&env, "rounds", 10);
+    let most = env.ticks(number(&env, "most-us", 2000) * 1000);
+    let mut random = number(&env, "seed", 1) << 1 | 1;
+    let mut killed = 0;
+    while killed < rounds {
+        // xorshift64*
+        random ^= random >> 12;
+        random ^= random << 25;
+        random ^= random >> 27;
+        let pause = random.wrapping_mul(0x2545_f491_4f6c_dd1d) % most.max(1);
+        let _ = sys::receive(Deadline::after(pause));
+        // Not before the last one's fault was seen, and it was made anew: meanwhile there is none, or one that has a fault.
+        if victim.read_registers(&mut env.buffer) != Err(Error::Active) {
+            continue;
+        }
+        let hit = victim.stop().and_then(|()| {
+            let mut registers = victim.read_registers(&mut env.buffer)?.registers;
+            registers.rip = 0;
+            victim.write_registers(&mut env.buffer, &registers)?;
+            victim.resume()
+        });
+        if hit.is_ok() {
+            killed += 1;
+            let _ = sys::receive(Deadline::after(env.ticks(SETTLE_NS)));
+        }
+    }
+    info!("killed {killed} times");
 }
 
 fn panicker(env: &Env) {

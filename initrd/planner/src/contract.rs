@@ -2,7 +2,10 @@
 //!
 //! A table has a cycle, and a period is rarely a divisor of it. A contract is kept if the cycle can be cut into equal parts, none longer than
 //! the period, such that each part holds the contract's share of that part; and if no wait between two of its windows, over the end
-//! of the cycle too, is longer than its latency bound. [`check`] looks at nothing but the windows: it does not know how they were made.
+//! of the cycle too, is longer than its latency bound; all of it to a millionth, as times are rounded to ticks. [`check`] looks at nothing but the
+//! windows: it does not know how they were made.
+
+use moira_proto::planner::Booked;
 
 /// What one context is promised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +54,12 @@ pub enum Broken {
     },
 }
 
+impl From<&Booked> for Contract {
+    fn from(booked: &Booked) -> Contract {
+        Contract { slice: booked.slice, period: booked.period, latency: booked.latency, extra: booked.extra }
+    }
+}
+
 impl Contract {
     /// Whether it promises anything.
     #[must_use]
@@ -75,6 +84,19 @@ impl Contract {
     pub fn share_ppm(&self) -> u64 {
         self.share_of(1_000_000)
     }
+}
+
+/// What rounding may take of a stretch: a millionth, and a tick at either end. Contracts are written in nanoseconds and clocks have odd
+/// frequencies: without it a fifth of a cycle would not be a fifth.
+#[must_use]
+pub(crate) const fn rounding(ticks: u64) -> u64 {
+    ticks / 1_000_000 + 2
+}
+
+/// Equal parts of a cycle of which none is longer than the period, but for a millionth of the cycle.
+#[must_use]
+pub(crate) fn parts(cycle: u64, period: u64) -> u64 {
+    (cycle - cycle / 1_000_000).div_ceil(period.max(1)).max(1)
 }
 
 /// `a · b / c`, rounded up; saturates.
@@ -119,7 +141,7 @@ pub fn check(windows: &[Window], cycle: u64, owner: usize, contract: &Contract) 
     if cycle == 0 {
         return Err(Broken::Short { owner, given: 0, promised: contract.slice });
     }
-    let parts = cycle.div_ceil(contract.period.max(1));
+    let parts = parts(cycle, contract.period);
     let edge = |part: u64| u64::try_from(u128::from(part) * u128::from(cycle) / u128::from(parts)).unwrap_or(u64::MAX);
     let mine: alloc::vec::Vec<Window> = windows.iter().copied().filter(|window| window.owner == owner).collect();
     let mut at = 0;
@@ -132,7 +154,7 @@ pub fn check(windows: &[Window], cycle: u64, owner: usize, contract: &Contract) 
         let count = behind.partition_point(|window| window.start < to);
         let (given, promised) =
             (given(behind.get(..count).unwrap_or_default(), owner, from, to), contract.share_of(to - from));
-        if given < promised {
+        if given + rounding(to - from) < promised {
             return Err(Broken::Short { owner, given, promised });
         }
     }

@@ -24,6 +24,6 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
-pub use admission::{Admission, Placed};
+pub use admission::{Admission, Placed, Refused};
 pub use contract::{Broken, Contract, Window};
-pub use table::{Reason, Refusal, Table, Terms, make};
+pub use table::{Reason, Refusal, Table, Terms, make, make_full};

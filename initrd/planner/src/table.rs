@@ -8,6 +8,7 @@
 use crate::{
     contract::{self, Broken, Contract, Window, scale},
     edf::{self, Entry, Failure},
+    fill,
 };
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,7 +16,7 @@ use core::fmt;
 /// What tables are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// All windows begin and end on multiples of this: no shorter window is made.
+    /// The cycle is cut into equal parts of at least this length, of which windows are made: none is shorter.
     pub grain: u64,
     /// Most windows of a table.
     pub windows: usize,
@@ -23,6 +24,26 @@ pub struct Terms {
     pub longest: u64,
     /// Length of the cycle if nobody is promised anything.
     pub empty: u64,
+}
+
+/// Shortest window, in nanoseconds: what a switch costs should be small beside it.
+const GRAIN_NS: u64 = 10_000;
+/// Longest cycle and cycle of nothing, in nanoseconds.
+const LONGEST_NS: u64 = 20_000_000_000;
+const EMPTY_NS: u64 = 10_000_000;
+
+impl Terms {
+    /// The usual terms, for a CPU with this TSC and plans of so many windows.
+    #[must_use]
+    pub fn new(tsc_hz: u64, windows: usize) -> Terms {
+        Terms {
+            // Rounded down, so that a period of n grains' time has n grains. The kernel takes no window of less than 1,000 ticks.
+            grain: (u128::from(GRAIN_NS) * u128::from(tsc_hz) / 1_000_000_000).clamp(1_000, 1 << 32) as u64,
+            windows,
+            longest: ticks(LONGEST_NS, tsc_hz),
+            empty: ticks(EMPTY_NS, tsc_hz),
+        }
+    }
 }
 
 /// The windows of a cycle, in order.
@@ -79,6 +100,39 @@ pub enum Reason {
     Windows,
     /// A period is longer than the longest cycle.
     Period,
+    /// Nothing is promised to it, and no slack is left for it: it would never run.
+    Starved,
+}
+
+impl Reason {
+    /// Its number in messages, and what goes with it: parts per million or ticks, else 0.
+    #[must_use]
+    pub const fn code(self) -> (u64, u64) {
+        match self {
+            Reason::Impossible => (1, 0),
+            Reason::Overload(ppm) => (2, ppm),
+            Reason::Latency(bound) => (3, bound),
+            Reason::Grain(ppm) => (4, ppm),
+            Reason::Windows => (5, 0),
+            Reason::Period => (6, 0),
+            Reason::Starved => (7, 0),
+        }
+    }
+
+    /// The reason with this number.
+    #[must_use]
+    pub const fn from_code(code: u64, with: u64) -> Option<Reason> {
+        Some(match code {
+            1 => Reason::Impossible,
+            2 => Reason::Overload(with),
+            3 => Reason::Latency(with),
+            4 => Reason::Grain(with),
+            5 => Reason::Windows,
+            6 => Reason::Period,
+            7 => Reason::Starved,
+            _ => return None,
+        })
+    }
 }
 
 impl fmt::Display for Reason {
@@ -94,6 +148,7 @@ impl fmt::Display for Reason {
             }
             Reason::Windows => f.write_str("the periods differ too much: too many windows"),
             Reason::Period => f.write_str("its period is longer than the longest cycle"),
+            Reason::Starved => f.write_str("it would never run: nothing is promised to it and no slack is left"),
         }
     }
 }
@@ -138,6 +193,20 @@ pub fn make(contracts: &[Contract], terms: &Terms) -> Result<Table, Refusal> {
         }
     }
     Err(why(contracts, terms, best))
+}
+
+/// [`make`], and then the slack in turns of at most `quantum` if there is one: on a CPU without a scheduler.
+///
+/// # Errors
+/// As [`make`]; [`Reason::Starved`] about a contract that promises nothing and got no turn.
+pub fn make_full(contracts: &[Contract], terms: &Terms, quantum: Option<u64>) -> Result<Table, Refusal> {
+    let mut table = make(contracts, terms)?;
+    if let Some(quantum) = quantum
+        && let Some(starved) = fill::fill(&mut table, contracts, quantum, terms.grain, terms.windows)
+    {
+        return Err(refuse(Some(starved), Reason::Starved));
+    }
+    Ok(table)
 }
 
 /// Refuses what is more than the whole CPU, and names the contract with which it became too much.
@@ -207,21 +276,19 @@ fn why(contracts: &[Contract], terms: &Terms, best: Option<Attempt>) -> Refusal 
     }
 }
 
-/// Lengths of the cycle to try, the likeliest first; all multiples of the grain.
+/// Lengths of the cycle to try, the likeliest first.
 fn cycles(promised: &[(usize, &Contract)], terms: &Terms) -> Vec<u64> {
     let longest = promised.iter().map(|(_, contract)| contract.period).max().unwrap_or(terms.empty);
-    let whole = |ticks: u64| ticks / terms.grain.max(1) * terms.grain.max(1);
     let mut list = Vec::new();
     let mut common = Some(1);
     for (_, contract) in promised {
         common = common.and_then(|so_far| multiple(so_far, contract.period)).filter(|common| *common <= terms.longest);
     }
-    // A common multiple that is no multiple of the grain may still become one.
-    let common = common.and_then(|common| {
-        multiple(common, terms.grain.max(1)).filter(|cycle| *cycle <= longest.saturating_mul(64)).or(Some(common))
-    });
-    list.extend(common.map(whole));
-    list.extend((1..=8).map(|times| whole(longest.saturating_mul(times))));
+    list.extend(common);
+    list.extend((1..=8).map(|times| longest.saturating_mul(times)));
+    // A little less, so that grains are whole ticks.
+    let whole: Vec<u64> = list.iter().map(|ticks| ticks / terms.grain.max(1) * terms.grain.max(1)).collect();
+    list.extend(whole);
     list.retain(|cycle| *cycle > 0 && *cycle <= terms.longest);
     list.dedup();
     list
@@ -248,17 +315,20 @@ fn period_for(contract: &Contract, careful: bool) -> u64 {
 }
 
 fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &Terms) -> Result<Table, Attempt> {
-    let grain = terms.grain.max(1);
-    let grains = cycle / grain;
+    // The cycle in equal grains, each at least as long as wanted; the ticks at which they begin are rounded down.
+    let grains = (cycle / terms.grain.max(1)).max(1);
+    let begin = |grain: u64| u64::try_from(u128::from(grain) * u128::from(cycle) / u128::from(grains)).unwrap_or(cycle);
     let mut entries: Vec<Entry> = Vec::new();
     let (mut taken, mut windows) = (0_u128, 0_u64);
     for (owner, contract) in promised {
         // Parts of parts: what keeps the share of each keeps that of the whole.
-        let parts = cycle.div_ceil(contract.period.max(1));
-        let parts = parts * cycle.div_ceil(period_for(contract, careful).max(1)).div_ceil(parts.max(1));
+        let parts = contract::parts(cycle, contract.period);
+        let parts = parts * contract::parts(cycle, period_for(contract, careful)).div_ceil(parts);
         windows = windows.saturating_add(parts);
         // The longest part decides, so that the shortest gets its share too.
-        let slice = contract.share_of(cycle.div_ceil(parts)).div_ceil(grain).max(1);
+        let part = cycle.div_ceil(parts);
+        let least = contract.share_of(part).saturating_sub(contract::rounding(part));
+        let slice = scale(least, grains, cycle).max(1);
         taken += u128::from(slice) * u128::from(parts);
         entries.push(Entry { owner: *owner, slice, parts });
     }
@@ -271,7 +341,7 @@ fn attempt(promised: &[(usize, &Contract)], cycle: u64, careful: bool, terms: &T
         Failure::TooMany => Attempt::Windows,
     })?;
     let windows: Vec<Window> =
-        runs.iter().map(|run| Window { start: run.start * grain, end: run.end * grain, owner: run.owner }).collect();
+        runs.iter().map(|run| Window { start: begin(run.start), end: begin(run.end), owner: run.owner }).collect();
     for (owner, contract) in promised {
         contract::check(&windows, cycle, *owner, contract).map_err(|broken| Attempt::Broken(broken, ppm))?;
     }

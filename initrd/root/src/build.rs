@@ -338,6 +338,11 @@ impl Root {
             }
         }
         for block in blocks {
+            // What is made anew from it takes as much as before: not a byte may stay behind.
+            let free = block.untyped.info().doing(|| "memory of an ended task".into())?.free;
+            if free != 1 << block.bits {
+                return Err(format!("ending a task: {} bytes are missing", (1u64 << block.bits) - free));
+            }
             self.pool.give(block);
         }
         debug!("root: {} KiB of memory free", self.pool.free() >> 10);

@@ -4,7 +4,8 @@ use crate::{Doing, Failure, PLATFORM, Root, build::Built, identity::Device, stor
 use alloc::{format, string::String, vec::Vec};
 use moira_abi::FrameSize;
 use moira_proto::{
-    start::{Region, THREADS, layout, slot},
+    planner,
+    start::{Region, START, THREAD_STARTS, THREADS, layout, slot},
     system::{Grant, Role, Task},
 };
 use moira_rt::sys::{CapTable, Capability, Frame, Interrupt, IoPorts, MapFlags, Rights, SchedContext, Slot};
@@ -38,6 +39,8 @@ pub enum Item {
     Space(usize),
     /// The notification of one of its own further threads, by its index.
     OwnThread(usize),
+    /// The same, to signal that there is something to do.
+    StartThread(usize),
 }
 
 /// Something that is mapped for a task.
@@ -96,7 +99,10 @@ impl Root {
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
                 items.push(("cpus".into(), cpus.map(|cpu| Item::Cpu(cpu, Rights::PLAN)).collect()));
-                items.push(("contexts".into(), self.accounts().map(|one| Item::Context(one.context)).collect()));
+                // In the order of the book, the root task's own first.
+                let own = core::iter::once(crate::time::OWN);
+                let all = own.chain(self.accounts().map(|one| one.context));
+                items.push(("contexts".into(), all.map(Item::Context).collect()));
             }
         }
         for (name, grant) in &spec.grants {
@@ -128,6 +134,7 @@ impl Root {
         }
         if !identity.threads.is_empty() {
             items.push((THREADS.into(), (0..identity.threads.len()).map(Item::OwnThread).collect()));
+            items.push((THREAD_STARTS.into(), (0..identity.threads.len()).map(Item::StartThread).collect()));
         }
         Ok(items)
     }
@@ -147,6 +154,10 @@ impl Root {
             }
             let whole = self.region(&name)?;
             mapped.push(place("status", whole, MapFlags::READ, false, 0, &mut next));
+        }
+        if spec.role == Role::Planner {
+            let whole = self.book_page()?;
+            mapped.push(place(planner::BOOK, whole, MapFlags::READ, false, 0, &mut next));
         }
         for (name, grant) in &spec.grants {
             let one = match grant {
@@ -180,6 +191,29 @@ impl Root {
             mapped.push(one);
         }
         Ok(mapped)
+    }
+
+    /// The book of contracts, for the planner.
+    fn book_page(&mut self) -> Result<Whole, Failure> {
+        if let Ok(whole) = self.region(planner::BOOK) {
+            return Ok(whole);
+        }
+        let doing = || String::from("the planner's book");
+        let bytes = postcard::to_allocvec(&self.book()).doing(doing)?;
+        let length = bytes.len() as u64;
+        if length + 8 > planner::BOOK_BYTES {
+            return Err(format!("{}: too many contracts", doing()));
+        }
+        let whole = self.make_region(length + 8)?;
+        let bytes = [&length.to_le_bytes()[..], &bytes].concat();
+        for part in &whole.parts {
+            let from = part.offset as usize;
+            let view = self.memory.view(part.frame, part.size).doing(doing)?;
+            view.shared().write(0, bytes.get(from..(from + 4096).min(bytes.len())).unwrap_or_default());
+            self.memory.release(view).doing(doing)?;
+        }
+        self.store.regions.insert(planner::BOOK.into(), whole.clone());
+        Ok(whole)
     }
 
     fn region(&self, name: &str) -> Result<Whole, Failure> {
@@ -230,9 +264,12 @@ impl Root {
             }
             Item::Signal(task, bits) => done(table.mint(identity(task)?.notification, at, Rights::SIGNAL, bits)),
             Item::Context(context) => done(table.copy(context, at, all)),
-            Item::OwnThread(number) => {
+            Item::OwnThread(number) | Item::StartThread(number) => {
                 let thread = identity(index)?.threads.get(number).ok_or_else(|| String::from("no such thread"))?;
-                done(table.copy(thread.notification, at, all))
+                match item {
+                    Item::StartThread(_) => done(table.mint(thread.notification, at, Rights::SIGNAL, START)),
+                    _ => done(table.copy(thread.notification, at, all)),
+                }
             }
             Item::Cpu(cpu, rights) => done(table.copy(self.machine.cpu(cpu)?, at, rights)),
             Item::Platform => done(table.copy(PLATFORM, at, all)),

@@ -7,7 +7,7 @@ use crate::{
 };
 use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
-use log::{error, info, warn};
+use log::{debug, error, info, warn};
 use moira_abi::FrameSize;
 use moira_proto::system::{Restart, Role, Task};
 use moira_rt::{
@@ -103,7 +103,7 @@ impl Root {
             };
             match found {
                 // A task ends with its main thread.
-                End::Finished if number != 0 => {}
+                End::Finished if number != 0 => debug!("root: task {}: thread {number} finished", spec.name),
                 found => {
                     end = Some(found);
                     break;

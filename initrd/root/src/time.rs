@@ -4,18 +4,22 @@ use crate::{Doing, Failure, Root, grants::status_of};
 use alloc::{format, vec::Vec};
 use log::{debug, info};
 use moira_abi::boot::slot;
-use moira_proto::system::{Role, Time};
-use moira_root::plan::{self, Contract, Terms};
+use moira_planner::{Contract, Table, Terms};
+use moira_proto::{
+    planner::{Book, Booked},
+    system::{Role, Time},
+};
 use moira_rt::sys::{SchedContext, Slot};
 
+/// The root task's own account.
+pub const OWN: SchedContext = SchedContext::new(Slot(slot::CONTEXT));
 /// What the root task keeps for itself on CPU 0, to see to tasks that died: nanoseconds in each period.
 const OWN_SLICE: u64 = 500_000;
 const OWN_PERIOD: u64 = 10_000_000;
-/// Cycle where nobody is promised anything, and longest window of slack, in nanoseconds.
-const CYCLE: u64 = 10_000_000;
+/// Longest window of slack where there is no scheduler, in nanoseconds.
 const QUANTUM: u64 = 2_000_000;
-/// Shortest window: what a switch costs should be small beside it.
-const SHORTEST: u64 = 10_000;
+/// What the largest plan object holds.
+const MOST_WINDOWS: usize = (1 << 20) / 32 - 2;
 
 /// A thread with time of its own.
 pub struct Account<'a> {
@@ -62,68 +66,72 @@ impl Root {
         Ok(())
     }
 
+    /// What the manifest promises, the root task's own windows first.
+    pub fn book(&self) -> Book {
+        let own = Booked {
+            name: "root".into(),
+            cpu: 0,
+            slice: self.ticks(OWN_SLICE),
+            period: self.ticks(OWN_PERIOD),
+            latency: 0,
+            extra: false,
+        };
+        let tasks = self.accounts().map(|account| Booked {
+            name: account.name.into(),
+            cpu: account.cpu,
+            slice: self.ticks(account.time.slice_ns),
+            period: self.ticks(account.time.period_ns),
+            latency: self.ticks(account.time.latency_ns),
+            extra: account.time.extra,
+        });
+        let quantum = |cpu| {
+            let scheduled = self.system.tasks.iter().any(|task| task.cpu == cpu && task.role == Role::Scheduler);
+            if scheduled { 0 } else { self.ticks(QUANTUM) }
+        };
+        Book {
+            quanta: (0..self.machine.cpus.len() as u32).map(quantum).collect(),
+            contracts: core::iter::once(own).chain(tasks).collect(),
+        }
+    }
+
     /// Makes and installs a plan for each CPU, that of the root task's own CPU last: with it the root task's time ends but for
     /// its windows.
     pub fn install_plans(&mut self) -> Result<(), Failure> {
-        for index in (0..self.machine.cpus.len() as u32).rev() {
-            let scheduled = self.system.tasks.iter().any(|task| task.cpu == index && task.role == Role::Scheduler);
-            let mut owners: Vec<SchedContext> = Vec::new();
-            let mut names = Vec::new();
-            let mut contracts = Vec::new();
-            if index == 0 {
-                owners.push(SchedContext::new(Slot(slot::CONTEXT)));
-                names.push("root");
-                contracts.push(Contract {
-                    slice: self.ticks(OWN_SLICE),
-                    period: self.ticks(OWN_PERIOD),
-                    latency: 0,
-                    extra: false,
-                });
-            }
-            for account in self.accounts().filter(|account| account.cpu == index) {
-                owners.push(account.context);
-                names.push(account.name);
-                contracts.push(Contract {
-                    slice: self.ticks(account.time.slice_ns),
-                    period: self.ticks(account.time.period_ns),
-                    latency: self.ticks(account.time.latency_ns),
-                    extra: account.time.extra,
-                });
-            }
-            if owners.is_empty() {
+        let book = self.book();
+        let terms = Terms::new(self.info.tsc_hz, MOST_WINDOWS);
+        let contexts: Vec<SchedContext> =
+            core::iter::once(OWN).chain(self.accounts().map(|account| account.context)).collect();
+        for (index, quantum) in book.quanta.iter().enumerate().rev() {
+            let index = index as u32;
+            let here = || book.contracts.iter().zip(&contexts).filter(|(booked, _)| booked.cpu == index);
+            let contracts: Vec<Contract> = here().map(|(booked, _)| Contract::from(booked)).collect();
+            if contracts.is_empty() {
                 continue;
             }
-            let terms = Terms {
-                cycle: self.ticks(CYCLE),
-                shortest: self.ticks(SHORTEST).max(1000),
-                quantum: self.ticks(QUANTUM),
-                fill: !scheduled,
-            };
-            let plan = plan::make(&contracts, &terms).map_err(|why| {
-                let name = why.owner().and_then(|owner| names.get(owner)).copied().unwrap_or_default();
-                format!("CPU {index}: the time of task {name} cannot be promised: {why}")
+            let name = |owner: usize| here().nth(owner).map_or("", |(booked, _)| &booked.name);
+            let quantum = (*quantum > 0).then_some(*quantum);
+            let table = moira_planner::make_full(&contracts, &terms, quantum).map_err(|why| {
+                let name = why.owner.map(name).unwrap_or_default();
+                format!("CPU {index}: the time of task {name} cannot be promised: {}", why.reason)
             })?;
-            let promised =
-                (u128::from(plan.promised) * 1000 + u128::from(plan.cycle) / 2) / u128::from(plan.cycle.max(1));
-            let (windows, whole, part) = (plan.windows.len(), promised / 10, promised % 10);
+            let promised: u64 =
+                (0..contracts.len()).filter(|owner| contracts[*owner].promises()).map(|owner| table.given(owner)).sum();
+            let promised = (u128::from(promised) * 1000 + u128::from(table.cycle) / 2) / u128::from(table.cycle.max(1));
+            let (windows, whole, part) = (table.windows.len(), promised / 10, promised % 10);
             info!(
                 "root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised",
-                crate::microseconds(self.info, plan.cycle)
+                crate::microseconds(self.info, table.cycle)
             );
-            for window in &plan.windows {
-                debug!(
-                    "root: CPU {index}: {} to {}: {}",
-                    window.start,
-                    window.end,
-                    names.get(window.owner).copied().unwrap_or_default()
-                );
+            for window in &table.windows {
+                debug!("root: CPU {index}: {} to {}: {}", window.start, window.end, name(window.owner));
             }
-            self.install(index, &plan, &owners)?;
+            let owners: Vec<SchedContext> = here().map(|(_, context)| *context).collect();
+            self.install(index, &table, &owners)?;
         }
         Ok(())
     }
 
-    fn install(&mut self, index: u32, plan: &plan::Plan, owners: &[SchedContext]) -> Result<(), Failure> {
+    fn install(&mut self, index: u32, plan: &Table, owners: &[SchedContext]) -> Result<(), Failure> {
         let doing = || format!("the plan of CPU {index}");
         let bytes = (plan.windows.len() as u64 + 2) * 32;
         let bits = bytes.next_power_of_two().trailing_zeros().max(12) as u8;

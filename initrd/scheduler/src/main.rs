@@ -9,8 +9,8 @@
 //! | region `policy`, optional | word N, the CPU's number: number of the policy that is wanted (from 1, in the order of `POLICIES`), 0: no wish; word 64 + N: this task says there which one is in force, if it may write |
 //!
 //! Arguments: `cpu=0` (the CPU's number), `policy=round-robin` (or another name of `POLICIES`), `quantum_us=1000`, and lists in the order of the contexts: `weights=`,
-//! `slices_us=`, `periods_us=`, `warps_us=` (`docs/how-to/add-a-policy.md` says which policy looks at which). `fail=hang` or
-//! `fail=storm`, `after_ms=N`: for experiments, the scheduler goes bad after so long.
+//! `slices_us=`, `periods_us=`, `warps_us=` (`docs/how-to/add-a-policy.md` says which policy looks at which). `policy_again=`: the policy after a restart. `fail=hang`,
+//! `storm`, `crash` or `hostile`, `after_ms=N`: for experiments, the scheduler goes bad after so long.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -59,17 +59,22 @@ fn main(env: Env) {
         error!("weights, slices, periods and warps are lists of numbers");
         return;
     };
-    let name = env.argument("policy").unwrap_or(policy::round_robin::NAME);
+    let again = env.argument("policy_again").filter(|_| env.info.restarts > 0);
+    let name = again.or(env.argument("policy")).unwrap_or(policy::round_robin::NAME);
     let quantum = env.ticks(quantum_us.saturating_mul(1000));
     let Some(chosen) = policy::by_name(name, &shares, quantum) else {
         error!("no policy `{name}`");
         return;
     };
     info!("{name} over {count} contexts, {quantum_us} us at a time");
+    if env.argument("fail").is_some() {
+        info!("data: {{\"kind\":\"policy\",\"name\":\"{name}\",\"restarts\":{}}}", env.info.restarts);
+    }
     let retry = env.ticks(RETRY_NS);
     let fail = env.argument("fail").filter(|_| env.info.restarts == 0);
     let mut scheduler = Scheduler {
         cpu,
+        own: env.capability(&alloc::format!("{}-context", env.info.name)),
         contexts,
         slack: Slack::new(page, chosen, count, &[], retry, env.ticks(SHORTEST_NS)),
         retry,
@@ -97,6 +102,8 @@ enum Failure {
     Storm,
     /// Faults.
     Crash,
+    /// Tries whatever it may not: itself, what is no context, plans, another scheduler; and gives slack away for ever.
+    Hostile,
 }
 
 impl Failure {
@@ -105,6 +112,7 @@ impl Failure {
             "hang" => Some(Failure::Hang),
             "storm" => Some(Failure::Storm),
             "crash" => Some(Failure::Crash),
+            "hostile" => Some(Failure::Hostile),
             _ => None,
         }
     }
@@ -112,6 +120,8 @@ impl Failure {
 
 struct Scheduler<'a> {
     cpu: Cpu,
+    /// Its own context, where the manifest lets it name that: it may not dispatch itself.
+    own: Option<SchedContext>,
     contexts: Caps<SchedContext>,
     slack: Slack<'a>,
     retry: u64,
@@ -185,6 +195,35 @@ impl Scheduler<'_> {
                 let _ = self.cpu.dispatch(Some(SchedContext::at(sys::Slot(u32::MAX))), Deadline::NEVER, 0);
             },
             Some(Failure::Crash) => moira_rt::end::write_to_null(),
+            Some(Failure::Hostile) => loop {
+                self.try_everything();
+            },
         }
+    }
+
+    /// All that the kernel must refuse, and slack for nobody in between.
+    fn try_everything(&self) {
+        let (cpu, token) = (self.cpu, self.slack.token());
+        let slots = [0, 1, 2, 3, 4, 5, 8, 16, 4_000, u32::MAX].map(|slot| SchedContext::at(sys::Slot(slot)));
+        for context in self.own.into_iter().chain(slots) {
+            for (until, token) in
+                [(Deadline::NEVER, token), (Deadline(1), token), (Deadline::after(1_000_000), token + 1)]
+            {
+                let answer = cpu.dispatch(Some(context), until, token);
+                if matches!(answer, Ok((sys::Dispatched::Until | sys::Dispatched::Blocked { .. }, _))) {
+                    error!("dispatched what it may not: {context:?} {answer:?}");
+                }
+            }
+            if cpu.install_plan(Some(sys::Plan::at(context.slot()))).is_ok() {
+                error!("installed a plan");
+            }
+            if cpu.set_scheduler(context, sys::Frame::at(sys::Slot(4))).is_ok() {
+                error!("made another one the scheduler");
+            }
+        }
+        if cpu.install_plan(None).is_ok() {
+            error!("took the plan away");
+        }
+        let _ = cpu.dispatch(None, Deadline(sys::now() + 50_000), token);
     }
 }

@@ -78,6 +78,12 @@ impl<'a> Slack<'a> {
         }
     }
 
+    /// The token of this moment.
+    #[must_use]
+    pub fn token(&self) -> u64 {
+        self.page.sequence()
+    }
+
     /// The next request, at time `now`.
     pub fn next(&mut self, now: u64) -> Request {
         let token = self.page.sequence();

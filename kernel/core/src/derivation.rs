@@ -2,7 +2,7 @@
 //! of a slot are the run of slots behind it with a greater depth. Insert, unlink and move are O(1).
 
 /// Greatest depth of a derivation; bounds the search for a leaf.
-pub const MAX_DEPTH: u16 = 63;
+pub const MAX_DEPTH: u16 = 55;
 
 /// Where the links of slots live. A slot is named by a number that is never 0.
 pub trait Links {
@@ -66,6 +66,22 @@ pub fn replace<L: Links>(links: &L, from: u64, to: u64) {
 pub fn first_descendant<L: Links>(links: &L, slot: u64) -> Option<u64> {
     let next = links.next(slot);
     (next != 0 && links.depth(next) > links.depth(slot)).then_some(next)
+}
+
+/// Goes down from a slot to a leaf below it, along first descendants and at most `steps` of them, which it counts down. Answers where it
+/// came to.
+pub fn descend<L: Links>(links: &L, mut slot: u64, steps: &mut u32) -> u64 {
+    let (mut depth, mut left) = (links.depth(slot), *steps);
+    while left > 0 {
+        let next = links.next(slot);
+        if next == 0 || links.depth(next) <= depth {
+            break;
+        }
+        left -= 1;
+        (slot, depth) = (next, links.depth(next));
+    }
+    *steps = left;
+    slot
 }
 
 #[cfg(test)]

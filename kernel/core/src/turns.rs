@@ -26,6 +26,8 @@ pub trait Word {
     fn take(&self, bits: u64) -> u64;
     /// Makes 0 a 1, if it is 0.
     fn claim(&self) -> bool;
+    /// Adds to it.
+    fn add(&self, number: u64);
 }
 
 impl Word for AtomicU64 {
@@ -49,19 +51,25 @@ impl Word for AtomicU64 {
     fn claim(&self) -> bool {
         self.compare_exchange(0, 1, SeqCst, Relaxed).is_ok()
     }
+    #[inline(always)]
+    fn add(&self, number: u64) {
+        self.fetch_add(number, SeqCst);
+    }
 }
 
 /// The lock, for 64 processors with each word.
 #[derive(Debug)]
 pub struct Turns<W, const WORDS: usize> {
     taken: W,
+    /// How many want it, or are about to know that they have it: so that a free lock is given back without a look at all flags.
+    waiting: W,
     wants: [W; WORDS],
 }
 
 impl<W: Word, const WORDS: usize> Turns<W, WORDS> {
     /// A free lock, of words that are 0.
-    pub const fn new(taken: W, wants: [W; WORDS]) -> Self {
-        Self { taken, wants }
+    pub const fn new(taken: W, waiting: W, wants: [W; WORDS]) -> Self {
+        Self { taken, waiting, wants }
     }
 
     /// Takes it if it is free.
@@ -78,6 +86,7 @@ impl<W: Word, const WORDS: usize> Turns<W, WORDS> {
     /// Wants it: [`Turns::poll`] until it is there, or [`Turns::cancel`].
     pub fn want(&self, me: u32) {
         if let Some((word, bit)) = self.word(me) {
+            self.waiting.add(1);
             word.set(bit);
         }
     }
@@ -86,27 +95,29 @@ impl<W: Word, const WORDS: usize> Turns<W, WORDS> {
     #[must_use]
     pub fn poll(&self, me: u32) -> bool {
         let Some((word, bit)) = self.word(me) else { return false };
-        if word.load() & bit == 0 {
-            return true;
+        let handed = word.load() & bit == 0;
+        let mine = handed || self.taken.claim();
+        if mine {
+            self.waiting.add(u64::MAX);
+            if !handed {
+                // Nobody else holds it, so nobody else clears the bit.
+                word.take(bit);
+            }
         }
-        let free = self.taken.claim();
-        if free {
-            // Nobody else holds it, so nobody else clears the bit.
-            word.take(bit);
-        }
-        free
+        mine
     }
 
     /// Wants it no more. Answers whether it was handed over before this: then it is held.
     #[must_use]
     pub fn cancel(&self, me: u32) -> bool {
+        self.waiting.add(u64::MAX);
         self.word(me).is_some_and(|(word, bit)| word.take(bit) & bit == 0)
     }
 
     /// Gives it to the next one behind `me` that wants it, or frees it. Answers who has it.
     #[inline(always)]
     pub fn give(&self, me: u32) -> Option<u32> {
-        if self.wants.iter().fold(0, |all, word| all | word.load()) != 0 {
+        if self.waiting.load() != 0 {
             return self.give_in_turn(me);
         }
         self.taken.clear();
@@ -147,7 +158,7 @@ mod tests {
     type Lock = Turns<AtomicU64, 2>;
 
     fn lock() -> Lock {
-        Turns::new(AtomicU64::new(0), [const { AtomicU64::new(0) }; 2])
+        Turns::new(AtomicU64::new(0), AtomicU64::new(0), [const { AtomicU64::new(0) }; 2])
     }
 
     #[test]

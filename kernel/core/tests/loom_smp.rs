@@ -236,6 +236,9 @@ impl Word for Tried {
     fn claim(&self) -> bool {
         self.0.compare_exchange(0, 1, SeqCst, Relaxed).is_ok()
     }
+    fn add(&self, number: u64) {
+        self.0.fetch_add(number, SeqCst);
+    }
 }
 
 struct Locked {
@@ -247,7 +250,11 @@ struct Locked {
 impl Locked {
     fn new() -> Arc<Locked> {
         let word = || Tried(AtomicU64::new(0));
-        Arc::new(Locked { lock: Turns::new(word(), [word()]), inside: AtomicU32::new(0), done: AtomicU32::new(0) })
+        Arc::new(Locked {
+            lock: Turns::new(word(), word(), [word()]),
+            inside: AtomicU32::new(0),
+            done: AtomicU32::new(0),
+        })
     }
 
     fn work(&self, me: u32) {
@@ -284,7 +291,7 @@ impl Locked {
 #[test]
 fn the_structural_lock_has_one_holder_and_is_never_lost() {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(2);
     model.check(|| {
         let locked = Locked::new();
         let others: Vec<_> = [1, 2]

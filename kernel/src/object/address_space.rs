@@ -24,7 +24,7 @@ use moira_kernel_core::{
 /// Spaces that can exist at once on the machine.
 const IDS: usize = 4096;
 /// Numbers looked at in one search.
-const SEARCH: u64 = 64;
+const SEARCH: u64 = 48;
 
 /// Space by number: physical address of the object, generation in the upper 16 bits.
 static SPACES: [AtomicU64; IDS] = [const { AtomicU64::new(0) }; IDS];
@@ -32,7 +32,7 @@ static SPACES: [AtomicU64; IDS] = [const { AtomicU64::new(0) }; IDS];
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 const ADDRESS: u64 = (1 << 48) - 1;
-/// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation.
+/// Mark of a slot whose page-table entry is gone while other CPUs may still hold the translation. The slot knows which flush it waits for.
 const UNMAPPING: u16 = 1;
 /// Mark of a slot whose entry was narrowed likewise; the rights and the cache mode that were asked for stand above it.
 const PROTECTING: u16 = 4;
@@ -112,8 +112,7 @@ macro_rules! with_format {
 pub fn numbers_left(count: u64) -> Result<(), Error> {
     let start = NEXT_ID.load(Relaxed);
     let is_free = |id: u64| id != 0 && SPACES[id as usize].load(Relaxed) & ADDRESS == 0;
-    let free = (start..start + SEARCH).filter(|id| is_free(id % IDS as u64)).count() as u64;
-    if free >= count {
+    if (start..start + SEARCH).filter(|id| is_free(id % IDS as u64)).nth(count as usize - 1).is_some() {
         return Ok(());
     }
     NEXT_ID.store(start + SEARCH, Relaxed);
@@ -265,8 +264,9 @@ pub fn unmap_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), 
     if slot.mark() != UNMAPPING {
         change(space, cap, None);
         slot.set_mark(UNMAPPING);
+        slot.await_flush(smp::last_flush());
     }
-    if smp::flushes_pending() {
+    if !smp::flushed(slot.awaited_flush(smp::last_flush())) {
         return Err(Error::Retiring);
     }
     slot.set_mapping(0);
@@ -290,9 +290,10 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
             return Err(Error::NotMapped);
         }
         slot.set_mark(asked);
+        slot.await_flush(smp::last_flush());
     }
-    // Coming back for the flushes must not begin them anew.
-    if smp::flushes_pending() {
+    // Coming back for the flush must not begin one anew.
+    if !smp::flushed(slot.awaited_flush(smp::last_flush())) {
         return Err(Error::Retiring);
     }
     slot.set_mark(0);

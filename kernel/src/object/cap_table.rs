@@ -2,15 +2,12 @@
 
 use super::Header;
 use crate::{
-    cap::{self, Cap, Slot},
+    cap::{self, Budget, Cap, Slot},
     memory::{Obj, Object},
     object::thread::Thread,
 };
 use core::cell::Cell;
 use moira_abi::{Error, ObjectType, Rights};
-
-/// Capabilities removed in one go by `delete` and `revoke`: keeps a hold of the structural lock under 1,000 instructions.
-pub const REMOVE_BATCH: u32 = 6;
 
 /// The header takes the room of slots 0 and 1.
 #[repr(C)]
@@ -74,7 +71,7 @@ pub fn delete(table: Obj<CapTable>, caller: Obj<Thread>) -> Result<(), Error> {
     if cap.word.kind_code() == ObjectType::Untyped as u8 && super::untyped::in_use(cap) {
         return Err(Error::InUse);
     }
-    if cap::delete_some(slot, &mut { REMOVE_BATCH }) { Ok(()) } else { Err(Error::Again) }
+    if cap::delete_some(slot, &mut Budget::new()) { Ok(()) } else { Err(Error::Again) }
 }
 
 /// `revoke`: W0 slot of this table; removes what is derived from it. *Again* until done.
@@ -83,7 +80,7 @@ pub fn revoke(table: Obj<CapTable>, caller: Obj<Thread>) -> Result<(), Error> {
     if slot.is_empty() {
         return Err(Error::Empty);
     }
-    if cap::revoke_some(slot, &mut { REMOVE_BATCH }) { Ok(()) } else { Err(Error::Again) }
+    if cap::revoke_some(slot, &mut Budget::new()) { Ok(()) } else { Err(Error::Again) }
 }
 
 /// `inspect`: W0 slot; answers W0 type, W1 rights, W2 badge.
@@ -98,21 +95,14 @@ pub fn inspect(table: Obj<CapTable>, caller: Obj<Thread>) -> Result<(), Error> {
 }
 
 /// Empties the next slots of a table that is being destroyed. Answers whether it is empty.
-pub fn empty_some(table: Obj<CapTable>, budget: &mut u32) -> bool {
-    let slots = table.slots.get();
-    while table.cursor.get() < slots {
+pub fn empty_some(table: Obj<CapTable>, budget: &mut Budget) -> bool {
+    while table.cursor.get() < table.slots.get() {
+        let Ok(slot) = cap::slot_of(table, table.cursor.get() + 2) else { return true };
         // Empty slots are cheap, but not free.
-        for _ in 0..32 {
-            let Ok(slot) = cap::slot_of(table, table.cursor.get() + 2) else { return true };
-            if !slot.is_empty() && (*budget == 0 || !cap::delete_some(slot, budget)) {
-                return false;
-            }
-            table.cursor.set(table.cursor.get() + 1);
-        }
-        if *budget == 0 {
+        if !budget.spend(2) || !slot.is_empty() && !cap::delete_some(slot, budget) {
             return false;
         }
-        *budget -= 1;
+        table.cursor.set(table.cursor.get() + 1);
     }
     true
 }

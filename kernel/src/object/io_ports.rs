@@ -18,8 +18,8 @@ pub fn range(cap: Cap) -> Result<(u16, u16), Error> {
     Ok(((cap.word.address() >> 6) as u16, (cap.word.address() >> 22) as u16))
 }
 
-/// `in` and `out`: W0 port, W1 bytes, W2 value.
-pub fn access(cap: Cap, caller: Obj<Thread>, write: bool) -> Result<(), Error> {
+/// `in` and `out`: W0 port, W1 bytes, W2 value. Answers whether it was done; else the call runs again.
+pub fn access(cap: Cap, caller: Obj<Thread>, write: bool) -> Result<bool, Error> {
     let (first, last) = range(cap)?;
     let port = u16::try_from(caller.word(0)).map_err(|_| Error::BadArgument)?;
     let size = caller.word(1);
@@ -27,13 +27,21 @@ pub fn access(cap: Cap, caller: Obj<Thread>, write: bool) -> Result<(), Error> {
         return Err(Error::BadArgument);
     }
     if write {
-        arch::port_write(port, size as u8, caller.word(2) as u32);
         let register = port.wrapping_sub(arch::serial::COM1);
         if register < 8 {
+            if crate::log::is_busy() {
+                return Ok(false);
+            }
             crate::log::task_wrote(register, caller.word(2) as u32);
         }
+        arch::port_write(port, size as u8, caller.word(2) as u32);
     } else {
-        caller.answer1(arch::port_read(port, size as u8) as u64);
+        let mut value = arch::port_read(port, size as u8);
+        if port == arch::serial::COM1 + 5 && crate::log::is_busy() {
+            // The kernel's log has not finished a line: for others the transmitter is busy until then.
+            value &= !arch::serial::EMPTY;
+        }
+        caller.answer1(value as u64);
     }
-    Ok(())
+    Ok(true)
 }

@@ -66,14 +66,14 @@ pub fn end(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
 pub fn trace(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let cpu = u32::try_from(caller.word(0)).ok().and_then(percpu::get).ok_or(Error::BadArgument)?;
     if caller.word(1) == u64::MAX {
-        trace::switch(caller.word(2) != 0);
+        trace::switch(caller.word(2));
         caller.answer1(cpu.trace.written.get());
         return Ok(());
     }
     let buffer = caller.buffer().ok_or(Error::NotMapped)?;
     let written = cpu.trace.written.get();
     let first = caller.word(1).max(written.saturating_sub(trace::EVENTS as u64));
-    let end = written.min(first + 32);
+    let end = written.min(first.saturating_add(moira_abi::trace::COPIED));
     for (i, number) in (first..end).enumerate() {
         memory::write_struct(buffer + i as u64 * 32, &cpu.trace.events[number as usize % trace::EVENTS].get());
     }

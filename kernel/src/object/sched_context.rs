@@ -138,12 +138,13 @@ pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error
     Ok(())
 }
 
-/// `consumed`: W0 own, W1 lost, W2 helped, W3 structural, W4 interrupts, W5 lost to nobody, W6 number.
+/// `consumed`: W0 own, W1 lost, W2 helped, W3 structural, W4 interrupts, W5 lost to nobody, W6 number, W7 its thread in the trace.
 pub fn consumed(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
     caller.answer4(context.own.get(), context.lost.get(), context.helped.get(), context.structural.get());
     caller.set_word(4, context.interrupts.get());
     caller.set_word(5, context.lost_gone.get());
     caller.set_word(6, context.number());
+    caller.set_word(7, context.thread.get().map_or(0, |thread| thread.physical()));
     Ok(())
 }
 

@@ -16,10 +16,10 @@ use super::{
     sched_context, thread, vcpu,
 };
 use crate::{
-    cap::{self, Cap, Slot},
+    cap::{self, Budget, Cap, Slot},
     memory::{self, Obj, Object},
     percpu::{self, Cpu},
-    smp::{self, CpuSet},
+    smp::{self, Grace},
 };
 use core::{cell::Cell, sync::atomic::Ordering::*};
 use moira_abi::{Error, FrameSize, ObjectType, Rights, boot::untyped_kind};
@@ -40,9 +40,10 @@ mod phase {
     pub const UNLINKED: u8 = 2;
     pub const RETIRE: u8 = 3;
     pub const AWAIT: u8 = 4;
-    pub const GRACE: u8 = 5;
-    pub const MAIL: u8 = 6;
-    pub const ZERO: u8 = 7;
+    pub const FLUSH: u8 = 5;
+    pub const GRACE: u8 = 6;
+    pub const MAIL: u8 = 7;
+    pub const ZERO: u8 = 8;
 }
 
 /// The control block.
@@ -64,7 +65,7 @@ pub struct Untyped {
     inner: Cell<u64>,
     end_low: Cell<u64>,
     /// CPUs that a grace period still waits for.
-    grace: Cell<CpuSet>,
+    grace: Cell<Grace>,
 }
 
 static_assertions::const_assert!(size_of::<Untyped>() <= 1 << CONTROL_BITS);
@@ -110,8 +111,9 @@ pub fn consume(cap: Cap, space: u64) -> Result<(u64, u64), Error> {
     Ok((untyped.base.get(), end))
 }
 
-/// `retype`: W0 type, W1 size, W2 count, W3 first slot.
-pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread>) -> Result<(), Error> {
+/// `retype`: W0 type, W1 size, W2 count, W3 first slot. Answers whether all are made: what one hold of the lock has no time for is made
+/// when the call runs again, with W2 and W3 counted on.
+pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread>) -> Result<bool, Error> {
     let kind = u8::try_from(caller.word(0)).ok().and_then(ObjectType::from_code).ok_or(Error::BadArgument)?;
     let size = u8::try_from(caller.word(1)).map_err(|_| Error::BadArgument)?;
     let (count, first_slot) = (caller.word(2), caller.word(3));
@@ -136,24 +138,47 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     for i in 0..count {
         table.empty_slot(first_slot.wrapping_add(i))?;
     }
+    // Room for all of them, before the first is made.
     let free = Free { low: untyped.low.get(), high: untyped.high.get() };
-    let (control, first, free) = match kind {
+    room(free, kind, bits, count)?;
+    let part = count.min(per_hold(kind));
+    let (control, first, free) = room(free, kind, bits, part)?;
+    // What is taken from above is made from above, so that its addresses rise with its slots.
+    let above = matches!(kind, ObjectType::Frame | ObjectType::Untyped);
+    let part_slot = first_slot + if above { count - part } else { 0 };
+    for i in 0..part {
+        let at = first + (i << bits);
+        let to = cap::slot_of(table, part_slot + i)?;
+        let word = make(untyped, kind, size, bits, at, control + (i << CONTROL_BITS))?;
+        cap::insert(slot, to, word, 0)?;
+    }
+    untyped.low.set(free.low);
+    untyped.high.set(free.high);
+    caller.set_word(2, count - part);
+    caller.set_word(3, if above { first_slot } else { first_slot + part });
+    Ok(part == count)
+}
+
+/// Objects that one hold of the structural lock makes.
+fn per_hold(kind: ObjectType) -> u64 {
+    match kind {
+        ObjectType::Vcpu => 1,
+        ObjectType::AddressSpace => 1,
+        ObjectType::Frame | ObjectType::Untyped => 3,
+        _ => 2,
+    }
+}
+
+/// Takes memory: for control blocks, for objects; and what is left.
+fn room(free: Free, kind: ObjectType, bits: u8, count: u64) -> Result<(u64, u64, Free), Error> {
+    match kind {
         ObjectType::Frame => free.take_high(bits, count).map(|(at, free)| (0, at, free)),
         ObjectType::Untyped => free
             .take_low(CONTROL_BITS, count)
             .and_then(|(control, free)| free.take_high(bits, count).map(|(at, free)| (control, at, free))),
         _ => free.take_low(bits, count).map(|(at, free)| (0, at, free)),
     }
-    .ok_or(Error::NoMemory)?;
-    for i in 0..count {
-        let at = first + (i << bits);
-        let to = cap::slot_of(table, first_slot + i)?;
-        let word = make(untyped, kind, size, bits, at, control + (i << CONTROL_BITS))?;
-        cap::insert(slot, to, word, 0)?;
-    }
-    untyped.low.set(free.low);
-    untyped.high.set(free.high);
-    Ok(())
+    .ok_or(Error::NoMemory)
 }
 
 fn allowed(untyped: Obj<Untyped>, kind: ObjectType) -> Result<(), Error> {
@@ -219,14 +244,14 @@ pub fn info(untyped: Obj<Untyped>, caller: Obj<thread::Thread>) -> Result<(), Er
 pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), Error> {
     if untyped.phase.get() > phase::CAPS && cap::has_descendants(slot) {
         // The holder of a copy began this; nothing is derived from the copy any more, and now it goes too.
-        cap::revoke_some(slot, &mut { cap_table::REMOVE_BATCH });
+        cap::revoke_some(slot, &mut Budget::new());
         return Err(Error::Again);
     }
     match untyped.phase.get() {
         phase::IDLE => untyped.phase.set(phase::CAPS),
         phase::CAPS => {
-            if cap::revoke_some(slot, &mut { cap_table::REMOVE_BATCH }) {
-                untyped.grace.set(smp::grace_start(cpu));
+            if cap::revoke_some(slot, &mut Budget::new()) {
+                untyped.grace.set(Grace::begin(cpu));
                 untyped.phase.set(phase::UNLINKED);
             }
         }
@@ -238,24 +263,23 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         }
         phase::RETIRE => {
             // Emptying a table inside may have removed capabilities; new ones cannot have been made.
-            if walk(cpu, untyped, &mut { cap_table::REMOVE_BATCH }, retire)? {
+            if walk(cpu, untyped, &mut Budget::new(), retire)? {
                 begin_walk(untyped);
                 untyped.phase.set(phase::AWAIT);
             }
         }
         phase::AWAIT => {
-            if !walk(
-                cpu,
-                untyped,
-                &mut { 16 },
-                |_, header, _| if is_dead(header) { Ok(true) } else { Err(Error::Retiring) },
-            )? {
+            if !walk(cpu, untyped, &mut Budget::new(), dead)? {
                 return Err(Error::Again);
             }
-            if smp::flushes_pending() {
+            untyped.cursor.set(smp::last_flush());
+            untyped.phase.set(phase::FLUSH);
+        }
+        phase::FLUSH => {
+            if !smp::flushed(untyped.cursor.get()) {
                 return Err(Error::Retiring);
             }
-            untyped.grace.set(smp::grace_start(cpu));
+            untyped.grace.set(Grace::begin(cpu));
             untyped.phase.set(phase::GRACE);
         }
         phase::GRACE => {
@@ -265,7 +289,7 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         }
         phase::MAIL => {
             // Whoever read a link to a thread before it died may have left a message in its CPU's mailbox. Nobody sends more.
-            if walk(cpu, untyped, &mut { 16 }, without_mail)? {
+            if walk(cpu, untyped, &mut Budget::new(), without_mail)? {
                 untyped.cursor.set(untyped.base.get());
                 untyped.phase.set(phase::ZERO);
             }
@@ -277,9 +301,9 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
 
 /// Looks whether the grace period is over.
 fn grace(untyped: Obj<Untyped>) -> Result<(), Error> {
-    let mut set = untyped.grace.get();
-    let over = smp::grace_look(&mut set);
-    untyped.grace.set(set);
+    let mut grace = untyped.grace.get();
+    let over = grace.look();
+    untyped.grace.set(grace);
     if over { Ok(()) } else { Err(Error::Retiring) }
 }
 
@@ -311,8 +335,8 @@ fn begin_walk(untyped: Obj<Untyped>) {
 fn walk(
     cpu: &Cpu,
     untyped: Obj<Untyped>,
-    budget: &mut u32,
-    visit: fn(&Cpu, Obj<Header>, &mut u32) -> Result<bool, Error>,
+    budget: &mut Budget,
+    visit: fn(&Cpu, Obj<Header>, &mut Budget) -> Result<bool, Error>,
 ) -> Result<bool, Error> {
     // An inner one that was itself being revoked, and had come to zeroing: its objects are gone, and what is left of their memory
     // must not be read as headers (windows of a plan and a vCPU's state are what tasks wrote).
@@ -321,13 +345,14 @@ fn walk(
     }
     if untyped.space.get() != 0 {
         // Its memory is a space's tables: that space ends with it.
-        if let Some(space) = address_space::by_id(untyped.space.get()) {
+        let enough = budget.spend(cost(ObjectType::AddressSpace));
+        if enough && let Some(space) = address_space::by_id(untyped.space.get()) {
             address_space::retire(space);
         }
-        return Ok(true);
+        return Ok(enough);
     }
     while untyped.cursor.get() < untyped.end_low.get() {
-        if *budget == 0 {
+        if !budget.spend(2) {
             return Ok(false);
         }
         let at = untyped.cursor.get();
@@ -335,18 +360,13 @@ fn walk(
         let header = unsafe { Obj::<Header>::at(at) };
         match ObjectType::from_code(header.kind.load(Relaxed)) {
             None => {
-                // A gap before an aligned object; long ones must not make one hold of the lock long.
+                // A gap before an aligned object.
                 untyped.cursor.set(at + 64);
-                if at & 0x7c0 == 0 {
-                    *budget -= 1;
-                }
             }
             Some(ObjectType::Untyped) => {
                 // SAFETY: the header says so.
                 let inner = unsafe { Obj::<Untyped>::at(at) };
-                // Only the first visit costs: coming back into nested ones must leave something for the objects inside.
                 if untyped.inner.get() != at {
-                    *budget -= 1;
                     begin_walk(inner);
                     untyped.inner.set(at);
                 }
@@ -356,7 +376,6 @@ fn walk(
                 untyped.cursor.set(at + (1 << CONTROL_BITS));
             }
             Some(_) => {
-                *budget -= 1;
                 if !visit(cpu, header, budget)? {
                     return Ok(false);
                 }
@@ -367,12 +386,44 @@ fn walk(
     Ok(true)
 }
 
-fn without_mail(_: &Cpu, header: Obj<Header>, _: &mut u32) -> Result<bool, Error> {
+fn without_mail(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
     if header.mail.load(Acquire) == 0 {
-        return Ok(true);
+        return Ok(budget.spend(5));
     }
     smp::collect(header.home());
     Err(Error::Retiring)
+}
+
+/// Looks whether an object is let go of. What capabilities it kept are removed here, under the structural lock, which its home CPU did not
+/// have.
+fn dead(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
+    if !is_dead(header) {
+        return Err(Error::Retiring);
+    }
+    let at = header.physical();
+    // SAFETY: the header names the type of the object at this address (both arms).
+    unsafe {
+        match ObjectType::from_code(header.kind.load(Relaxed)) {
+            Some(kind @ ObjectType::Thread) if budget.spend(cost(kind)) => thread::empty_slots(Obj::at(at)),
+            Some(kind @ ObjectType::Vcpu) if budget.spend(cost(kind)) => vcpu::empty_slots(Obj::at(at)),
+            Some(ObjectType::Thread | ObjectType::Vcpu) => return Ok(false),
+            _ => return Ok(budget.spend(6)),
+        }
+    }
+    Ok(true)
+}
+
+/// What retiring an object costs, at most, in units of a [`Budget`]; tables count for themselves.
+fn cost(kind: ObjectType) -> u32 {
+    match kind {
+        ObjectType::CapTable => 0,
+        // The most that the budget of a hold has after eight nested untypeds.
+        ObjectType::Thread => 52,
+        ObjectType::Vcpu => 46,
+        ObjectType::AddressSpace | ObjectType::Interrupt => 36,
+        ObjectType::SchedContext => 30,
+        _ => 25,
+    }
 }
 
 fn is_dead(header: Obj<Header>) -> bool {
@@ -386,11 +437,15 @@ fn is_dead(header: Obj<Header>) -> bool {
 }
 
 /// Retires one object: at once if it is inactive or lives here, else by a message to its home CPU.
-fn retire(cpu: &Cpu, header: Obj<Header>, budget: &mut u32) -> Result<bool, Error> {
+fn retire(cpu: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
     let at = header.physical();
+    let kind = ObjectType::from_code(header.kind.load(Relaxed));
+    if !budget.spend(kind.map_or(0, cost)) {
+        return Ok(false);
+    }
     // SAFETY: the header names the type of the object at this address (all arms).
     unsafe {
-        match ObjectType::from_code(header.kind.load(Relaxed)) {
+        match kind {
             Some(ObjectType::CapTable) => return Ok(cap_table::empty_some(Obj::<CapTable>::at(at), budget)),
             Some(ObjectType::AddressSpace) => address_space::retire(Obj::at(at)),
             Some(ObjectType::Notification) => {

@@ -155,20 +155,24 @@ fn here(vcpu: Obj<Vcpu>) -> Result<&'static Cpu, Error> {
     }
 }
 
-/// `allow_msr`: W0 number, W1 bit 0 read, bit 1 write.
-pub fn allow_msr(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+/// `allow_msr`: W0 number, W1 bit 0 read, bit 1 write. Answers whether it is done.
+pub fn allow_msr(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<bool, Error> {
     let virt = vm::of(here(vcpu)?).ok_or(Error::NoHardware)?;
     let number = u32::try_from(caller.word(0)).map_err(|_| Error::BadArgument)?;
     let (read, write) = (caller.word(1) & 1 != 0, caller.word(1) & 2 != 0);
     virt::allow_msr(virt, vcpu.hw(), number, read, write).map_err(|()| Error::BadArgument)
 }
 
-/// `allow_ports`: W0 `IoPorts`.
-pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
+/// `allow_ports`: W0 `IoPorts`. Answers whether it is done.
+pub fn allow_ports(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<bool, Error> {
     let virt = vm::of(here(vcpu)?).ok_or(Error::NoHardware)?;
     let (first, last) = io_ports::range(caller.table()?.read(caller.word(0))?)?;
-    virt::allow_ports(virt, vcpu.hw(), first, last);
-    Ok(())
+    // Lower and upper half, each a page of the map; W1 tells which was done.
+    let half = caller.word(1) & 1;
+    let (from, to) = if half == 0 { (0, 0x7fff) } else { (0x8000, 0xffff) };
+    let done = virt::allow_ports(virt, vcpu.hw(), first.max(from), last.min(to));
+    caller.set_word(1, if done { half + 1 } else { half });
+    Ok(done && (half == 1 || last < 0x8000))
 }
 
 /// `run`: W0 groups changed (bits 0–31) and wanted (bits 32–63), W1 until.
@@ -425,6 +429,10 @@ pub fn retire(home: &Cpu, vcpu: Obj<Vcpu>) {
     {
         virt::detach(virt, vcpu.hw());
     }
+}
+
+/// Removes the capabilities of a vCPU that is let go of (structural lock held).
+pub fn empty_slots(vcpu: Obj<Vcpu>) {
     for slot in [&vcpu.state, &vcpu.space] {
         let slot = Obj::from_ref(slot);
         if !slot.is_empty() {

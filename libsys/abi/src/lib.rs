@@ -13,6 +13,7 @@ pub mod method;
 pub mod object;
 pub mod tag;
 pub mod time;
+pub mod trace;
 pub mod vcpu;
 
 pub use error::Error;

@@ -12,6 +12,7 @@ pub mod console;
 pub mod control;
 pub mod frame;
 pub mod mailbox;
+pub mod planner;
 pub mod platform;
 pub mod start;
 pub mod system;

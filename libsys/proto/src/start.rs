@@ -59,6 +59,12 @@ pub mod slot {
 /// thread, with all rights.
 pub const THREADS: &str = "threads";
 
+/// Name of capabilities that signal [`START`] to the same notifications.
+pub const THREAD_STARTS: &str = "thread-starts";
+
+/// The bit by which a further thread hears that there is something to do.
+pub const START: u64 = 1 << 60;
+
 /// `rsi` of a task's threads at their first instruction: bytes of the start information, and the thread's number.
 pub mod second {
     const NUMBER: u32 = 32;

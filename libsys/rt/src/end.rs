@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use crate::mapped;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 /// `rax` of a panic: `"PANICKED"`, little-endian.
 pub const PANICKED: u64 = u64::from_le_bytes(*b"PANICKED");
@@ -55,11 +56,19 @@ pub(crate) fn with_marker(marker: u64, text: &[u8]) -> ! {
     unreachable!("{marker:x} {length}")
 }
 
+/// What [`on_panic`] was given.
+static LAST_WORDS: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// A panic of this task calls `last_words`, after its line was logged and before the task ends. A panic in there ends it at once.
+pub fn on_panic(last_words: fn()) {
+    LAST_WORDS.store(last_words as *mut (), Ordering::Relaxed);
+}
+
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
     use core::fmt::Write;
-    use core::sync::atomic::{AtomicBool, Ordering};
+    use core::sync::atomic::AtomicBool;
 
     static PANICKING: AtomicBool = AtomicBool::new(false);
     if PANICKING.swap(true, Ordering::Relaxed) {
@@ -71,5 +80,10 @@ fn panic(info: &core::panic::PanicInfo) -> ! {
         None => write!(text, "panicked: {}", info.message()),
     };
     log::error!("{}", text.as_str());
+    let last_words = LAST_WORDS.load(Ordering::Relaxed);
+    if !last_words.is_null() {
+        // SAFETY: only `on_panic` stores there, and what it stores is a function of this type.
+        unsafe { core::mem::transmute::<*mut (), fn()>(last_words)() };
+    }
     with_marker(PANICKED, text.as_str().as_bytes())
 }

@@ -19,13 +19,16 @@ struct Known {
 }
 
 impl Known {
-    const NONE: Known = Known { start: AtomicU64::new(0), end: AtomicU64::new(0), buffer: AtomicU64::new(0) };
+    const fn none() -> Known {
+        Known { start: AtomicU64::new(0), end: AtomicU64::new(0), buffer: AtomicU64::new(0) }
+    }
+
     /// `start` while the entry is being written.
     const TAKEN: u64 = u64::MAX;
 }
 
 /// Threads beside the main one: no register tells a task which thread it is, but its stack does.
-static THREADS: [Known; 16] = [const { Known::NONE }; 16];
+static THREADS: [Known; 16] = [const { Known::none() }; 16];
 
 pub(crate) fn set_main_buffer(address: u64) {
     MAIN_BUFFER.store(address, Ordering::Relaxed);

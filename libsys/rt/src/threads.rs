@@ -5,7 +5,7 @@
 
 use crate::{Env, end, mapped};
 use alloc::boxed::Box;
-use moira_proto::start::{THREADS, layout};
+use moira_proto::start::{THREAD_STARTS, THREADS, layout};
 use moira_proto::system::MOST_THREADS;
 use moira_sys::{Caps, Deadline, Notification, receive};
 
@@ -25,7 +25,8 @@ impl Env {
     /// is such a thread, and one that has no job waiting yet.
     pub fn spawn(&self, number: usize, job: impl FnOnce() + Send + 'static) -> bool {
         let index = number.checked_sub(1).and_then(|index| u32::try_from(index).ok());
-        let Some(notification) = index.and_then(|index| self.threads().get(index)) else { return false };
+        let starts = self.capabilities::<Notification>(THREAD_STARTS);
+        let Some(start) = index.and_then(|index| starts?.get(index)) else { return false };
         let Some(place) = JOBS.get(number) else { return false };
         {
             let mut place = place.lock();
@@ -34,7 +35,7 @@ impl Env {
             }
             *place = Some(Box::new(job));
         }
-        notification.signal().is_ok()
+        start.signal().is_ok()
     }
 }
 
@@ -44,18 +45,21 @@ pub(crate) fn main(number: usize, stack: u64) -> ! {
     // SAFETY: the root task maps this stack and this buffer for this thread alone, for the task's life.
     #[allow(unsafe_code)]
     let known = unsafe { mapped::register_thread(top.saturating_sub(stack)..top, layout::buffer(number)) };
-    while known {
-        // Taken out first: a job may hand this thread the next one.
-        let job = JOBS.get(number).and_then(|place| place.lock().take());
-        match job {
-            Some(job) => job(),
-            // Signals that came for a job that has ended wake it for nothing.
-            None => {
-                if receive(Deadline::NEVER).is_err() {
-                    break;
-                }
-            }
-        }
+    // Without a place among the known threads it could not even say why it stops.
+    while let Some(job) = if known { next_job(number) } else { None } {
+        job();
     }
     end::finish()
+}
+
+/// Waits for thread `number`'s next job; none: it cannot wait.
+fn next_job(number: usize) -> Option<Job> {
+    loop {
+        // Taken out of its place before it runs: it may hand this thread the next one.
+        if let Some(job) = JOBS.get(number).and_then(|place| place.lock().take()) {
+            return Some(job);
+        }
+        // Signals that came for a job that has ended wake it for nothing.
+        receive(Deadline::NEVER).ok()?;
+    }
 }

@@ -158,12 +158,13 @@ impl Platform {
         Ok(TraceCopy { first, next, written })
     }
 
-    /// Switches the trace of all CPUs on or off; answers how many events this CPU wrote so far.
+    /// Switches the trace of all CPUs on for some kinds of events (bit n: [`moira_abi::trace::kind`] n; 1: all), or off (0); answers how
+    /// many events this CPU wrote so far.
     ///
     /// # Errors
     /// `BadArgument` (no such CPU).
-    pub fn set_trace(self, cpu_index: u32, on: bool) -> Result<u64, Error> {
-        let words = [u64::from(cpu_index), u64::MAX, u64::from(on)];
+    pub fn set_trace(self, cpu_index: u32, kinds: u64) -> Result<u64, Error> {
+        let words = [u64::from(cpu_index), u64::MAX, kinds];
         raw::simple(Method::PlatformTrace, self.slot().0, &words).map(|answer| answer[0])
     }
 }

@@ -157,8 +157,10 @@ pub struct Consumed {
     pub interrupts: u64,
     /// The part of `lost` that was lost to nobody who lives.
     pub gone: u64,
-    /// Its number in [`Losers`](abi::time::Losers) of others.
+    /// Its number in [`Losers`](abi::time::Losers) of others; 512 times that is its name in the trace.
     pub number: u64,
+    /// The name of its thread in the trace; 0: it has none.
+    pub thread: u64,
 }
 
 impl SchedContext {
@@ -176,9 +178,9 @@ impl SchedContext {
     /// # Errors
     /// `WrongCpu`.
     pub fn consumed(self) -> Result<Consumed, Error> {
-        let [own, lost, delivered, structural, interrupts, gone, number, _] =
+        let [own, lost, delivered, structural, interrupts, gone, number, thread] =
             raw::simple(Method::ContextConsumed, self.slot().0, &[])?;
-        Ok(Consumed { own, lost, delivered, structural, interrupts, gone, number })
+        Ok(Consumed { own, lost, delivered, structural, interrupts, gone, number, thread })
     }
 
     /// To whom it lost time. `buffer` is the calling thread's own; its contents are overwritten.

@@ -80,6 +80,6 @@ impl Vcpu {
     /// # Errors
     /// `WrongCpu`.
     pub fn allow_ports(self, ports: IoPorts) -> Result<(), Error> {
-        raw::simple(Method::VcpuAllowPorts, self.slot().0, &[ports.slot().word()]).map(|_| ())
+        raw::simple(Method::VcpuAllowPorts, self.slot().0, &[ports.slot().word(), 0]).map(|_| ())
     }
 }

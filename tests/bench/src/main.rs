@@ -26,6 +26,7 @@ fn main(env: Env) {
     match env.argument("role") {
         Some("server") => server::run(env),
         Some("waiter") => waiter::run(env),
+        Some("slack") => waiter::slack(&env, &mut Report { overhead: overhead() }),
         Some("mark") => time_paths::mark(&env),
         Some("dispatched") => time_paths::dispatched(),
         Some("greedy") => loop {

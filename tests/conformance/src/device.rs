@@ -118,8 +118,8 @@ fn trace(_: &mut Lab, check: &mut Check) {
     for cpu in [1u64, 255, 256, 1 << 32, u64::MAX] {
         check.equal("no such CPU", raw(Method::PlatformTrace, 7, [cpu, 0, 0, 0, 0, 0]).err(), Some(Error::BadArgument));
     }
-    check.good("on", Lab::PLATFORM.set_trace(0, true));
-    let Some(first) = check.good("first", Lab::PLATFORM.set_trace(0, true)) else { return };
+    check.good("on", Lab::PLATFORM.set_trace(0, 1));
+    let Some(first) = check.good("first", Lab::PLATFORM.set_trace(0, 1)) else { return };
     for _ in 0..10 {
         check.good("events", Lab::TABLE.inspect(Slot(2)));
     }
@@ -129,7 +129,7 @@ fn trace(_: &mut Lab, check: &mut Check) {
         let copy = Lab::PLATFORM.trace(0, first);
         check.holds("far beyond the end", copy.is_ok_and(|copy| copy.first == first && copy.next == first));
     }
-    check.good("off", Lab::PLATFORM.set_trace(0, false));
+    check.good("off", Lab::PLATFORM.set_trace(0, 0));
 }
 
 fn start_cpu(lab: &mut Lab, check: &mut Check) {

@@ -11,6 +11,7 @@ extern crate alloc;
 mod device;
 mod ipc;
 mod notification;
+mod smp;
 mod space;
 mod table;
 mod thread;
@@ -23,6 +24,10 @@ moira_rt::root_entry!(main, 1 << 20);
 
 fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuffer, _: &'static [u8]) {
     let mut lab = Lab::new(info, buffer);
+    if lab.option("processors").is_some() {
+        smp::all(&mut lab);
+        lab.finish("conformance");
+    }
     untyped::all(&mut lab);
     table::all(&mut lab);
     space::all(&mut lab);

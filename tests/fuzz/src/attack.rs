@@ -14,7 +14,7 @@ const LOOK_EVERY: u64 = 96;
 
 /// The next random number, for the supervisor while the attacker does not run.
 pub fn random() -> u64 {
-    Random.next()
+    Random(SHARED).next()
 }
 
 /// What the supervisor and the attacker share.
@@ -37,37 +37,57 @@ pub struct Shared {
     pub history: [[AtomicU64; 7]; 512],
     /// Entries ever written.
     pub recorded: AtomicU64,
+    /// Entry of the history at which this world began.
+    pub begun: AtomicU64,
     /// Type numbers of what its slots held at the last look.
     pub kinds: [AtomicU64; AIM as usize],
     /// An address that the attacker may map at.
     pub address: AtomicU64,
 }
 
-/// Shared.
-pub static SHARED: Shared = Shared {
-    state: AtomicU64::new(1),
-    left: AtomicU64::new(0),
-    made: AtomicU64::new(0),
-    methods: [const { AtomicU64::new(0) }; 256],
-    statuses: [const { AtomicU64::new(0) }; 256],
-    current: [const { AtomicU64::new(0) }; 11],
-    under_way: AtomicBool::new(false),
-    history: [const { [const { AtomicU64::new(0) }; 7] }; 512],
-    recorded: AtomicU64::new(0),
-    kinds: [const { AtomicU64::new(0) }; AIM as usize],
-    address: AtomicU64::new(0),
-};
+/// Most attackers at once.
+pub const MOST: usize = 4;
+
+/// Shared, by attacker.
+pub static ALL: [Shared; MOST] = [const { Shared::new() }; MOST];
+
+/// Of the attacker on the boot processor.
+pub static SHARED: &Shared = &ALL[0];
+
+impl Shared {
+    const fn new() -> Shared {
+        Shared {
+            state: AtomicU64::new(1),
+            left: AtomicU64::new(0),
+            made: AtomicU64::new(0),
+            methods: [const { AtomicU64::new(0) }; 256],
+            statuses: [const { AtomicU64::new(0) }; 256],
+            current: [const { AtomicU64::new(0) }; 11],
+            under_way: AtomicBool::new(false),
+            history: [const { [const { AtomicU64::new(0) }; 7] }; 512],
+            recorded: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
+            kinds: [const { AtomicU64::new(0) }; AIM as usize],
+            address: AtomicU64::new(0),
+        }
+    }
+}
+
+/// Invocations that all attackers made.
+pub fn made() -> u64 {
+    ALL.iter().map(|one| one.made.load(Relaxed)).sum()
+}
 
 /// xorshift64*; the state is kept where a rebuilt attacker finds it.
-struct Random;
+struct Random(&'static Shared);
 
 impl Random {
     fn next(&self) -> u64 {
-        let mut x = SHARED.state.load(Relaxed).max(1);
+        let mut x = self.0.state.load(Relaxed).max(1);
         x ^= x >> 12;
         x ^= x << 25;
         x ^= x >> 27;
-        SHARED.state.store(x, Relaxed);
+        self.0.state.store(x, Relaxed);
         x.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
@@ -96,7 +116,7 @@ impl Random {
     fn slot_of(&self, kind: ObjectType) -> u64 {
         let start = self.below(AIM);
         let fits =
-            |slot: &u64| SHARED.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == kind as u64);
+            |slot: &u64| self.0.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == kind as u64);
         match (start..AIM).chain(2..start).find(fits) {
             Some(slot) if !self.one_in(12) => slot,
             _ => self.slot(),
@@ -105,7 +125,7 @@ impl Random {
 
     fn empty_slot(&self) -> u64 {
         let start = 2 + self.below(AIM - 2);
-        let empty = |slot: &u64| SHARED.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == 0);
+        let empty = |slot: &u64| self.0.kinds.get(*slot as usize).is_some_and(|found| found.load(Relaxed) == 0);
         match (start..AIM).chain(2..start).find(empty) {
             Some(slot) if !self.one_in(12) => slot,
             _ => self.slot(),
@@ -148,7 +168,7 @@ impl Random {
             0..4 => self.slot(),
             4..7 => self.below(20),
             7 => self.boundary(),
-            8 => SHARED.address.load(Relaxed) + self.below(8) * 4096,
+            8 => self.0.address.load(Relaxed) + self.below(8) * 4096,
             9 => moira_sys::now().wrapping_add(self.below(100_000)),
             10 => 1 << self.below(64),
             _ => self.next(),
@@ -216,8 +236,8 @@ fn needs(method: Method) -> (Option<ObjectType>, &'static [(usize, ObjectType)])
 }
 
 /// Looks what its slots hold.
-fn look() {
-    for (slot, kind) in SHARED.kinds.iter().enumerate().skip(2) {
+fn look(shared: &Shared) {
+    for (slot, kind) in shared.kinds.iter().enumerate().skip(2) {
         let answer = invoke(Method::CapInspect as u64, OWN_TABLE, [slot as u64, 0, 0, 0, 0, 0, 0, 0], 0);
         if answer.tag.low() != 0 {
             return;
@@ -237,7 +257,7 @@ fn shape(random: &Random, method: u64, words: &mut [u64; 8]) {
         }
     }
     let rights = random.of(&[1, 2, 3, 5, 7, 255]);
-    let nowhere = SHARED.address.load(Relaxed);
+    let nowhere = random.0.address.load(Relaxed);
     match Method::from_code(method as u8) {
         Some(Method::UntypedRetype) => {
             words[0] = random.below(15);
@@ -284,14 +304,15 @@ fn shape(random: &Random, method: u64, words: &mut [u64; 8]) {
 }
 
 /// The attacker's thread.
-pub extern "C" fn main() -> ! {
-    let random = Random;
+pub extern "C" fn main(index: u64, _: u64) -> ! {
+    let shared = ALL.get(index as usize).unwrap_or(SHARED);
+    let random = Random(shared);
     let mut since = LOOK_EVERY;
-    while SHARED.left.load(Relaxed) > 0 {
+    while shared.left.load(Relaxed) > 0 {
         since += 1;
         if since >= LOOK_EVERY {
             since = 0;
-            look();
+            look(shared);
         }
         let method = random.method();
         let mut words = [0; 8].map(|_: u64| random.word());
@@ -307,29 +328,29 @@ pub extern "C" fn main() -> ! {
             if random.one_in(50) { random.word() } else { moira_sys::now().wrapping_add(random.below(2000)).max(1) };
         let kind = Method::from_code(method as u8).and_then(|method| needs(method).0);
         let capability = kind.map_or_else(|| random.slot(), |kind| random.slot_of(kind));
-        SHARED.left.fetch_sub(1, Relaxed);
-        SHARED.made.fetch_add(1, Relaxed);
-        if let Some(count) = SHARED.methods.get(method as usize) {
+        shared.left.fetch_sub(1, Relaxed);
+        shared.made.fetch_add(1, Relaxed);
+        if let Some(count) = shared.methods.get(method as usize) {
             count.fetch_add(1, Relaxed);
         }
-        for (cell, value) in SHARED.current.iter().zip([tag, capability, deadline].into_iter().chain(words)) {
+        for (cell, value) in shared.current.iter().zip([tag, capability, deadline].into_iter().chain(words)) {
             cell.store(value, Relaxed);
         }
-        SHARED.under_way.store(true, Relaxed);
+        shared.under_way.store(true, Relaxed);
         let answer = invoke(tag, capability, words, deadline);
-        SHARED.under_way.store(false, Relaxed);
+        shared.under_way.store(false, Relaxed);
         let status = u64::from(answer.tag.low());
         // What succeeded, what was half done, and whatever else may have changed something.
         if matches!(status, 0 | 10 | 11) {
-            let at = SHARED.recorded.fetch_add(1, Relaxed) as usize % SHARED.history.len();
-            if let Some(entry) = SHARED.history.get(at) {
+            let at = shared.recorded.fetch_add(1, Relaxed) as usize % shared.history.len();
+            if let Some(entry) = shared.history.get(at) {
                 for (cell, value) in entry.iter().zip([tag, capability, words[0], words[1], words[2], words[3], status])
                 {
                     cell.store(value, Relaxed);
                 }
             }
         }
-        if let Some(count) = SHARED.statuses.get(usize::from(answer.tag.low())) {
+        if let Some(count) = shared.statuses.get(usize::from(answer.tag.low())) {
             count.fetch_add(1, Relaxed);
         }
     }

@@ -1,16 +1,16 @@
 //! The supervisor: builds the attacker's world, gives it time, rebuilds, counts, and adds up.
 
 use crate::{
-    attack::{self, AIM, SHARED},
+    attack::{self, AIM, ALL, SHARED},
     victim,
 };
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 use core::{fmt::Write, sync::atomic::Ordering::Relaxed};
 use moira_abi::{Error, Method, ObjectType};
 use moira_lab::{Check, Lab};
 use moira_sys::{
-    Blocked, CapTable, Capability, Configuration, Deadline, Dispatched, Frame, FrameSize, Rights, SchedContext, Slot,
-    Space, Thread, Untyped,
+    Blocked, CapTable, Capability, Configuration, Cpu, Deadline, Dispatched, Frame, FrameSize, Rights, SchedContext,
+    Slot, Space, Thread, Untyped,
 };
 
 /// One turn of the attacker, in microseconds.
@@ -26,22 +26,56 @@ const GUEST_SPACE: u32 = AIM as u32 - 4;
 const PORTS: u32 = AIM as u32 - 5;
 
 /// A world for the attacker: all of it is made from the arena.
-struct World {
+pub struct World {
     thread: Thread,
+    table: CapTable,
     context: SchedContext,
-    /// Its invocations when it began.
-    begun: u64,
+    place: Place,
+    /// What it was furnished with, in the laboratory's table.
+    made: Vec<Slot>,
 }
 
-fn first<T: Capability>(made: moira_sys::Caps<T>) -> Result<T, Error> {
+/// Where an attacker runs.
+#[derive(Clone, Copy)]
+pub struct Place {
+    cpu: Cpu,
+    /// Top of its stack.
+    stack: u64,
+    /// Its number.
+    index: usize,
+}
+
+/// A place on each processor, for attackers that make so many invocations together.
+pub fn places(lab: &mut Lab, seed: u64, count: u64) -> Result<Vec<Place>, Error> {
+    let cpus = lab.processors()?;
+    let mut places = Vec::new();
+    for (index, (cpu, shared)) in cpus.iter().zip(&ALL).enumerate() {
+        let (stack, _) = lab.memory(8)?;
+        places.push(Place { cpu: *cpu, stack: stack + 8 * 4096, index });
+        shared.state.store((seed + index as u64 * 1000).wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1), Relaxed);
+        shared.left.store(count / cpus.len().min(attack::MOST) as u64, Relaxed);
+        shared.address.store(lab.address(512), Relaxed);
+    }
+    Ok(places)
+}
+
+/// Takes everything back.
+pub fn clean(lab: &mut Lab) -> Result<(), Error> {
+    bounded(lab).and_then(|()| lab.clean())
+}
+
+pub fn first<T: Capability>(made: moira_sys::Caps<T>) -> Result<T, Error> {
     made.get(0).ok_or(Error::NoSlot)
 }
 
+/// Where an attacker finds what it can reach of its neighbour's world, on another processor.
+const LENT: u32 = 54;
+
 /// What the attacker gets: a table with itself, an untyped, a space, threads, contexts, endpoints, notifications, frames, a plan, an
 /// interrupt source without a source, and the CPU without any right. Twice with fewer rights.
-fn furnish(lab: &mut Lab, table: CapTable) -> Result<(), Error> {
+fn furnish(lab: &mut Lab, table: CapTable, cpu: Cpu) -> Result<Vec<Slot>, Error> {
     let arena = lab.arena;
-    let mut to = 2u32;
+    let (mut to, mut made) = (2u32, Vec::new());
     let mut hand = |lab: &mut Lab, kind: ObjectType| -> Result<Slot, Error> {
         let slot = lab.slots(1);
         match kind {
@@ -67,6 +101,7 @@ fn furnish(lab: &mut Lab, table: CapTable) -> Result<(), Error> {
             table.copy(Frame::new(slot), Slot(to), Rights::ALL)?;
             to += 1;
             table.copy(Frame::new(slot), Slot(to), Rights(1))?;
+            made.push(slot);
         }
         to += 1;
         Ok(slot)
@@ -110,8 +145,8 @@ fn furnish(lab: &mut Lab, table: CapTable) -> Result<(), Error> {
     let own = lab.slots(1);
     Lab::TABLE.copy(table, own, Rights::ALL)?;
     table.copy(CapTable::new(own), Slot(attack::OWN_TABLE as u32), Rights::ALL)?;
-    table.copy(Lab::CPU, Slot(to + 1), Rights(0))?;
-    Ok(())
+    table.copy(cpu, Slot(to + 1), Rights(0))?;
+    Ok(made)
 }
 
 /// Fills a frame with what may be a vCPU's state page, or a message: here and there a number.
@@ -128,7 +163,7 @@ fn scribble(lab: &mut Lab, frame: Frame) -> Result<(), Error> {
     Lab::SPACE.unmap_fully(frame)
 }
 
-fn build(lab: &mut Lab, stack: u64) -> Result<World, Error> {
+fn build(lab: &mut Lab, place: Place) -> Result<World, Error> {
     let slot = lab.slots(6);
     let arena = lab.arena;
     let table = arena.retype_table(12, slot)?;
@@ -143,16 +178,40 @@ fn build(lab: &mut Lab, stack: u64) -> Result<World, Error> {
         fault_endpoint: None,
         fault_notification: Some(lab.faults),
         entry: attack::main as *const () as u64,
-        stack: stack - 8,
+        stack: place.stack - 8,
     })?;
-    context.bind(thread, Lab::CPU)?;
-    thread.activate(Lab::CPU, [0, 0])?;
-    furnish(lab, table)?;
+    context.bind(thread, place.cpu)?;
+    let made = furnish(lab, table, place.cpu)?;
     // It holds itself, too: it can stop itself, and write its own registers as far as the kernel lets it.
     table.copy(thread, Slot(AIM as u32 - 2), Rights::ALL)?;
     table.copy(context, Slot(AIM as u32 - 1), Rights::ALL)?;
-    HISTORY_BEGIN.store(SHARED.recorded.load(Relaxed), Relaxed);
-    Ok(World { thread, context, begun: SHARED.made.load(Relaxed) })
+    if let Some(shared) = ALL.get(place.index) {
+        shared.begun.store(shared.recorded.load(Relaxed), Relaxed);
+    }
+    Ok(World { thread, table, context, place, made })
+}
+
+/// Builds a world for each attacker, lets them have of one another's, and starts them.
+pub fn build_all(lab: &mut Lab, places: &[Place]) -> Result<Vec<World>, Error> {
+    let mut worlds = Vec::new();
+    for place in places {
+        worlds.push(build(lab, *place)?);
+    }
+    for (index, world) in worlds.iter().enumerate() {
+        let next = worlds.get((index + 1) % worlds.len()).filter(|next| next.table.slot() != world.table.slot());
+        for (from, to) in world.made.iter().zip(LENT..GUEST_SPACE - 1) {
+            if let Some(next) = next {
+                next.table.copy(Frame::new(*from), Slot(to), Rights::ALL)?;
+            }
+        }
+    }
+    for world in &worlds {
+        world.thread.activate(world.place.cpu, [world.place.index as u64, 0])?;
+        if world.place.index > 0 {
+            lab.own_window(world.place.cpu, world.context)?;
+        }
+    }
+    Ok(worlds)
 }
 
 /// A thread that is not the attacker's: its own table is the laboratory's, and nothing of it is in the attacker's.
@@ -177,7 +236,7 @@ fn victim(lab: &mut Lab, stack: u64) -> Result<SchedContext, Error> {
 }
 
 /// What became of a turn.
-#[derive(PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 enum Turn {
     /// It goes on.
     On,
@@ -203,47 +262,27 @@ fn turn(lab: &mut Lab, world: &World) -> Result<Turn, Error> {
 
 /// The experiment.
 pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
-    SHARED.state.store(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1), Relaxed);
-    SHARED.left.store(count, Relaxed);
-    SHARED.address.store(lab.address(512), Relaxed);
+    let places = places(lab, seed, count)?;
+    let many = places.len() as u64;
+    let count = count / many * many;
     let (victim_stack, _) = lab.memory(4)?;
-    let (stack, _) = lab.memory(8)?;
     let victim_context = victim(lab, victim_stack + 4 * 4096)?;
     let (home_free, dirty_free) = (lab.home.info()?.free, lab.dirty.info()?.free);
     lab.keep();
-    log::info!("fuzz: seed {seed}, {count} invocations");
-    let mut worlds = 0u64;
-    let mut stuck = 0u64;
-    let mut shown = 0u64;
+    log::info!("fuzz: seed {seed}, {count} invocations, {many} processors");
+    let (mut worlds, mut stuck, mut shown) = (0u64, 0u64, 0u64);
     lab.experiment("fuzz", |lab, check| {
-        while SHARED.left.load(Relaxed) > 0 {
+        while attack::made() < count {
             worlds += 1;
-            let cleaned = bounded(lab).and_then(|()| lab.clean());
+            let cleaned = clean(lab);
             if check.good("cleaning up", cleaned).is_none() {
                 return;
             }
             check.equal("the arena is whole", lab.arena.info().map(|info| info.free), Ok(1 << moira_lab::ARENA_BITS));
-            let built = build(lab, stack + 8 * 4096);
-            let Some(world) = check.good("a new world", built) else { return };
-            let mut turns = 0;
-            while SHARED.left.load(Relaxed) > 0 && SHARED.made.load(Relaxed) - world.begun < LIFE {
-                turns += 1;
-                if turns % VICTIM_EVERY == 0 {
-                    check.good("the victim's turn", lab.run(victim_context, TURN / 8));
-                }
-                let outcome = turn(lab, &world);
-                match outcome {
-                    Ok(Turn::On) => {}
-                    Ok(Turn::Stuck) => {
-                        stuck += 1;
-                        break;
-                    }
-                    // It ended its own account.
-                    Err(_) => break,
-                }
-            }
-            let _ = world.thread;
-            let made = SHARED.made.load(Relaxed);
+            let built = build_all(lab, &places);
+            let Some(built) = check.good("a new world", built) else { return };
+            stuck += u64::from(live(lab, check, &built, victim_context));
+            let made = attack::made();
             if made >= shown + count / 10 {
                 shown = made;
                 log::info!("fuzz: {made} invocations, {worlds} worlds so far");
@@ -258,7 +297,7 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
             }
             check.holds("the victim goes on", victim::SHOWN.rounds.load(Relaxed) > before);
         }
-        check.equal("invocations", SHARED.made.load(Relaxed), count);
+        check.equal("invocations", attack::made(), count);
         check.equal("the victim's memory is its own", victim::SHOWN.wrong.load(Relaxed), 0);
         check.holds("the victim made progress", victim::SHOWN.rounds.load(Relaxed) > 10);
         check.equal("what the laboratory keeps", lab.home.info().map(|info| info.free), Ok(home_free));
@@ -269,29 +308,72 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
     Ok(())
 }
 
+/// The life of these worlds. Answers whether it ended because nobody could go on.
+fn live(lab: &mut Lab, check: &mut Check, worlds: &[World], victim: SchedContext) -> bool {
+    let begun = attack::made();
+    let Some(first) = worlds.first() else { return false };
+    let (mut turns, mut seen, mut still) = (0, begun, 0);
+    while ALL.iter().any(|one| one.left.load(Relaxed) > 0) && attack::made() - begun < LIFE {
+        turns += 1;
+        if turns % VICTIM_EVERY == 0 {
+            check.good("the victim's turn", lab.run(victim, TURN / 8));
+        }
+        let outcome = turn(lab, first);
+        if worlds.len() == 1 {
+            match outcome {
+                Ok(Turn::On) => continue,
+                Ok(Turn::Stuck) => return true,
+                // It ended its own account.
+                Err(_) => return false,
+            }
+        }
+        // Whoever is stuck here may be the only one: the others have some time to show something.
+        if outcome != Ok(Turn::On) {
+            let until = Deadline::after(lab.micros(TURN / 8)).0;
+            while moira_sys::now() < until {
+                core::hint::spin_loop();
+            }
+        }
+        let made = attack::made();
+        still = if made == seen { still + 1 } else { 0 };
+        seen = made;
+        if still == 3 {
+            return true;
+        }
+    }
+    false
+}
+
 /// Takes everything back, within a bound that no honest revoke needs; else says what the attacker did.
 fn bounded(lab: &mut Lab) -> Result<(), Error> {
-    for _ in 0..100_000 {
+    // Other processors may be kept from their part for long, where a host has more to do than they.
+    let until = Deadline::after(lab.micros(20_000_000)).0;
+    let (mut calls, mut last) = (0, Error::Again);
+    while calls < 100_000 || (last == Error::Retiring && moira_sys::now() < until) {
+        calls += 1;
         match lab.arena.revoke() {
-            Err(Error::Again | Error::Retiring) => {}
+            Err(error @ (Error::Again | Error::Retiring)) => last = error,
             other => return other,
         }
     }
-    let recorded = SHARED.recorded.load(Relaxed);
-    for number in recorded.saturating_sub(SHARED.history.len() as u64).max(HISTORY_BEGIN.load(Relaxed))..recorded {
-        let Some(entry) = SHARED.history.get(number as usize % SHARED.history.len()) else { continue };
-        let [tag, capability, words @ .., status] = entry.each_ref().map(|cell| cell.load(Relaxed));
-        log::info!("fuzz: {:?} {tag:x} on {capability}: {words:x?} -> {status}", Method::from_code(tag as u8));
+    log::info!("fuzz: {calls} calls of revoke, the last one answered {last:?}");
+    for (index, shared) in ALL.iter().enumerate() {
+        let (recorded, most) = (shared.recorded.load(Relaxed), shared.history.len() as u64);
+        for number in recorded.saturating_sub(most).max(shared.begun.load(Relaxed))..recorded {
+            let Some(entry) = shared.history.get(number as usize % shared.history.len()) else { continue };
+            let [tag, capability, words @ .., status] = entry.each_ref().map(|cell| cell.load(Relaxed));
+            log::info!(
+                "fuzz: {index}: {:?} {tag:x} on {capability}: {words:x?} -> {status}",
+                Method::from_code(tag as u8)
+            );
+        }
+        let current = shared.current.each_ref().map(|cell| cell.load(Relaxed));
+        log::info!("fuzz: {index}: under way {}: {current:x?}", shared.under_way.load(Relaxed));
     }
-    let current = SHARED.current.each_ref().map(|cell| cell.load(Relaxed));
-    log::info!("fuzz: under way {}: {current:x?}", SHARED.under_way.load(Relaxed));
     Err(Error::TooDeep)
 }
 
-/// Entry of the history at which this world began.
-static HISTORY_BEGIN: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
-
-fn ledger(lab: &mut Lab, check: &mut Check) {
+pub fn ledger(lab: &mut Lab, check: &mut Check) {
     if let Some(ledger) = check.good("ledger", Lab::CPU.ledger(&mut lab.buffer)) {
         check.equal("the ledger adds up", ledger.contexts + ledger.idle + ledger.interrupts, ledger.elapsed);
     }
@@ -300,7 +382,11 @@ fn ledger(lab: &mut Lab, check: &mut Check) {
 fn report(count: u64, worlds: u64, stuck: u64) {
     let mut line = String::new();
     for method in Method::ALL {
-        let made = SHARED.methods.get(*method as usize).map_or(0, |count| count.load(Relaxed));
+        let made = ALL
+            .iter()
+            .filter_map(|one| one.methods.get(*method as usize))
+            .map(|count| count.load(Relaxed))
+            .sum::<u64>();
         let _ = write!(line, " {method:?} {made}");
         if line.len() > 400 {
             log::info!("fuzz: methods:{line}");
@@ -309,14 +395,14 @@ fn report(count: u64, worlds: u64, stuck: u64) {
     }
     let valid: u64 = Method::ALL
         .iter()
-        .filter_map(|method| SHARED.methods.get(*method as usize))
+        .flat_map(|method| ALL.iter().filter_map(|one| one.methods.get(*method as usize)))
         .map(|count| count.load(Relaxed))
         .sum();
     log::info!("fuzz: methods:{line} none {}", count - valid);
     line.clear();
     let mut back = 0;
-    for (code, made) in SHARED.statuses.iter().enumerate() {
-        let made = made.load(Relaxed);
+    for code in 0..256 {
+        let made: u64 = ALL.iter().filter_map(|one| one.statuses.get(code)).map(|made| made.load(Relaxed)).sum();
         back += made;
         if made > 0 {
             let name = Error::from_code(code as u8).map_or(String::from("Ok"), |error| alloc::format!("{error:?}"));

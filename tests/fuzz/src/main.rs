@@ -12,6 +12,8 @@ extern crate alloc;
 
 mod attack;
 mod bench;
+mod machine;
+mod storm;
 mod victim;
 
 use moira_lab::Lab;
@@ -25,7 +27,14 @@ fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuff
     let mut lab = Lab::new(info, buffer);
     let number = |name: &str| lab.option(name).and_then(|text| text.parse::<u64>().ok());
     let (seed, count) = (number("seed").unwrap_or(1), number("count").unwrap_or(COUNT));
-    match bench::run(&mut lab, seed, count) {
+    let storms = lab.option("storm").is_some();
+    let machines = lab.option("kind") == Some("machine");
+    let run = match (storms, machines) {
+        (true, _) => storm::run(&mut lab, seed),
+        (_, true) => machine::run(&mut lab, seed, count),
+        _ => bench::run(&mut lab, seed, count),
+    };
+    match run {
         Ok(()) => lab.finish("fuzz"),
         Err(error) => lab.fail(&alloc::format!("fuzz: the supervisor failed: {error:?}")),
     }

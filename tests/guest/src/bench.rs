@@ -102,7 +102,8 @@ fn figure(name: &str, samples: &mut [u64; SAMPLES], empty: u64, once: impl FnMut
     print(name, samples, empty);
 }
 
-fn print(name: &str, samples: &[u64], empty: u64) {
+/// Prints a figure of sorted samples.
+pub fn print(name: &str, samples: &[u64], empty: u64) {
     let at = |index: usize| samples.get(index).copied().unwrap_or(0).saturating_sub(empty);
     let count = samples.len();
     let (minimum, median, maximum) = (at(0), at(count / 2), at(count.saturating_sub(1)));

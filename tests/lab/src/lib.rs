@@ -13,6 +13,7 @@ extern crate alloc;
 mod check;
 mod puppet;
 mod raw;
+mod smp;
 mod stubs;
 
 mod lab;
@@ -21,4 +22,5 @@ pub use check::Check;
 pub use lab::{ARENA_BITS, Lab};
 pub use puppet::{Outcome, Puppet, With, taken};
 pub use raw::{Answer, code_of, invoke, store, stored};
+pub use smp::Entry;
 pub use stubs::Stub;

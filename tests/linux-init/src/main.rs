@@ -39,7 +39,7 @@ extern "C" fn main(first: u64) -> ! {
     pipes();
     call(number::MOUNT, [c"proc".as_ptr() as u64, c"/proc".as_ptr() as u64, c"proc".as_ptr() as u64, 0, 0, 0]);
     say_file("device: ", c"/proc/bus/pci/devices", 13);
-    say_file("idle: ", c"/proc/uptime", 64);
+    say_file("up and idle: ", c"/proc/uptime", 64);
     say("measured\n");
     call(number::REBOOT, [0xfee1_dead, 672_274_793, 0x4321_fedc, 0, 0, 0]);
     loop {

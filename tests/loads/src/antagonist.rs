@@ -66,12 +66,16 @@ fn objects(env: &Env, end: u64) -> Option<()> {
     let mut slots = env.slots();
     let first = slots.take(32)?;
     let address = moira_rt::proto::start::layout::FREE;
+    let pause = crate::time(env, "pause_us", 0);
     while sys::now() < end {
         if let Ok(frames) = untyped.retype_frames(FrameSize::Small, 8, first)
             && let Some(frame) = frames.get(0)
             && env.space().map(frame, address, MapFlags::READ_WRITE).is_ok()
         {
             let _ = env.space().unmap_fully(frame);
+        }
+        if pause > 0 {
+            crate::sleep_until(env, sys::now() + pause);
         }
         let _ = untyped.retype_threads(8, first.plus(8));
         let _ = untyped.retype_contexts(8, first.plus(16));

@@ -14,6 +14,7 @@
 
 use crate::clock::TscClock;
 use crate::debug::{Debug, Why};
+use crate::history::History;
 use crate::ram::Ram;
 use crate::vm::Ending;
 use alloc::string::String;
@@ -62,6 +63,8 @@ pub(crate) struct Seat {
     pub(crate) deadline: AtomicU64,
     /// Its thread has come to the end of the machine.
     left: AtomicBool,
+    /// Its last exits.
+    pub(crate) history: History,
 }
 
 impl Seat {
@@ -71,6 +74,7 @@ impl Seat {
             asleep: AtomicBool::new(false),
             deadline: AtomicU64::new(NEVER),
             left: AtomicBool::new(false),
+            history: History::new(),
         }
     }
 
@@ -159,6 +163,12 @@ impl<'a> Machine<'a> {
 
     fn seats(&self) -> impl Iterator<Item = &Seat> {
         self.seats.iter().take(self.cpus)
+    }
+
+    /// The last exits of processor `cpu`.
+    #[must_use]
+    pub fn history(&self, cpu: usize) -> &History {
+        &self.seat(cpu).history
     }
 
     pub(crate) fn seat(&self, cpu: usize) -> &Seat {

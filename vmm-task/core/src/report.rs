@@ -1,5 +1,6 @@
 //! What a dead machine leaves behind: why, its registers, its last exits. No byte of its memory.
 
+use crate::history::History;
 use crate::state::{StatePage, field};
 use crate::vm::{Ending, Vm};
 use core::fmt;
@@ -28,14 +29,17 @@ impl fmt::Display for Ending {
 
 /// Gives the report to `line`, a line at a time.
 pub fn write(vm: &Vm<'_>, ending: &Ending, mut line: impl FnMut(fmt::Arguments<'_>)) {
-    let page = vm.page();
     line(format_args!("the machine ended: {ending}"));
-    if !is_failure(ending) {
-        return;
+    if is_failure(ending) {
+        write_processor(vm.page(), vm.history(), line);
     }
+}
+
+/// A processor's registers and last exits.
+pub fn write_processor(page: &StatePage<'_>, history: &History, mut line: impl FnMut(fmt::Arguments<'_>)) {
     registers(page, &mut line);
-    line(format_args!("last of {} exits:", vm.history().total()));
-    for record in vm.history().last() {
+    line(format_args!("last of {} exits:", history.total()));
+    for record in history.last() {
         match Exit::from_code(record.reason) {
             Some(exit) => line(format_args!("  {exit:?} at {:x}, detail {:x}", record.rip, record.qualification)),
             None => line(format_args!("  {} at {:x}", record.reason, record.rip)),

@@ -154,8 +154,8 @@ pub struct Vm<'a> {
     requested: u64,
     /// Waits for a start-up message.
     parked: bool,
-    /// Was started since power-on.
-    started: bool,
+    /// How often it was started since power-on.
+    starts: u64,
     /// How often it told of its exits.
     looked: u64,
     /// Groups that every exit shall write: all of them for a debugger.
@@ -182,7 +182,6 @@ pub struct Vm<'a> {
     stalls: u32,
     /// How the machine ended, once it has.
     ending: Ending,
-    pub(crate) history: History,
 }
 
 /// What is known of the guest's interrupt shadow.
@@ -223,7 +222,7 @@ impl<'a> Vm<'a> {
             later: Event::NONE,
             requested: 0,
             parked: parts.index != 0,
-            started: false,
+            starts: 0,
             looked: machine.looks(),
             least: 0,
             armed: false,
@@ -240,7 +239,6 @@ impl<'a> Vm<'a> {
             stalled_at: (0, 0),
             stalls: 0,
             ending: Ending::Killed,
-            history: History::new(),
         }
     }
 
@@ -250,18 +248,26 @@ impl<'a> Vm<'a> {
     /// [`BootError`].
     pub fn boot(&mut self, guest: &Guest<'_>) -> Result<(), BootError> {
         let cpus = self.machine.cpus() as u32;
-        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest)?;
+        let signature = self.signature();
+        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest, signature)?;
         self.power_on();
         self.start(&initial);
         Ok(())
     }
 
+    /// CPUID leaf 1's EAX, which reset leaves in EDX.
+    fn signature(&self) -> u32 {
+        self.cpuid.answer(1, 0, Live::default()).eax
+    }
+
     /// As after power-on.
     pub fn power_on(&mut self) {
         self.msr = MsrPolicy::new(self.msr_config);
-        self.msr.mtrr_mut().set_like_firmware();
+        if self.ram.rom().is_empty() {
+            self.msr.mtrr_mut().set_like_firmware();
+        }
         self.tsc_offset = 0;
-        (self.parked, self.started, self.attention) = (self.index != 0, false, true);
+        (self.parked, self.starts, self.attention) = (self.index != 0, 0, true);
     }
 
     /// Sets the processor to an initial state. The first time all of its state is set, later what INIT sets (SDM 9.1.1).
@@ -274,10 +280,11 @@ impl<'a> Vm<'a> {
             | group::TABLES
             | group::DEBUG;
         let all = boot::fill(&self.page, initial);
-        self.changed = if self.started { BY_INIT } else { all };
+        self.changed = if self.starts != 0 { BY_INIT } else { all };
         (self.wanted, self.groups, self.requested) = (self.least, self.changed, 0);
         (self.event, self.later, self.shadow) = (Event::NONE, Event::NONE, Shadow::None);
-        (self.parked, self.started, self.attention) = (false, true, true);
+        (self.parked, self.attention) = (false, true);
+        self.starts = self.starts.wrapping_add(1);
     }
 
     /// Resets all devices and boots again. Memory keeps what the loader does not write. All other processors have left.
@@ -310,7 +317,7 @@ impl<'a> Vm<'a> {
     /// The last exits.
     #[must_use]
     pub fn history(&self) -> &History {
-        &self.history
+        &self.seat.history
     }
 
     /// The state page.
@@ -346,7 +353,7 @@ impl<'a> Vm<'a> {
             };
             self.changed = 0;
             let page = self.page;
-            self.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
+            self.seat.history.add(exit, page.get(field::RIP), page.get(field::QUALIFICATION));
             const PORT: u64 = Exit::Port as u64;
             const HYPERCALL: u64 = Exit::Hypercall as u64;
             const CPUID: u64 = Exit::Cpuid as u64;
@@ -380,9 +387,9 @@ impl<'a> Vm<'a> {
         /// Most exits in a row at one instruction.
         const MOST: u32 = 1000;
         let rip = self.page.get(field::RIP);
-        let in_a_row = self.stalled_at == (rip, self.history.total().wrapping_sub(1));
+        let in_a_row = self.stalled_at == (rip, self.seat.history.total().wrapping_sub(1));
         self.stalls = if in_a_row { self.stalls + 1 } else { 0 };
-        self.stalled_at = (rip, self.history.total());
+        self.stalled_at = (rip, self.seat.history.total());
         (self.stalls > MOST).then_some(Ending::Unsupported("an instruction that cannot be read"))
     }
 
@@ -390,7 +397,6 @@ impl<'a> Vm<'a> {
     #[cold]
     pub(crate) fn end(&mut self, ending: Ending) -> Next {
         self.ending = ending;
-        self.board().flush(0);
         Next::End
     }
 
@@ -488,7 +494,7 @@ impl<'a> Vm<'a> {
         let looks = self.machine.looks();
         if looks != self.looked {
             self.looked = looks;
-            cpu.tell(self.index, &self.history);
+            cpu.tell(self.index, &self.seat.history);
         }
     }
 
@@ -633,7 +639,9 @@ impl<'a> Vm<'a> {
         board.forget_kick(self.index);
         drop(board);
         let deadline = self.seat.deadline.load(Relaxed);
-        self.set_deadline(deadline);
+        if ticks || deadline != self.deadline {
+            self.set_deadline(deadline);
+        }
         if ticks && self.until != 0 {
             // Whatever period the guest gave a timer, it is left some time of its own.
             self.until = self.until.max(now.saturating_add(self.least_run));
@@ -648,8 +656,7 @@ impl<'a> Vm<'a> {
             CpuEvent::Init if self.index == 0 => self.machine.end(Ending::Reset, self.index),
             CpuEvent::Init => self.parked = true,
             CpuEvent::Startup(vector) => {
-                let signature = self.cpuid.answer(1, 0, Live::default()).eax;
-                self.start(&InitialState::startup(vector, signature));
+                self.start(&InitialState::startup(vector, self.signature()));
             }
         }
     }
@@ -697,8 +704,14 @@ impl<'a> Vm<'a> {
     /// The guest executed HLT: sleeps until it can go on.
     #[inline(never)]
     fn halt(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
+        let starts = self.starts;
+        let mut look = false;
         loop {
-            self.attend(cpu.now());
+            // Usually nothing came since the last look: then the first one is spared.
+            if look || self.attention || self.seat.news.load(Relaxed) {
+                self.attend(cpu.now());
+            }
+            look = true;
             if self.machine.looks() != self.looked {
                 self.show(cpu);
             }
@@ -710,6 +723,9 @@ impl<'a> Vm<'a> {
                 }
                 // It was only held: it still waits for an interrupt.
                 continue;
+            }
+            if self.starts != starts {
+                return None;
             }
             let interrupts = self.page.get(field::RFLAGS) & IF != 0;
             let wakes = self.changed & group::INJECT != 0 && self.page.get(field::INJECT) & event::VALID != 0

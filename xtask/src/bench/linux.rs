@@ -19,6 +19,8 @@ const SYSTEM: &str = "linux";
 const MEMORY_MIB: u32 = 256;
 /// How to boot, and the figure.
 const BOOTS: [(&str, &str); 2] = [("vm.boot.quiet", "console=ttyS0 quiet"), ("vm.boot.serial_log", "console=ttyS0")];
+/// Two processors on one CPU, compared with one.
+const SMP: &str = "vm.boot.smp2";
 /// What the program measures, in the first of the boots.
 const CALLS: [&str; 4] = ["getppid", "fork_wait", "page_fault", "pipe"];
 /// What is counted inside of the guest.
@@ -60,31 +62,67 @@ pub fn measure(pattern: Option<&str>, images: &Images, machine: &Machine) -> Res
             }
         }
     }
+    if wanted(SMP) {
+        let first = |cpus: u32| -> Result<Option<f64>> {
+            let (_, cmdline) = BOOTS[0];
+            let folder = folder(SMP, machine)?;
+            let initrd = program(&folder, images)?;
+            let side = in_vm(&format!("{SMP}, {cpus} vCPUs"), cmdline, cpus, &initrd, images, machine, &folder)?;
+            eprintln!("{SMP}, {cpus} vCPUs: {}", side.about.join("; "));
+            Ok(side.ticks.get("first").map(|first| first - side.entered))
+        };
+        figures.push(Figure { unit: "of one".into(), ..ratio(SMP, first(2)?, first(1)?)? });
+    }
     Ok(figures)
+}
+
+fn folder(name: &str, machine: &Machine) -> Result<PathBuf> {
+    let folder = paths::target().join("bench").join(machine.label()).join(name);
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// The initial RAM disk with the one program, in a file.
+fn program(folder: &Path, images: &Images) -> Result<PathBuf> {
+    let initrd = folder.join("init.cpio");
+    fs::write(&initrd, initramfs(image(images, "moira-linux-init")?)?)?;
+    Ok(initrd)
+}
+
+/// Boots in a virtual machine with so many processors on one CPU.
+fn in_vm(
+    what: &str,
+    cmdline: &str,
+    cpus: u32,
+    initrd: &Path,
+    images: &Images,
+    machine: &Machine,
+    folder: &Path,
+) -> Result<Side> {
+    let path = initrd.to_str().context("the target folder's name is not Unicode")?;
+    let options = [
+        ("guest-initrd", path.to_owned()),
+        ("guest-cmdline", cmdline.to_owned()),
+        ("guest-memory", format!("{MEMORY_MIB}MiB")),
+        ("guest-cpus", cpus.to_string()),
+    ];
+    let options = options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let system = build::system(SYSTEM, images, &options)?;
+    boot(what, machine, &system, &folder.join(format!("vm-{cpus}")))
 }
 
 /// Boots once directly and once in a virtual machine.
 fn both(name: &str, cmdline: &str, images: &Images, machine: &Machine) -> Result<(Side, Side)> {
-    let folder = paths::target().join("bench").join(machine.label()).join(name);
-    fs::create_dir_all(&folder)?;
+    let folder = folder(name, machine)?;
     let kernel = guest::linux(&paths::cache()?)?.kernel;
-    let initrd = folder.join("init.cpio");
-    fs::write(&initrd, initramfs(image(images, "moira-linux-init")?)?)?;
+    let initrd = program(&folder, images)?;
     let module = folder.join("direct.module");
     fs::write(&module, pack(cmdline, &fs::read(&kernel)?, &fs::read(&initrd)?))?;
     let loader = image(images, "moira-bench-loader")?.to_path_buf();
     let direct = System { kernel: loader.clone(), kernel_symbols: loader, initrd: module, control: false };
     let direct_machine = Machine { memory: MEMORY_MIB, ..machine.clone() };
     let direct = boot(&format!("{name}, direct"), &direct_machine, &direct, &folder.join("direct"))?;
-    let path = initrd.to_str().context("the target folder's name is not Unicode")?;
-    let options = [
-        ("guest-initrd", path.to_owned()),
-        ("guest-cmdline", cmdline.to_owned()),
-        ("guest-memory", format!("{MEMORY_MIB}MiB")),
-    ];
-    let options = options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let system = build::system(SYSTEM, images, &options)?;
-    let virtual_ = boot(&format!("{name}, in a VM"), machine, &system, &folder.join("vm"))?;
+    let virtual_ = in_vm(&format!("{name}, in a VM"), cmdline, 1, &initrd, images, machine, &folder)?;
     for (what, side) in [("direct", &direct), ("in a VM", &virtual_)] {
         eprintln!("{name}, {what}: {}", side.about.join("; "));
     }
@@ -145,14 +183,14 @@ fn read(log: &str) -> Result<Side> {
         ticks.insert(name.to_owned(), all.parse::<f64>()? / rounds.parse::<f64>()?);
     }
     let devices: Vec<&str> = after("device: ").collect();
-    let idle = after("idle: ").next().unwrap_or("?");
+    let idle = after("up and idle: ").next().unwrap_or("?");
     let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
     Ok(Side { entered: entered.parse()?, ticks, about })
 }
 
 fn ratio(name: &str, virtual_: Option<f64>, direct: Option<f64>) -> Result<Figure> {
     let (virtual_, direct) = virtual_.zip(direct).with_context(|| format!("{name}: one side did not measure it"))?;
-    eprintln!("{name}: {virtual_:.0} ticks in a VM, {direct:.0} directly");
+    eprintln!("{name}: {virtual_:.0} ticks, {direct:.0} in what it is compared with");
     let ratio = (virtual_ / direct * 10_000.0).round() / 10_000.0;
     Ok(Figure {
         name: name.into(),

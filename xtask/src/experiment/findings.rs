@@ -250,6 +250,13 @@ pub fn scheduler_death(runs: &[Run]) -> Judged {
             format!("{} before, {} after", percent(before), percent(after)),
         );
         if run.value != "none" {
+            let anew = run.of("policy", None).find(|row| number(row, "restarts") > 0.0);
+            let policy = anew.and_then(|row| row.get("name")).and_then(|name| name.as_str()).unwrap_or("none");
+            judged.goal(
+                &format!("{}: the scheduler was made anew, with another policy", run.value),
+                policy == "bvt",
+                format!("its policy is {policy}"),
+            );
             // A crash costs less than an interval: the scheduler is made anew at once.
             let failed = least < before * 0.999;
             judged.goal(

@@ -38,6 +38,8 @@ pub struct PackOptions {
     pub cache: PathBuf,
     /// Values for the manifest's `[options]`.
     pub options: Options,
+    /// Text behind the manifest's own: further tasks.
+    pub more: String,
 }
 
 /// The names of all systems, sorted.
@@ -61,7 +63,7 @@ pub fn check_all(root: &Path) -> Result<()> {
     let known = Known { images: workspace_images(root)? };
     let mut reports = String::new();
     for name in names(root)? {
-        if let Err(error) = load(root, &name, &known, &Options::new()) {
+        if let Err(error) = load(root, &name, &known, &Options::new(), "") {
             reports.push_str(&format!("{error:#}\n"));
         }
     }
@@ -71,7 +73,7 @@ pub fn check_all(root: &Path) -> Result<()> {
 /// Reads and checks the system `name` and compiles it.
 pub fn describe(root: &Path, name: &str, options: &Options) -> Result<System> {
     let known = Known { images: workspace_images(root)? };
-    Ok(compile::compile(name, &load(root, name, &known, options)?))
+    Ok(compile::compile(name, &load(root, name, &known, options, "")?))
 }
 
 /// Whether the system `name` has a control channel.
@@ -82,7 +84,7 @@ pub fn has_control(root: &Path, name: &str, options: &Options) -> Result<bool> {
 /// The binaries that a system's tasks run, without repetition; the root task's first.
 pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>> {
     let known = Known { images: workspace_images(root)? };
-    let names = images_of(&load(root, name, &known, options)?);
+    let names = images_of(&load(root, name, &known, options, "")?);
     Ok(names.iter().filter_map(|image| known.binary(image)).collect())
 }
 
@@ -92,11 +94,11 @@ pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>>
 /// files, all page-aligned. It is only written if its bytes changed.
 pub fn pack(name: &str, images: &HashMap<String, PathBuf>, options: &PackOptions) -> Result<PathBuf> {
     let known = Known { images: workspace_images(&options.root)? };
-    let manifest = load(&options.root, name, &known, &options.options)?;
+    let manifest = load(&options.root, name, &known, &options.options, &options.more)?;
     let bytes = archive(name, &manifest, &known, images, options)?;
     let folder = options.output.clone().unwrap_or_else(|| options.root.join("target/systems"));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join(file_name(name, &options.options));
+    let path = folder.join(file_name(name, &options.options, &options.more));
     if fs::read(&path).ok().as_deref() != Some(&bytes) {
         // Whole or not at all: another xtask may be reading.
         let mut part = tempfile::NamedTempFile::new_in(&folder)
@@ -109,11 +111,11 @@ pub fn pack(name: &str, images: &HashMap<String, PathBuf>, options: &PackOptions
 }
 
 /// Systems with options get files of their own, so that runs side by side do not take each other's.
-fn file_name(name: &str, options: &Options) -> String {
-    if options.is_empty() {
+fn file_name(name: &str, options: &Options, more: &str) -> String {
+    if options.is_empty() && more.is_empty() {
         return format!("{name}.cpio");
     }
-    let hash = Sha256::digest(format!("{options:?}"));
+    let hash = Sha256::digest(format!("{options:?}{more}"));
     let short: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("{name}-{short}.cpio")
 }
@@ -121,11 +123,11 @@ fn file_name(name: &str, options: &Options) -> String {
 /// Draws the system `name` as SVG.
 pub fn graph(root: &Path, name: &str, options: &Options) -> Result<String> {
     let known = Known { images: workspace_images(root)? };
-    let manifest = load(root, name, &known, options)?;
+    let manifest = load(root, name, &known, options, "")?;
     Ok(graph::draw(&compile::compile(name, &manifest), &manifest.system.description))
 }
 
-fn load(root: &Path, name: &str, known: &Known, options: &Options) -> Result<Manifest> {
+fn load(root: &Path, name: &str, known: &Known, options: &Options, more: &str) -> Result<Manifest> {
     let shown = Path::new(MANIFESTS).join(format!("{name}.toml"));
     let source = match fs::read_to_string(root.join(&shown)) {
         Ok(source) => source,
@@ -136,6 +138,7 @@ fn load(root: &Path, name: &str, known: &Known, options: &Options) -> Result<Man
             return Err(error).with_context(|| format!("cannot read {}", shown.display()));
         }
     };
+    let source = source + more;
     let text = options::substitute(&source, options).map_err(|finding| Report::new(&shown, &source, vec![finding]))?;
     Ok(check::check(&shown, &text, known)?)
 }

@@ -44,7 +44,12 @@ pub fn run(case: &Case, system: &System) -> Result<Outcome> {
     let verdict = match case.machine.start(system, &case.cmdline, &folder) {
         Ok(running) => {
             let evidence = follow(case, running, &mut watch, &folder)?;
-            judge(&watch, &evidence, &case.expect, &case.forbid)
+            let verdict = judge(&watch, &evidence, &case.expect, &case.forbid);
+            let late = case.apart.iter().find_map(|apart| apart.complaint(watch.text()));
+            match late.filter(|_| verdict.word == Word::Passed) {
+                Some(why) => Verdict { word: Word::WrongOutput, why },
+                None => verdict,
+            }
         }
         Err(error) => Verdict { word: Word::EmulatorDied, why: format!("{error:#}") },
     };

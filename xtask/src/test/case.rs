@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use super::apart::Apart;
 use super::expect::Step;
 use super::judge::Word;
 use crate::emulator::{Accel, Emulator, Firmware, Machine, Module};
@@ -27,12 +28,15 @@ struct Entry {
     machines: Vec<MachineEntry>,
     #[serde(default)]
     options: BTreeMap<String, String>,
+    kernel_feature: Option<String>,
     #[serde(default)]
     cmdline: String,
     #[serde(default)]
     expect: Vec<Step>,
     #[serde(default)]
     forbid: Vec<Step>,
+    #[serde(default)]
+    apart: Vec<Apart>,
     guest_seconds: u32,
     #[serde(default)]
     long: bool,
@@ -91,12 +95,16 @@ pub struct Case {
     pub options: BTreeMap<String, String>,
     /// What it boots on.
     pub machine: Machine,
+    /// The feature that its kernel is built with; none: the one that is shipped.
+    pub kernel_feature: Option<String>,
     /// The kernel's command line.
     pub cmdline: String,
     /// What must be said, in order.
     pub expect: Vec<Step>,
     /// What must not be said.
     pub forbid: Vec<Step>,
+    /// How long after each other lines must come.
+    pub apart: Vec<Apart>,
     /// Limit in seconds of guest time.
     pub guest_seconds: u32,
     /// Whether it runs only with `--long`.
@@ -170,9 +178,11 @@ impl Entry {
             system: self.system.clone(),
             options: self.options.clone(),
             machine,
+            kernel_feature: self.kernel_feature.clone(),
             cmdline: self.cmdline.clone(),
             expect: self.expect.clone(),
             forbid: self.forbid.clone(),
+            apart: self.apart.clone(),
             guest_seconds: self.guest_seconds,
             long: entry.long.unwrap_or(self.long),
             stop: self.stop,

@@ -1,6 +1,7 @@
 //! The test harness: host tests, then every case in its emulator, side by side.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::hosttools::{self, Tool};
 use crate::toolchain::Toolchain;
 use case::Case;
 
+mod apart;
 mod attempt;
 mod case;
 mod expect;
@@ -121,34 +123,54 @@ fn list(cases: &[Case], host: bool) {
 fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count> {
     let mut tools: Vec<&[Tool]> = cases.iter().flat_map(|case| case.machine.tools()).collect();
     tools.push(hosttools::BINUTILS);
+    tools.extend(cases.iter().flat_map(|case| hosttools::of_system(&case.system)));
     tools.sort_by_key(|group| group.as_ptr());
     tools.dedup();
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
+    // Before the others: both are built to the same place, and the kernel that is shipped stays there.
+    let mut kernels = BTreeMap::new();
+    for feature in cases.iter().filter_map(|case| case.kernel_feature.as_ref()) {
+        if !kernels.contains_key(feature) {
+            kernels.insert(feature.clone(), build::kernel_with(feature, &toolchain, global.install())?);
+        }
+    }
     let mut images = build::images(&toolchain, global.install())?;
     if let Some(kernel) = &options.kernel {
         images.kernel.clone_from(kernel);
         images.kernel_symbols.clone_from(kernel);
     }
-    let systems = systems(cases, &images);
+    let systems = systems(cases, &images, &kernels);
     let cores = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
     Ok(Runner::new(cases, &systems, options.jobs.unwrap_or(cores)).run())
 }
 
 /// Packs each system once. A system that cannot be packed fails its own cases, not the others'.
-fn systems(cases: &[Case], images: &Images) -> Systems {
+fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>) -> Systems {
     let mut systems = HashMap::new();
     for case in cases {
-        systems
-            .entry((case.system.clone(), case.options.clone()))
-            .or_insert_with(|| build::system(&case.system, images, &case.options));
+        systems.entry(key(case)).or_insert_with(|| {
+            let mut system = build::system(&case.system, images, &case.options)?;
+            if let Some(kernel) = case.kernel_feature.as_ref().and_then(|feature| kernels.get(feature)) {
+                system.kernel.clone_from(kernel);
+                system.kernel_symbols.clone_from(kernel);
+            }
+            Ok(system)
+        });
     }
     systems
 }
 
-/// Packed systems by name and options.
-type Systems = HashMap<(String, BTreeMap<String, String>), Result<System>>;
+/// What a system is told apart by: name, options, the kernel's feature.
+type Key = (String, BTreeMap<String, String>, Option<String>);
+
+fn key(case: &Case) -> Key {
+    (case.system.clone(), case.options.clone(), case.kernel_feature.clone())
+}
+
+/// Packed systems.
+type Systems = HashMap<Key, Result<System>>;
 
 /// Runs cases side by side.
 struct Runner<'a> {
@@ -265,7 +287,7 @@ impl<'a> Runner<'a> {
             self.say(&format!("FAIL  {text}"));
             false
         };
-        let system = match self.systems.get(&(case.system.clone(), case.options.clone())) {
+        let system = match self.systems.get(&key(case)) {
             Some(Ok(system)) => system,
             Some(Err(error)) => {
                 return fail(format!("{}: no system to boot: {error:#}", case.name));

@@ -44,26 +44,29 @@ const READY: u8 = 1;
 /// LSR: the transmit FIFO is empty.
 const EMPTY: u8 = 0x20;
 /// IER: the transmit FIFO is empty.
-const SENT: u8 = 2;
+const SEND: u8 = 2;
 /// IIR: no interrupt is pending.
 const QUIET: u8 = 1;
 /// Bytes of each FIFO.
 pub const DEPTH: usize = 16;
+/// LSR: all is sent.
+const SENT: u8 = 0x40;
 
-/// Looks at the status this often before the hardware is given up. A full FIFO is sent in 1.4 ms; one look takes a
-/// microsecond on hardware.
-const PATIENCE: u32 = 20_000;
+/// Looks at the status this often before the hardware is given up. A full FIFO is sent in 1.4 ms, and a line of the kernel's log,
+/// which is printed a piece at a time, may take some windows of the root task; one look takes a microsecond on hardware.
+const PATIENCE: u32 = 500_000;
 
 /// The UART.
 #[derive(Debug)]
 pub struct Uart<R>(pub R);
 
 impl<R: Registers> Uart<R> {
-    /// Sets 115,200 baud, 8N1, FIFOs on; interrupts for input if asked for.
+    /// Sets 115,200 baud, 8N1, FIFOs on; interrupts for input if asked for. What the kernel's log wrote before is sent first.
     ///
     /// # Errors
     /// Of the register access.
     pub fn init(&mut self, interrupts: bool) -> Result<(), R::Error> {
+        self.wait_for(SENT)?;
         self.0.write(INTERRUPTS, 0)?;
         self.0.write(LINE, DLAB | EIGHT_N_ONE)?;
         self.0.write(DATA, 1)?;
@@ -80,12 +83,8 @@ impl<R: Registers> Uart<R> {
     /// Of the register access.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), R::Error> {
         for batch in bytes.chunks(DEPTH) {
-            let mut patience = PATIENCE;
-            while self.0.read(STATUS)? & EMPTY == 0 {
-                patience -= 1;
-                if patience == 0 {
-                    return Ok(());
-                }
+            if !self.wait_for(EMPTY)? {
+                return Ok(());
             }
             for byte in batch {
                 self.0.write(DATA, *byte)?;
@@ -94,12 +93,22 @@ impl<R: Registers> Uart<R> {
         Ok(())
     }
 
+    /// Waits for a bit of the status; answers whether it came.
+    fn wait_for(&mut self, bit: u8) -> Result<bool, R::Error> {
+        for _ in 0..PATIENCE {
+            if self.0.read(STATUS)? & bit != 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Which interrupts come: for input, and for an empty transmit FIFO.
     ///
     /// # Errors
     /// Of the register access.
     pub fn set_interrupts(&mut self, received: bool, sent: bool) -> Result<(), R::Error> {
-        self.0.write(INTERRUPTS, if received { RECEIVED } else { 0 } | if sent { SENT } else { 0 })
+        self.0.write(INTERRUPTS, if received { RECEIVED } else { 0 } | if sent { SEND } else { 0 })
     }
 
     /// Whether an interrupt is pending. Looking acknowledges that of an empty transmit FIFO.

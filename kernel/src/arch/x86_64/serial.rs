@@ -4,6 +4,8 @@ use super::{port_read, port_write};
 
 /// First port.
 pub const COM1: u16 = 0x3f8;
+/// Line status: the transmitter can take bytes, and has sent all (16550, LSR bits 5 and 6).
+pub const EMPTY: u32 = 0x60;
 
 /// 115200 baud, 8N1, FIFO on.
 pub fn init() {

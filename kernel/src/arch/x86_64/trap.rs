@@ -22,20 +22,22 @@ extern "C" fn user_trap(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, err
 /// Handles an interrupt. The kernel must choose afterwards if `must_choose` is set.
 #[inline(always)]
 pub fn interrupt(cpu: &Cpu, vector: u8) {
-    trace::event(cpu, trace::INTERRUPT, vector as u64, 0);
+    let seen = |time| trace::event_at(cpu, time, trace::INTERRUPT, vector as u64, 0);
     match vector {
         apic::TIMER => {
+            seen(super::now());
             apic::timer_fired(cpu);
             apic::end_of_interrupt();
             cpu.must_choose.set(true);
         }
         apic::CALL => {
+            seen(super::now());
             apic::end_of_interrupt();
             cpu.must_choose.set(true);
         }
         apic::SPURIOUS => {}
         _ => {
-            sched::charge(cpu);
+            seen(sched::charge(cpu));
             let source = cpu.source(vector);
             // Before it fires: the owner is who waits for it.
             let owner = source.and_then(|source| source.owner(cpu));
@@ -46,6 +48,8 @@ pub fn interrupt(cpu: &Cpu, vector: u8) {
             }
             apic::end_of_interrupt();
             sched::charge_interrupt(cpu, owner);
+            let whose = owner.map_or(0, |owner| owner.physical());
+            trace::event_at(cpu, cpu.account_since.get(), trace::INTERRUPT_END, vector as u64, whose);
         }
     }
 }

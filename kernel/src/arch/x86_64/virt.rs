@@ -297,17 +297,29 @@ pub fn detach(cpu: &mut CpuVirt, hw: VcpuHw) {
     hw.shadow().generation = 0;
 }
 
-/// Lets the guest reach an MSR without an exit, or takes that back. The VMM still has to handle the exit: the kernel opens
+/// Closes a map, a page for each call. Answers whether all of it is closed: `pages` counts those that are.
+fn close(map: &mut [u8], pages: &mut u8) -> bool {
+    match map.chunks_mut(4096).nth(*pages as usize) {
+        Some(page) => {
+            page.fill(0xff);
+            *pages += 1;
+            false
+        }
+        None => true,
+    }
+}
+
+/// Lets the guest reach an MSR without an exit, or takes that back. Answers whether it is done; else it is called again. The VMM still has to handle the exit: the kernel opens
 /// as much as it can switch.
 ///
 /// # Errors
 /// The MSR is none of those that can be opened.
-pub fn allow_msr(cpu: &mut CpuVirt, hw: VcpuHw, msr: u32, read: bool, write: bool) -> Result<(), ()> {
+pub fn allow_msr(cpu: &mut CpuVirt, hw: VcpuHw, msr: u32, read: bool, write: bool) -> Result<bool, ()> {
     let most = check::msr_openable(msr, cpu.vendor == Vendor::Svm).ok_or(())?;
     let shadow = hw.shadow();
     if !shadow.msr_open {
-        hw.msr_map().fill(0xff);
-        shadow.msr_open = true;
+        shadow.msr_open = close(hw.msr_map(), &mut shadow.msr_closed);
+        return Ok(false);
     }
     let bits = match cpu.vendor {
         Vendor::Svm => check::msr_bit_svm(msr).map(|bit| (bit, bit + 1)),
@@ -320,15 +332,15 @@ pub fn allow_msr(cpu: &mut CpuVirt, hw: VcpuHw, msr: u32, read: bool, write: boo
         Vendor::Svm => svm::maps_changed(hw),
         Vendor::Vmx => vmx::maps_changed(cpu, hw),
     }
-    Ok(())
+    Ok(true)
 }
 
-/// Lets the guest reach these ports without an exit. Both ends included; up to 8 KiB of map are written the first time.
-pub fn allow_ports(cpu: &mut CpuVirt, hw: VcpuHw, first: u16, last: u16) {
+/// Lets the guest reach these ports without an exit. Both ends included. Answers whether it is done; else it is called again.
+pub fn allow_ports(cpu: &mut CpuVirt, hw: VcpuHw, first: u16, last: u16) -> bool {
     let shadow = hw.shadow();
     if !shadow.io_open {
-        hw.io_map().fill(0xff);
-        shadow.io_open = true;
+        shadow.io_open = close(hw.io_map(), &mut shadow.io_closed);
+        return false;
     }
     // Whole bytes at once: a range may be all of the 65,536 ports.
     let (mut at, end) = (first as usize, last as usize + 1);
@@ -347,6 +359,7 @@ pub fn allow_ports(cpu: &mut CpuVirt, hw: VcpuHw, first: u16, last: u16) {
         Vendor::Svm => svm::maps_changed(hw),
         Vendor::Vmx => vmx::maps_changed(cpu, hw),
     }
+    true
 }
 
 fn set_bit(map: &mut [u8], bit: usize, value: bool) {

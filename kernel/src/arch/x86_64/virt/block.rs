@@ -88,6 +88,9 @@ pub(in super::super) struct Shadow {
     pub(in super::super) stepped_rip: u64,
     pub(in super::super) msr_open: bool,
     pub(in super::super) io_open: bool,
+    /// Pages of the maps that are closed already, before the first opening.
+    pub(in super::super) msr_closed: u8,
+    pub(in super::super) io_closed: u8,
     /// VT-x only.
     pub(in super::super) vmx: vmx::Extra,
 }

@@ -1,0 +1,60 @@
+//! Instructions and page tables of a guest.
+
+use crate::Bytes;
+use crate::memory::Memory;
+use vmm_decode::{Access, Expected, Gprs, Mode, Paging, exit_length, fetch, length_at, mmio, string_io, walk};
+use vmm_devices::traits::GuestMemory;
+
+const SIZE: u64 = 1 << 16;
+const EXPECTED: [Expected; 9] = [
+    Expected::Cpuid,
+    Expected::Hlt,
+    Expected::Rdmsr,
+    Expected::Wrmsr,
+    Expected::Hypercall,
+    Expected::Pause,
+    Expected::Xsetbv,
+    Expected::Invd,
+    Expected::ControlRegister,
+];
+
+/// Decodes the bytes at some address of a memory that is full of them, in some mode, by page tables among them.
+pub fn run(data: &[u8]) {
+    let mut bytes = Bytes::new(data);
+    let mode = bytes.pick(&[Mode::Bits64, Mode::Bits64, Mode::Bits32, Mode::Bits16]).unwrap_or(Mode::Bits64);
+    let expected = bytes.pick(&EXPECTED).unwrap_or(Expected::Cpuid);
+    let paging = Paging {
+        cr0: if bytes.byte() & 3 == 0 { bytes.number(4) } else { 0x8001_0001 },
+        cr3: bytes.number(2) & 0xf000,
+        cr4: if bytes.byte() & 3 == 0 { bytes.number(3) } else { 0x20 },
+        efer: if bytes.byte() & 3 == 0 { bytes.number(2) } else { 0xd01 },
+        rflags: bytes.number(3) | 2,
+        physical_bits: 36 + bytes.byte() % 17,
+    };
+    let mut rip = bytes.number(1 + u32::from(bytes.rest().len() as u8 & 7));
+    if bytes.byte() & 1 == 0 {
+        rip &= SIZE - 1;
+    }
+    let gprs = Gprs(core::array::from_fn(|_| bytes.number(8)));
+    let access = Access { write: rip & 1 != 0, user: rip & 2 != 0, fetch: rip & 4 != 0 };
+    let rest = bytes.rest();
+    let memory = Memory::new(SIZE as usize);
+    for at in (0..SIZE).step_by(rest.len().max(1)) {
+        let part = rest.get(..(SIZE - at) as usize).unwrap_or(rest);
+        // It fits by what was cut off above.
+        let _ = GuestMemory::write(&memory, at, part);
+    }
+    let read = &mut |gpa| memory.word(gpa);
+    let _ = walk(&paging, rip, access, read);
+    let length = length_at(&paging, rip, mode, expected, read);
+    assert!(length.is_err() || length.is_ok_and(|length| (1..=15).contains(&length)), "{length:?}");
+    let fetched = fetch(&paging, rip, read);
+    for code in [fetched.as_ref().map_or(rest, |fetched| fetched.bytes()), rest.get(..15).unwrap_or(rest)] {
+        let _ = exit_length(code, mode, expected);
+        if let Ok(op) = mmio(code, mode, &gprs, paging.rflags) {
+            let mut after = gprs;
+            let _ = op.retire(&mut after, rip);
+        }
+        let _ = string_io(code, mode, &gprs, paging.rflags);
+    }
+}
