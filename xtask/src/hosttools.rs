@@ -62,6 +62,8 @@ pub const LLD: &[Tool] = &[tool("ld.lld", "lld", "linker for bare metal")];
 pub const DEBIAN_CLIPPY: &[Tool] = &[tool("/usr/bin/cargo-clippy", "rust-web-clippy", "lints of bare-metal crates")];
 /// Tools that take symbols apart.
 pub const BINUTILS: &[Tool] = &[tool("objcopy", "binutils", "leaves debug information out of boot images")];
+/// ACPICA, whose compiler judges the virtual machines' tables.
+pub const ACPICA: &[Tool] = &[tool("iasl", "acpica-tools", "tests of ACPI tables")];
 /// A debugger; only for people.
 pub const GDB: &[Tool] = &[tool("gdb", "gdb", "debugging with --gdb")];
 

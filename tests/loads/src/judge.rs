@@ -79,6 +79,9 @@ pub fn run(env: &mut Env) {
     }
     crate::sleep_until(env, to + time(env, "print_ms", 0));
     report(&watched, &times);
+    if let Some(bounds) = env.argument("bounds") {
+        bound(env, bounds, &watched, &times);
+    }
     guard.report();
     ledger(&ledgers);
 }
@@ -98,6 +101,30 @@ fn report(watched: &[Watched], times: &[u64]) {
             );
         }
     }
+}
+
+/// `NAME,THOUSANDTHS,MICROSECONDS`: in each interval the task had that share of time, and lost none to others, but for so much.
+fn bound(env: &Env, bounds: &str, watched: &[Watched], times: &[u64]) {
+    let mut parts = bounds.split(',');
+    let name = parts.next().unwrap_or_default();
+    let mut number = || parts.next().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let (share, slack) = (number(), number());
+    let slack = env.ticks(slack.saturating_mul(1_000));
+    let Some(one) = watched.iter().find(|one| one.name == name) else {
+        log::error!("judge: {name} is not watched");
+        return;
+    };
+    let mut good = 0;
+    for (samples, times) in one.samples.windows(2).zip(times.windows(2)) {
+        let ([before, after], [begin, end]) = (samples, times) else { continue };
+        let (own, lost, promised) = (after.own - before.own, after.lost - before.lost, (end - begin) / 1000 * share);
+        if own + slack < promised || own > promised + slack || lost > slack {
+            log::error!("judge: {name} had {own} of {promised} ticks and lost {lost}, {slack} are allowed");
+        } else {
+            good += 1;
+        }
+    }
+    log::info!("judge: {name} had its time in {good} intervals");
 }
 
 fn ledger(ledgers: &[CpuLedger]) {

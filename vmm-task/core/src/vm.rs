@@ -621,6 +621,16 @@ impl<'a> Vm<'a> {
         self.until = if deadline == NEVER { 0 } else { self.clock.tsc_at(deadline).max(1) };
     }
 
+    /// Lets the guest execute its instruction again without asking for a window for what waits.
+    #[cold]
+    pub(crate) fn hold_back(&mut self) -> Next {
+        self.page.set(field::INJECT, 0);
+        self.page.set(field::REQUEST, 0);
+        self.changed |= group::INJECT;
+        self.requested = 0;
+        Next::Again
+    }
+
     /// Lets devices work and finds out what to inject.
     #[inline(never)]
     fn attend(&mut self, now: u64) {

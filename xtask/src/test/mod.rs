@@ -126,6 +126,7 @@ fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count>
     tools.extend(cases.iter().flat_map(|case| hosttools::of_system(&case.system)));
     tools.sort_by_key(|group| group.as_ptr());
     tools.dedup();
+    tools.push(hosttools::ACPICA);
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
