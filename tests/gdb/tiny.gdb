@@ -1,4 +1,4 @@
-# What the case `control-gdb` does to the tiny guest, which loops reading a port: stop, look, step, run to a break point, go.
+# What the case `control-gdb` does to the tiny guest, which loops reading a port: stop, look, step, change, go.
 set pagination off
 set confirm off
 info threads
@@ -11,10 +11,6 @@ stepi
 x/4xb $rip
 set {long}($rsp - 256) = 0x5a5a1234
 printf "memory %lx\n", {long}($rsp - 256)
-break *$start
-continue
-printf "back %d\n", $rip == $start
-delete
 set $saved = $r15
 set $r15 = 0x77
 printf "register %lx\n", $r15

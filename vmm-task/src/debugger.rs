@@ -61,6 +61,9 @@ impl Debugger {
             self.close();
             return false;
         }
+        // Each packet that it does not know is told to gdb, and need not stand in the log, too.
+        let level = log::max_level();
+        log::set_max_level(level.min(log::LevelFilter::Warn));
         self.gdb.poll();
         let mut taken = 0;
         while let Some(byte) = self.input.get(taken).filter(|_| self.gdb.listens()) {
@@ -68,6 +71,7 @@ impl Debugger {
             taken += 1;
         }
         self.input.drain(..taken);
+        log::set_max_level(level);
         self.output.append(&mut self.gdb.take_output());
         let written = writer.write(&self.output).unwrap_or(0);
         self.output.drain(..written);

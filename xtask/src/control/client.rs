@@ -14,7 +14,7 @@ use super::hub;
 use crate::paths;
 
 /// How long the system may take to answer. Bochs is slow, and a system may still be booting.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A connection.
 pub struct Client {

@@ -25,8 +25,10 @@ pub const MOST_ORDERS: usize = 8;
 const TASKS_AT_ONCE: u16 = 24;
 /// Bytes of a stream in one part.
 const MOST_PART: usize = 1024;
-/// How long an order may take, in nanoseconds.
+/// How long an order to a machine, and how long one to the root task may take, in nanoseconds. The root task takes all of a machine's
+/// memory back and cleans it, in its own small window.
 const PATIENCE_NS: u64 = 5_000_000_000;
+const ROOT_PATIENCE: u64 = 12;
 
 /// Who carries out an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,7 +264,8 @@ impl Session {
             return Err(Error::Busy);
         }
         let order = world.post(agent, order, argument)?;
-        let until = world.now().saturating_add(self.patience);
+        let patience = if agent == Agent::Root { self.patience.saturating_mul(ROOT_PATIENCE) } else { self.patience };
+        let until = world.now().saturating_add(patience);
         self.pending.push(Pending { request, agent, order, until, then });
         Ok(())
     }

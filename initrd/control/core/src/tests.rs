@@ -201,6 +201,9 @@ fn orders_are_answered_when_they_were_carried_out() {
     session.feed(&bytes(4, &kill), &mut world);
     world.now = 6_000;
     session.poll(&mut world);
+    assert!(session.waits());
+    world.now = 66_000;
+    session.poll(&mut world);
     assert_eq!(answers(&mut session), [(4, Answer::Error(Error::NoAnswer))]);
 }
 
