@@ -11,6 +11,9 @@ use core::arch::asm;
 const FREE: u64 = 0x80_0000;
 /// Devices of the machine that have queues, by their slot.
 const SLOTS: [u32; 2] = [1, 3];
+const CONSOLE: u32 = 1;
+/// A descriptor's flag: the device writes there.
+const WRITABLE: u64 = 2;
 const APIC: u64 = 0xfee0_0000;
 const IOAPIC: u64 = 0xfec0_0000;
 
@@ -67,7 +70,7 @@ pub extern "C" fn virtqueue(random: &mut Random) {
         for (register, part) in [0x20, 0x28, 0x30].into_iter().zip(parts) {
             put64(bar + register, if random.below(16) == 0 { place(random) } else { part });
         }
-        fill(random, table, size);
+        fill(random, table, size, slot == CONSOLE);
         put16(bar + 0x1a, random.below(4));
         put16(bar + 0x1c, 1);
     }
@@ -79,12 +82,16 @@ pub extern "C" fn virtqueue(random: &mut Random) {
 }
 
 /// A table of descriptors, and the ring that offers them.
-fn fill(random: &mut Random, table: u64, size: u64) {
+///
+/// What the console is given to read is printed; it gets little of that, since a serial line is slow.
+fn fill(random: &mut Random, table: u64, size: u64, is_console: bool) {
     for descriptor in 0..size {
         let at = table + 16 * descriptor;
+        let prints = is_console && random.below(64) == 0;
+        let length = if random.below(4) == 0 { random.value() } else { random.below(5000) };
         put64(at, place(random));
-        put32(at + 8, if random.below(4) == 0 { random.value() } else { random.below(5000) });
-        put16(at + 12, random.below(8));
+        put32(at + 8, if prints { length & 15 } else { length });
+        put16(at + 12, random.below(8) | if is_console && !prints { WRITABLE } else { 0 });
         put16(at + 14, if random.below(8) == 0 { random.next() } else { random.below(size) });
     }
     put16(table + 0x2000, random.below(2));
