@@ -102,13 +102,43 @@ fn figure(name: &str, samples: &mut [u64; SAMPLES], empty: u64, once: impl FnMut
     print(name, samples, empty);
 }
 
-fn print(name: &str, samples: &[u64], empty: u64) {
+/// Prints a figure of sorted samples.
+pub fn print(name: &str, samples: &[u64], empty: u64) {
     let at = |index: usize| samples.get(index).copied().unwrap_or(0).saturating_sub(empty);
     let count = samples.len();
     let (minimum, median, maximum) = (at(0), at(count / 2), at(count.saturating_sub(1)));
     say!(
         "bench: {{\"name\":\"{name}\",\"unit\":\"instructions\",\"minimum\":{minimum},\"median\":{median},\"maximum\":{maximum},\"samples\":{count}}}"
     );
+}
+
+/// The figure of the system `bench-vm-interrupt`: what the host's own interrupts take.
+pub fn host_interrupts() {
+    /// No round of the loop takes so long by itself.
+    const LEAST: u64 = 60;
+    /// Longer ones are the windows of others.
+    const MOST: u64 = 5_000;
+    let mut samples = [0u64; SAMPLES];
+    let mut count = 0;
+    let end = now() + 3_000_000_000;
+    let (mut last, mut usual) = (now(), u64::MAX);
+    while count < SAMPLES && last < end {
+        let time = now();
+        let gap = time - last;
+        if (LEAST..MOST).contains(&gap) {
+            if let Some(sample) = samples.get_mut(count) {
+                *sample = gap;
+            }
+            count += 1;
+        } else {
+            usual = usual.min(gap);
+        }
+        last = time;
+    }
+    let samples = samples.get_mut(..count).unwrap_or_default();
+    samples.sort_unstable();
+    print("vm.exit.host_interrupt", samples, usual);
+    say!("bench: done");
 }
 
 /// Looks at the clock all the time: a gap is something of the host's that came in between.

@@ -85,3 +85,22 @@ pub fn triple_fault() -> ! {
     // SAFETY: the program ends here.
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const nothing, options(noreturn, nostack)) }
 }
+
+/// Reads a model-specific register that this processor has.
+#[inline(always)]
+pub fn read_msr(number: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("rdmsr", in("ecx") number, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// Writes a model-specific register of the local APIC.
+#[inline(always)]
+pub fn write_msr(number: u32, value: u64) {
+    let (low, high) = (value as u32, (value >> 32) as u32);
+    // SAFETY: interrupts that this causes have handlers.
+    unsafe { asm!("wrmsr", in("ecx") number, in("eax") low, in("edx") high, options(nostack, preserves_flags)) };
+}

@@ -7,8 +7,12 @@
 //! | --- | --- |
 //! | `fuzz SEED COUNT` | does at random what a guest can do, then switches the machine off |
 //! | `vectors SEED COUNT` | holds patterns in vector registers until others ran so often |
-//! | `bench` | measures exits and switches the machine off |
+//! | `victim ROUNDS` | mixes memory and prints its hash |
+//! | `bench`, `bench-interrupt` | measures exits, or what the host's interrupts take, and switches the machine off |
 //! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
+//! | `smp COUNT` | starts the other processors and sends interrupts in every way between them |
+//! | `smp-off COUNT`, `smp-fault COUNT` | ends the machine while the others run |
+//! | `ipi` | measures an interrupt between two processors |
 //! | `off` | switches the machine off by ACPI |
 //! | `button` | waits for the power button, then switches the machine off |
 //! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
@@ -23,8 +27,11 @@
 mod serial;
 mod bench;
 mod fuzz;
+mod fuzz_devices;
 mod hardware;
+mod smp;
 mod vectors;
+mod victim;
 
 use hardware::{halt, in8, out8, out16};
 
@@ -70,11 +77,28 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(100));
             if vectors::run(seed, count) { power_off() } else { vectors::fail() }
         }
+        "bench-interrupt" => {
+            bench::host_interrupts();
+            power_off()
+        }
+        "victim" => {
+            victim::run(bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number).next().unwrap_or(1));
+            power_off()
+        }
         "bench" => {
             bench::run();
             power_off()
         }
         "loop-port" | "loop-cpuid" | "loop-vmcall" | "loop-mmio" => bench::forever(word),
+        "smp" => {
+            smp::run(count(&bytes));
+            power_off()
+        }
+        "smp-off" | "smp-fault" => smp::end_while_others_run(count(&bytes), word == "smp-fault"),
+        "ipi" => {
+            smp::measure();
+            power_off()
+        }
         "button" => {
             // PM1 status, bit 8 (ACPI 6.5, 4.8.3.1.1).
             while in8(0x601) & 1 == 0 {}
@@ -94,6 +118,11 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
         }
         _ => power_off(),
     }
+}
+
+/// The line's second word as a number of processors.
+fn count(line: &[u8]) -> u32 {
+    line.split(|byte| matches!(byte, 0 | b' ')).nth(1).map_or(0, number) as u32
 }
 
 /// A decimal number; what is no digit counts as none.

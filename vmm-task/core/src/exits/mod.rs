@@ -99,7 +99,12 @@ pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, cpu: &impl Processor) -> Next {
 #[inline(never)]
 fn rare(vm: &mut Vm<'_>, exit: Exit) -> Next {
     match exit {
-        Exit::Halt => skip(vm, Expected::Hlt, Next::Halt),
+        Exit::Halt => match skip(vm, Expected::Hlt, Next::Halt) {
+            // Nothing may come before it: an interrupt that STI holds back until HLT is to end HLT. QEMU forgets that shadow
+            // when the guest is entered again.
+            Next::Again => vm.hold_back(),
+            next => next,
+        },
         Exit::InterruptWindow | Exit::Iret => Next::Enter,
         Exit::NmiWindow => nmi_window(vm),
         Exit::Exception => exception(vm),
@@ -163,6 +168,9 @@ fn exception(vm: &mut Vm<'_>) -> Next {
     match number {
         vector::DEBUG => {
             let conditions = vm.page.get(field::ADDRESS);
+            if vm.trapped(conditions) {
+                return Next::Enter;
+            }
             debug_exception(vm, conditions)
         }
         vector::ALIGNMENT => vm.raise(vector::ALIGNMENT, Some(0)),
@@ -191,6 +199,9 @@ fn debug_exception(vm: &mut Vm<'_>, conditions: u64) -> Next {
 #[cold]
 pub(crate) fn single_step(vm: &mut Vm<'_>) {
     const BS: u64 = 1 << 14;
+    if vm.trapped(BS) {
+        return;
+    }
     // All debug registers are written here only, so the page is current but for conditions of earlier traps.
     vm.page.set(field::DR6, vm.page.get(field::DR6) | BS);
     vm.changed |= group::DEBUG;

@@ -44,8 +44,9 @@ pub(super) fn write(vm: &mut Vm<'_>, now: u64) -> Next {
     let value = vm.page.gpr(gpr::RAX) & 0xffff_ffff | vm.page.gpr(gpr::RDX) << 32;
     let done = if Board::is_apic_msr(msr) {
         let now = vm.ns(now);
-        // An end of interrupt lets in what waited behind it.
-        vm.attention = true;
+        // An end of interrupt lets in what waited behind it. A command to oneself tells of itself.
+        const X2APIC_COMMAND: u32 = 0x830;
+        vm.attention |= msr != X2APIC_COMMAND;
         vm.board().msr_write(vm.index, msr, value, now).is_ok()
     } else {
         match write_other(vm, msr, value, now) {
