@@ -89,7 +89,8 @@ pub fn before_task(cpu: &Cpu, thread: Obj<Thread>) {
         let loaded = cpu.loaded_space.load(Relaxed);
         // A space that dies at this moment on another CPU has a flush on its way here.
         let good = space.is_some_and(|space| {
-            loaded == space.physical() && arch::paging::loaded() == space.load.get() || soon(|| smp::has_mail(cpu))
+            loaded == space.physical() && arch::mitigations::loaded(cpu) == space.load.get()
+                || soon(|| smp::has_mail(cpu))
         });
         assert!(good || soon(|| smp::has_mail(cpu)), "a task would run with another one's translations");
     }

@@ -76,6 +76,7 @@ fn load_specially(cpu: &Cpu, space: Obj<AddressSpace>) -> bool {
         crate::object::vcpu::space_changes(cpu, space.physical());
     }
     cpu.loaded_space.swap(space.physical(), SeqCst);
+    trace::event(cpu, trace::FLUSH, flush::Reason::Load as u64, space.physical());
     if special & attention::HARDEN == 0 {
         arch::paging::load(space.load.get());
     } else {

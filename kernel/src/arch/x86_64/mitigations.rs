@@ -158,6 +158,11 @@ pub fn load_space(cpu: &Cpu, root: u64) {
     after_exit();
 }
 
+/// The tables that the next exit to a task leaves loaded.
+pub fn loaded(cpu: &Cpu) -> u64 {
+    if has(measure::PTI) { cpu.task_cr3.get() } else { paging::loaded() }
+}
+
 /// What one space, or vCPU, taught the branch predictor is not used in another.
 pub fn barrier() {
     if has(measure::IBPB) {
