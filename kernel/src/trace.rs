@@ -12,18 +12,23 @@ pub use moira_abi::trace::{EVENTS, Event, kind::*};
 
 /// Kinds of events that are recorded: bit n for kind n.
 static KINDS: AtomicU64 = AtomicU64::new(0);
+/// Times the trace was switched: what was said before is not known to the reader any more.
+static TURN: AtomicU64 = AtomicU64::new(0);
 
 /// A ring.
 #[repr(C)]
 pub struct Ring {
     /// Events ever written.
     pub written: Cell<u64>,
+    /// Who was charged, and for whom, when it was said last; and in which turn of the trace.
+    last: Cell<(u64, u64, u64)>,
     /// The last ones.
     pub events: [Cell<Event>; EVENTS],
 }
 
 /// Switches the trace of all CPUs on or off. `kinds`: 0 off, 1 all kinds of events, else bit n for kind n.
 pub fn switch(kinds: u64) {
+    TURN.fetch_add(1, Relaxed);
     KINDS.store(if kinds == 1 { u64::MAX } else { kinds }, Relaxed);
     for cpu in percpu::online() {
         if kinds != 0 {
@@ -67,7 +72,7 @@ fn record(cpu: &Cpu, time: u64, kind: u32, a: u64, b: u64) {
     ring.written.set(written + 1);
 }
 
-/// The account changed: who is charged from now on, and for whom.
+/// A choice: who is charged from now on, and for whom, if that is news; else only which thread runs.
 #[inline(always)]
 pub fn account(cpu: &Cpu, thread: u64) {
     if is_on(cpu) {
@@ -79,8 +84,12 @@ pub fn account(cpu: &Cpu, thread: u64) {
 fn record_account(cpu: &Cpu, thread: u64) {
     let time = cpu.account_since.get();
     let chosen = cpu.chosen.get().map_or(0, |context| context.physical());
-    record(cpu, time, CHOOSE, chosen, thread);
     let whom = cpu.beneficiary.get().map_or(0, |context| context.physical());
+    let said = (chosen, whom, TURN.load(Relaxed));
+    if cpu.trace.last.replace(said) == said {
+        return record(cpu, time, SWITCH, thread, 0);
+    }
+    record(cpu, time, CHOOSE, chosen, thread);
     if chosen != 0 && whom != chosen {
         record(cpu, time, FOR, chosen, whom);
     }

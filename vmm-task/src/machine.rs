@@ -7,7 +7,7 @@ use crate::processor::{INPUT, Kernel, WAKE, Wires};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 use moira_rt::Env;
 use moira_rt::memory::{Mapping, Memory, MemoryError};
 use moira_rt::sys::{
@@ -26,6 +26,7 @@ use vmm_devices::platform;
 use vmm_devices::virtio::{
     VirtioPci, block::Block, console::Console as VirtioConsole, entropy::Entropy as VirtioEntropy,
 };
+use vmm_machine::boot::firmware;
 use vmm_machine::cpuid::{CpuidConfig, CpuidTable, Live, Vendor};
 use vmm_machine::layout;
 use vmm_machine::memory_map::{MapError, MemoryMap};
@@ -61,6 +62,10 @@ pub enum Failure {
     Memory(&'static str, MemoryError),
     /// No machine has so much memory.
     Size(MapError),
+    /// The firmware's image is none.
+    Firmware(firmware::FirmwareError),
+    /// What the firmware has to be told cannot be made.
+    FirmwareFiles(&'static str),
 }
 
 impl fmt::Display for Failure {
@@ -70,6 +75,8 @@ impl fmt::Display for Failure {
             Failure::Kernel(what, error) => write!(f, "{what}: {error:?}"),
             Failure::Memory(what, error) => write!(f, "{what}: {error:?}"),
             Failure::Size(error) => write!(f, "guest memory: {error:?}"),
+            Failure::Firmware(error) => write!(f, "the firmware is refused: {error}"),
+            Failure::FirmwareFiles(what) => write!(f, "no files for the firmware: {what}"),
         }
     }
 }
@@ -123,6 +130,10 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
     let guest: Untyped = env.capability("guest").ok_or(Failure::Missing("guest"))?;
     let bytes = 1u64 << guest.info().map_err(|error| Failure::Kernel("guest memory", error))?.size_bits.min(63);
     let map = MemoryMap::new(bytes).map_err(Failure::Size)?;
+    let image = env.file("guest-firmware");
+    if let Some(image) = image {
+        firmware::check(image).map_err(Failure::Firmware)?;
+    }
     let mut memory = Memory::new(env, objects);
     let space = guest_space(&mut memory, bytes)?;
     let mut notifications: Vec<Notification> =
@@ -137,7 +148,11 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
         pages.push(StatePage::new(page.shared().words64()).ok_or(Failure::Missing("state page"))?);
         vcpus.push(make_vcpu(&mut memory)?);
     }
-    let ram = guest_memory(&mut memory, guest, &map, space)?;
+    let mut ram = guest_memory(&mut memory, guest, &map, space)?;
+    if let Some(image) = image {
+        let untyped: Untyped = env.capability("rom").ok_or(Failure::Missing("rom"))?;
+        ram = ram.with_rom(rom(&mut memory, untyped, image, space)?);
+    }
     let wires = wires(&mut memory, &notifications, &vcpus)?;
     let console = Console::new(env.capability::<Endpoint>("console"), wires.input);
     console.lock().listen(wires.input.slot());
@@ -151,11 +166,15 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
         unix_ns: clock_at_zero(env),
         memory_below_4g: map.low_end(),
         memory_above_4g: map.high_size(),
-        without_firmware: true,
+        without_firmware: image.is_none(),
         console: Box::new(Line::new(&console, Device::Serial)),
     });
     let changes = env.argument("disk-changes").and_then(|text| text.parse().ok()).unwrap_or(0);
     plug(&mut board, &console, env.file("guest-disk"), changes);
+    if image.is_some() {
+        let debug = env.argument("firmware-debug") == Some("on");
+        crate::firmware::tell(&mut board, &map, apic_ids.len() as u32, debug).map_err(Failure::FirmwareFiles)?;
+    }
     let wires: &Wires = Box::leak(Box::new(wires));
     let machine: &'static Machine<'static> =
         Box::leak(Box::new(Machine::new(ram, map, board, tsc_hz, apic_ids.len(), wires)));
@@ -180,9 +199,9 @@ fn small_page(memory: &mut Memory) -> Result<Mapping, Failure> {
     memory.make(abi::PAGE, FrameSize::Small).map_err(|error| Failure::Memory("state page", error))
 }
 
-/// Pages of tables that `bytes` of memory in 2 MiB frames need, with some room for the root and for a second block.
+/// Pages of tables that `bytes` of memory in 2 MiB frames need, with some room for the root, a second block, and a ROM.
 fn table_pages(bytes: u64) -> u64 {
-    (bytes >> 30) + 4
+    (bytes >> 30) + 5
 }
 
 fn guest_space(memory: &mut Memory, bytes: u64) -> Result<GuestSpace, Failure> {
@@ -231,6 +250,34 @@ fn guest_memory(
     memory.untyped = own;
     let [low, high] = blocks;
     Ok(Ram::new(low, high))
+}
+
+/// The firmware's image at the end of whole frames from `untyped`, which end at 4 GiB in the guest's space, where they
+/// can be read and executed.
+fn rom(
+    memory: &mut Memory,
+    untyped: Untyped,
+    image: &[u8],
+    space: GuestSpace,
+) -> Result<&'static [AtomicU64], Failure> {
+    let own = core::mem::replace(&mut memory.untyped, untyped);
+    let made = memory.make(image.len() as u64, FrameSize::Large);
+    memory.untyped = own;
+    let mapping: &Mapping = Box::leak(Box::new(made.map_err(|error| Failure::Memory("ROM", error))?));
+    let mut at = layout::HIGH_RAM_BASE - mapping.bytes();
+    for frame in mapping.frames() {
+        let copy = slot(memory)?;
+        let copy = memory.table.copy(frame, copy, Rights::ALL).map_err(|error| Failure::Kernel("ROM frame", error))?;
+        space.map(copy, at, MapFlags::READ_EXECUTE).map_err(|error| Failure::Kernel("ROM mapping", error))?;
+        at += FrameSize::Large.bytes();
+    }
+    let words = mapping.shared().words64();
+    // The image is a whole number of pages.
+    let start = words.len().saturating_sub(image.len() / 8);
+    for (word, bytes) in words.iter().skip(start).zip(image.as_chunks::<8>().0) {
+        word.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+    }
+    Ok(words)
 }
 
 /// Capabilities by which threads reach each other, and the console reaches the main one.

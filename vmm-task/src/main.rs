@@ -5,7 +5,9 @@
 //! | `guest` | untyped: all of it becomes the guest's memory, so its size is the machine's |
 //! | `objects` | untyped: the vCPUs, the guest's address space and page tables |
 //! | `console` | where the serial port and the virtio console write to and read from, and this task's own log |
-//! | `guest-kernel` | file: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file |
+//! | `guest-firmware` | file, optional: a BIOS or UEFI image, started at the reset vector in place of a kernel |
+//! | `rom` | untyped, with firmware: at least the image's size in whole 2 MiB |
+//! | `guest-kernel` | file, without firmware: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file |
 //! | `guest-initrd` | file, optional: the initial RAM disk, or the first module |
 //! | `guest-modules` | file, optional: an archive of modules, whose names are their command lines |
 //! | `guest-disk` | file, optional: a disk image; what the guest writes is kept in this task's heap |
@@ -14,7 +16,8 @@
 //!
 //! The machine has as many processors as this task has threads, each run by its own.
 //!
-//! Arguments: `cmdline=…`, `panic-at-end=…` (for tests of what a panic leaves), `disk-changes=BYTES` (most that the guest may change of its disk, 0).
+//! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0), `firmware-debug=on` (show
+//! what firmware writes to its debug port, 402h), `panic-at-end=…` (for tests of what a panic leaves).
 #![no_std]
 #![no_main]
 #![deny(unsafe_code)]
@@ -23,6 +26,7 @@ extern crate alloc;
 
 mod backend;
 mod control;
+mod firmware;
 mod hardware;
 mod machine;
 mod processor;
@@ -40,14 +44,16 @@ use vmm_core::vm::{Ending, Processor, Vm};
 moira_rt::entry!(main);
 
 fn main(env: Env) {
-    let Some(kernel) = env.file("guest-kernel") else {
-        fail("there is no file `guest-kernel`: nothing to boot");
-    };
+    let firmware = env.file("guest-firmware");
+    let kernel = env.file("guest-kernel").unwrap_or_default();
+    if firmware.is_none() && kernel.is_empty() {
+        fail("there is neither a file `guest-kernel` nor `guest-firmware`: nothing to boot");
+    }
     let cmdline = alloc::string::String::from(env.argument("cmdline").unwrap_or_default());
     let mut modules: Vec<Module<'_>> = Vec::new();
     modules.extend(env.file("guest-initrd").map(|bytes| Module { bytes, cmdline: b"initrd" }));
     modules.extend(env.file("guest-modules").map(boot::modules).unwrap_or_default());
-    let guest = Guest { kernel, modules: &modules, cmdline: cmdline.as_bytes() };
+    let guest = Guest { firmware, kernel, modules: &modules, cmdline: cmdline.as_bytes() };
     let mut cpus = match machine::build(&env) {
         Ok(cpus) => cpus.into_iter(),
         Err(failure) => fail(format_args!("the machine cannot be built: {failure}")),

@@ -47,12 +47,13 @@ fn compilers() {
 
 fn tools() {
     println!("\nhost tools (`run` and `test` install what they miss)");
-    let groups: [(&str, &[&[Tool]]); 8] = [
+    let groups: [(&str, &[&[Tool]]); 9] = [
         ("QEMU", &[hosttools::QEMU]),
         ("UEFI firmware", &[hosttools::OVMF]),
         ("Bochs", &[hosttools::BOCHS]),
         ("GRUB", &[hosttools::GRUB]),
         ("objcopy", &[hosttools::BINUTILS]),
+        ("ACPI compiler", &[hosttools::ACPICA]),
         ("lld", &[hosttools::LLD]),
         ("Debian's clippy", &[hosttools::DEBIAN_CLIPPY]),
         ("gdb", &[hosttools::GDB]),

@@ -26,6 +26,15 @@ const fn tool(name: &'static str, package: &'static str, purpose: &'static str) 
 pub const QEMU: &[Tool] = &[tool("qemu-system-x86_64", "qemu-system-x86", "the emulator with AMD SVM")];
 /// UEFI firmware for QEMU.
 pub const OVMF: &[Tool] = &[tool("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf", "UEFI firmware for QEMU")];
+/// The same in one image, whose variables last as long as the machine; for guests.
+pub const OVMF_WHOLE: &[Tool] = &[tool("/usr/share/ovmf/OVMF.fd", "ovmf", "UEFI firmware for guests")];
+/// A BIOS for guests.
+pub const SEABIOS: &[Tool] = &[tool("/usr/share/seabios/bios-256k.bin", "seabios", "BIOS for guests")];
+/// What a system's own files are made from, beyond what its machine needs.
+pub fn of_system(name: &str) -> &'static [&'static [Tool]] {
+    if name == "firmware" { &[SEABIOS, OVMF_WHOLE, GRUB] } else { &[] }
+}
+
 /// Bochs and the two ROM images it starts with.
 pub const BOCHS: &[Tool] = &[
     tool("bochs", "bochs", "the emulator with Intel VT-x"),
@@ -53,6 +62,8 @@ pub const LLD: &[Tool] = &[tool("ld.lld", "lld", "linker for bare metal")];
 pub const DEBIAN_CLIPPY: &[Tool] = &[tool("/usr/bin/cargo-clippy", "rust-web-clippy", "lints of bare-metal crates")];
 /// Tools that take symbols apart.
 pub const BINUTILS: &[Tool] = &[tool("objcopy", "binutils", "leaves debug information out of boot images")];
+/// ACPICA, whose compiler judges the virtual machines' tables.
+pub const ACPICA: &[Tool] = &[tool("iasl", "acpica-tools", "tests of ACPI tables")];
 /// A debugger; only for people.
 pub const GDB: &[Tool] = &[tool("gdb", "gdb", "debugging with --gdb")];
 

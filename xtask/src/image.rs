@@ -18,7 +18,7 @@ const GRUB: &str = "/usr/lib/grub";
 const TOOLS: &[(&str, &str)] = &[("grub-mkrescue", "grub-common"), ("xorriso", "xorriso"), ("mformat", "mtools")];
 /// All modules of GRUB that the image needs; its default is all there are, four times the size.
 /// The partition tables of other worlds are only there because GRUB's loader on UEFI complains without them.
-const MODULES: &str = "multiboot2 normal iso9660 fat serial terminal search search_fs_file configfile echo test all_video \
+const MODULES: &str = "multiboot2 linux normal iso9660 fat serial terminal search search_fs_file configfile echo test all_video \
     part_gpt part_msdos part_acorn part_amiga part_apple part_bsd part_dfly part_dvh part_plan part_sun part_sunpc";
 /// First word of a Multiboot2 header, which starts on eight bytes within the first 32 KiB of the kernel.
 const MULTIBOOT2: u32 = 0xe852_50d6;
@@ -30,7 +30,18 @@ const MULTIBOOT2: u32 = 0xe852_50d6;
 /// # Errors
 /// Missing tools (named with their packages), a kernel without a Multiboot2 header, a command line that GRUB cannot take.
 pub fn build(kernel: &Path, initrd: &Path, command_line: &str, out: &Path) -> Result<()> {
-    let files = Files::read(kernel, initrd, command_line)?;
+    make(&Files::read(kernel, initrd, command_line)?, out)
+}
+
+/// Makes the image `out` that boots Linux: a bzImage with an initial RAM disk.
+///
+/// # Errors
+/// As for [`build`], but for the header.
+pub fn build_linux(kernel: &Path, initrd: &Path, command_line: &str, out: &Path) -> Result<()> {
+    make(&Files::read_linux(kernel, initrd, command_line)?, out)
+}
+
+fn make(files: &Files, out: &Path) -> Result<()> {
     let stamp = stamp_of(out);
     let seal = files.seal();
     if out.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == seal) {
@@ -79,9 +90,14 @@ struct Files {
 }
 
 impl Files {
+    fn read_linux(kernel: &Path, initrd: &Path, command_line: &str) -> Result<Files> {
+        let config = config(command_line, &LINUX_COMMANDS)?;
+        Ok(Files { kernel: contents(kernel)?, initrd: contents(initrd)?, config })
+    }
+
     fn read(kernel: &Path, initrd: &Path, command_line: &str) -> Result<Files> {
-        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        let files = Files { kernel: read(kernel)?, initrd: read(initrd)?, config: config(command_line)? };
+        let config = config(command_line, &MULTIBOOT_COMMANDS)?;
+        let files = Files { kernel: contents(kernel)?, initrd: contents(initrd)?, config };
         if !has_multiboot2_header(&files.kernel) {
             bail!("{} has no Multiboot2 header, so GRUB cannot boot it", kernel.display());
         }
@@ -113,27 +129,50 @@ impl Files {
     }
 }
 
+fn contents(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 fn stamp_of(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".stamp");
     PathBuf::from(name)
 }
 
+/// What GRUB calls a kernel and its module, and the terminals it talks to.
+struct Commands {
+    kernel: &'static str,
+    module: &'static str,
+    terminals: &'static str,
+    graphics: &'static str,
+}
+
+const MULTIBOOT_COMMANDS: Commands = Commands {
+    kernel: "multiboot2",
+    module: "module2",
+    terminals: "console serial",
+    graphics: "if [ \"$grub_platform\" = efi ]; then insmod all_video; fi",
+};
+/// A guest has no screen; its firmware shows its own on the same serial line.
+const LINUX_COMMANDS: Commands =
+    Commands { kernel: "linux", module: "initrd", terminals: "serial", graphics: "set gfxpayload=text" };
+
 /// GRUB's configuration. Both consoles, since a box may have only one of them. UEFI has no text screen, so GRUB wants
 /// a graphics mode there; on a BIOS it would take the text screen away.
-fn config(command_line: &str) -> Result<String> {
+fn config(command_line: &str, commands: &Commands) -> Result<String> {
     if let Some(bad) = command_line.chars().find(|c| c.is_control() || matches!(c, '\'' | '"' | '\\')) {
         bail!("the command line holds {bad:?}, which GRUB's configuration cannot carry");
     }
     let words: Vec<String> = command_line.split_whitespace().map(|word| format!(" '{word}'")).collect();
+    let Commands { kernel, module, terminals, graphics } = commands;
     Ok(format!(
         "serial --unit=0 --speed=115200\n\
-         terminal_input console serial\n\
-         terminal_output console serial\n\
+         terminal_input {terminals}\n\
+         terminal_output {terminals}\n\
          set timeout=0\n\
-         if [ \"$grub_platform\" = efi ]; then insmod all_video; fi\n\
-         multiboot2 /boot/kernel{}\n\
-         module2 /boot/initrd\n\
+         {graphics}\n\
+         {kernel} /boot/kernel{}\n\
+         {module} /boot/initrd\n\
          boot\n",
         words.concat()
     ))
@@ -205,10 +244,13 @@ mod tests {
 
     #[test]
     fn the_command_line_is_quoted_or_refused() {
-        assert!(config("a=1 $b;c").unwrap().contains("multiboot2 /boot/kernel 'a=1' '$b;c'\n"));
-        assert!(config("").unwrap().contains("multiboot2 /boot/kernel\n"));
+        assert!(config("a=1 $b;c", &MULTIBOOT_COMMANDS).unwrap().contains("multiboot2 /boot/kernel 'a=1' '$b;c'\n"));
+        assert!(config("", &MULTIBOOT_COMMANDS).unwrap().contains("multiboot2 /boot/kernel\n"));
+        assert!(
+            config("quiet", &LINUX_COMMANDS).unwrap().contains("linux /boot/kernel 'quiet'\ninitrd /boot/initrd\n")
+        );
         for bad in ["it's", "a\nb", "\"", "\\"] {
-            assert!(config(bad).is_err(), "{bad}");
+            assert!(config(bad, &MULTIBOOT_COMMANDS).is_err(), "{bad}");
         }
     }
 

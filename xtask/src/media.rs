@@ -54,7 +54,7 @@ pub fn system(options: &SystemOptions) -> Result<ExitCode> {
 /// What an image holds.
 #[derive(clap::Args, Debug)]
 pub struct ImageOptions {
-    /// A file of initrd/systems, without `.toml` [default: linux, or first where there is no linux]
+    /// A file of initrd/systems, without `.toml` [default: linux, or firmware with --firmware]
     #[arg(long)]
     system: Option<String>,
     /// Where the image goes [default: target/moira-SYSTEM.img]
@@ -86,11 +86,13 @@ pub fn image(options: &ImageOptions, global: &Global) -> Result<ExitCode> {
 
 fn build_system(options: &ImageOptions, global: &Global) -> Result<(String, System)> {
     let values = options.guest.values()?;
-    hosttools::require(&[hosttools::GRUB, hosttools::BINUTILS], global.install())?;
+    let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
+    let mut tools = vec![hosttools::GRUB, hosttools::BINUTILS];
+    tools.extend(hosttools::of_system(&name));
+    hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
     let images = build::images(&toolchain, global.install())?;
-    let name = options.system.clone().unwrap_or_else(run::default_system);
     let system = build::system(&name, &images, &values)?;
     Ok((name, system))
 }

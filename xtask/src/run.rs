@@ -29,7 +29,7 @@ pub const AFTER_HELP: &str = "Keys: Ctrl-A x leaves, Ctrl-A Ctrl-A sends Ctrl-A;
 /// How to boot.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// A file of initrd/systems, without `.toml` [default: linux, or first where there is no linux]
+    /// A file of initrd/systems, without `.toml` [default: linux, or firmware with --firmware]
     #[arg(long)]
     system: Option<String>,
     /// Which emulator: QEMU gives the system AMD SVM, Bochs gives it Intel VT-x
@@ -38,9 +38,9 @@ pub struct Options {
     /// What runs the instructions, with QEMU
     #[arg(long)]
     accel: Option<Accel>,
-    /// How the machine starts [default: pvh with QEMU, grub with Bochs]
+    /// How Moira itself starts [default: pvh with QEMU, grub with Bochs]
     #[arg(long)]
-    firmware: Option<Firmware>,
+    boot: Option<Firmware>,
     /// The emulator's name of the CPU model [default: max with QEMU, corei7_haswell_4770 with Bochs]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
@@ -83,6 +83,9 @@ pub struct GuestOptions {
     /// The guest's disk image
     #[arg(long, value_name = "FILE")]
     guest_disk: Option<PathBuf>,
+    /// Firmware that starts the guest from its disk: seabios, ovmf, or an image
+    #[arg(long, value_name = "FIRMWARE")]
+    firmware: Option<String>,
     /// The guest's kernel command line
     #[arg(long, value_name = "TEXT")]
     guest_cmdline: Option<String>,
@@ -104,6 +107,12 @@ pub fn parse_pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl GuestOptions {
+    /// The system that is meant where none is named.
+    pub fn default_system(&self) -> String {
+        let name = if self.firmware.is_some() { "firmware" } else { "linux" };
+        if paths::system_manifest(name).exists() { name } else { "first" }.into()
+    }
+
     /// CPUs that the machine needs for the guest's processors to live on.
     fn host_cpus(&self) -> u32 {
         let list = self.guest_cpus.as_deref().filter(|text| text.contains(','));
@@ -129,6 +138,17 @@ impl GuestOptions {
         }
         if !self.guest_module.is_empty() {
             values.insert("guest-modules".into(), modules(&self.guest_module)?);
+        }
+        if let Some(firmware) = &self.firmware {
+            let value = match crate::guest::firmware(firmware) {
+                Some(_) => format!("guest:{firmware}"),
+                None => {
+                    let path = fs::canonicalize(firmware)
+                        .with_context(|| format!("--firmware {firmware}: neither seabios, ovmf nor a file"))?;
+                    path.to_string_lossy().into_owned()
+                }
+            };
+            values.insert("guest-firmware".into(), value);
         }
         if let Some(text) = &self.guest_cmdline {
             values.insert("guest-cmdline".into(), text.clone());
@@ -182,7 +202,7 @@ impl Options {
             },
         };
         Machine {
-            firmware: self.firmware.unwrap_or(usual.firmware),
+            firmware: self.boot.unwrap_or(usual.firmware),
             cpu: self.cpu.clone(),
             cpus: self.cpus.max(self.guest.host_cpus()),
             memory: self.memory,
@@ -195,19 +215,15 @@ impl Options {
     }
 }
 
-/// The system that is meant where none is named.
-pub fn default_system() -> String {
-    if paths::system_manifest("linux").exists() { "linux" } else { "first" }.into()
-}
-
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let machine = options.machine();
     machine.check()?;
     let values = options.guest.values()?;
-    let name = options.system.clone().unwrap_or_else(default_system);
+    let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     let mut tools = machine.tools();
     tools.push(hosttools::BINUTILS);
+    tools.extend(hosttools::of_system(&name));
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);

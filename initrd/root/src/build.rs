@@ -174,6 +174,8 @@ impl Root {
             self.map_whole(built, one).map_err(|why| format!("{}: {why}", one.region.name))?;
         }
         self.configure(index, spec, built, image.entry)?;
+        let lent: u64 = built.lent.iter().map(|block| 1u64 << block.bits).sum();
+        debug!("root: task {}: {} bytes of its own, {lent} lent", spec.name, 1u64 << block.bits);
         self.grant(index, spec, built)
     }
 

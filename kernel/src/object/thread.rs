@@ -259,7 +259,7 @@ pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> 
         }
     }
     if result.is_err() {
-        thread.empty_slots();
+        empty_slots(thread);
         return result;
     }
     thread.level.set(caller.word(3) as u8);
@@ -268,17 +268,6 @@ pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> 
     thread.regs[reg::RFLAGS].set(0x202);
     thread.full_exit.set(1);
     Ok(())
-}
-
-impl Thread {
-    fn empty_slots(&self) {
-        for slot in [&self.table, &self.space, &self.buffer, &self.fault_endpoint, &self.fault_notification] {
-            let slot = Obj::from_ref(slot);
-            if !slot.is_empty() {
-                cap::remove(slot);
-            }
-        }
-    }
 }
 
 /// `activate`: W0 CPU slot, W1, W2 arguments.
@@ -459,6 +448,15 @@ pub fn retire(cpu: &Cpu, thread: Obj<Thread>) {
     if let Some(vcpu) = thread.vcpu.take() {
         vcpu.thread.store(0, Release);
     }
-    thread.empty_slots();
     cpu.must_choose.set(true);
+}
+
+/// Removes the capabilities of a thread that is let go of, or was never configured as a whole (structural lock held).
+pub fn empty_slots(thread: Obj<Thread>) {
+    for slot in [&thread.table, &thread.space, &thread.buffer, &thread.fault_endpoint, &thread.fault_notification] {
+        let slot = Obj::from_ref(slot);
+        if !slot.is_empty() {
+            cap::remove(slot);
+        }
+    }
 }

@@ -394,8 +394,23 @@ fn without_mail(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<boo
     Err(Error::Retiring)
 }
 
+/// Looks whether an object is let go of. What capabilities it kept are removed here, under the structural lock, which its home CPU did not
+/// have.
 fn dead(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
-    if is_dead(header) { Ok(budget.spend(6)) } else { Err(Error::Retiring) }
+    if !is_dead(header) {
+        return Err(Error::Retiring);
+    }
+    let at = header.physical();
+    // SAFETY: the header names the type of the object at this address (both arms).
+    unsafe {
+        match ObjectType::from_code(header.kind.load(Relaxed)) {
+            Some(kind @ ObjectType::Thread) if budget.spend(cost(kind)) => thread::empty_slots(Obj::at(at)),
+            Some(kind @ ObjectType::Vcpu) if budget.spend(cost(kind)) => vcpu::empty_slots(Obj::at(at)),
+            Some(ObjectType::Thread | ObjectType::Vcpu) => return Ok(false),
+            _ => return Ok(budget.spend(6)),
+        }
+    }
+    Ok(true)
 }
 
 /// What retiring an object costs, at most, in units of a [`Budget`]; tables count for themselves.

@@ -429,6 +429,10 @@ pub fn retire(home: &Cpu, vcpu: Obj<Vcpu>) {
     {
         virt::detach(virt, vcpu.hw());
     }
+}
+
+/// Removes the capabilities of a vCPU that is let go of (structural lock held).
+pub fn empty_slots(vcpu: Obj<Vcpu>) {
     for slot in [&vcpu.state, &vcpu.space] {
         let slot = Obj::from_ref(slot);
         if !slot.is_empty() {

@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+mod interrupts;
 mod ipc;
 mod memory;
 mod server;
@@ -27,6 +28,7 @@ fn main(env: Env) {
         Some("server") => server::run(env),
         Some("waiter") => waiter::run(env),
         Some("slack") => waiter::slack(&env, &mut Report { overhead: overhead() }),
+        Some("interrupts") => interrupts::run(&env),
         Some("mark") => time_paths::mark(&env),
         Some("dispatched") => time_paths::dispatched(),
         Some("greedy") => loop {

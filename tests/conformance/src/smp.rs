@@ -141,7 +141,7 @@ extern "C" fn answerer(notification: u64, _: u64) -> ! {
 }
 
 /// Rounds of each worker.
-const ROUNDS: u64 = 60;
+const ROUNDS: u64 = 20;
 /// Slots of a worker: what it makes, its inbox, copies, its untyped.
 const SLOTS: u32 = 16;
 const INBOX: u32 = 8;

@@ -356,6 +356,7 @@ fn bounded(lab: &mut Lab) -> Result<(), Error> {
             other => return other,
         }
     }
+    log::info!("fuzz: {calls} calls of revoke, the last one answered {last:?}");
     for (index, shared) in ALL.iter().enumerate() {
         let (recorded, most) = (shared.recorded.load(Relaxed), shared.history.len() as u64);
         for number in recorded.saturating_sub(most).max(shared.begun.load(Relaxed))..recorded {

@@ -14,7 +14,7 @@ use moira_sys::{
 };
 
 /// Batches that are looked at, and calls and signals in each: all of a batch's events fit into the trace.
-const BATCHES: u64 = 300;
+const BATCHES: u64 = 60;
 /// See [`BATCHES`].
 const CALLS: u64 = 60;
 

@@ -112,6 +112,35 @@ pub fn print(name: &str, samples: &[u64], empty: u64) {
     );
 }
 
+/// The figure of the system `bench-vm-interrupt`: what the host's own interrupts take.
+pub fn host_interrupts() {
+    /// No round of the loop takes so long by itself.
+    const LEAST: u64 = 60;
+    /// Longer ones are the windows of others.
+    const MOST: u64 = 5_000;
+    let mut samples = [0u64; SAMPLES];
+    let mut count = 0;
+    let end = now() + 3_000_000_000;
+    let (mut last, mut usual) = (now(), u64::MAX);
+    while count < SAMPLES && last < end {
+        let time = now();
+        let gap = time - last;
+        if (LEAST..MOST).contains(&gap) {
+            if let Some(sample) = samples.get_mut(count) {
+                *sample = gap;
+            }
+            count += 1;
+        } else {
+            usual = usual.min(gap);
+        }
+        last = time;
+    }
+    let samples = samples.get_mut(..count).unwrap_or_default();
+    samples.sort_unstable();
+    print("vm.exit.host_interrupt", samples, usual);
+    say!("bench: done");
+}
+
 /// Looks at the clock all the time: a gap is something of the host's that came in between.
 fn interruptions(samples: &mut [u64; SAMPLES]) {
     /// No round of the loop takes so long by itself.

@@ -3,6 +3,7 @@
 //! It leaves alone what would end the machine (reset and power registers) and its own memory below 8 MiB, so that it can
 //! say in the end that it got there.
 
+use crate::fuzz_devices;
 use crate::hardware::now;
 use core::arch::{asm, global_asm};
 use core::ptr::{addr_of, addr_of_mut};
@@ -53,23 +54,23 @@ unsafe extern "C" {
 pub struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit.max(1)
     }
 
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize]
     }
 
     /// A number of any size, with favourites.
-    fn value(&mut self) -> u64 {
+    pub fn value(&mut self) -> u64 {
         match self.below(8) {
             0 => 0,
             1 => u64::MAX,
@@ -119,7 +120,7 @@ fn install() {
 
 type Operation = extern "C" fn(&mut Random);
 
-const OPERATIONS: [Operation; 12] = [
+const OPERATIONS: [Operation; 17] = [
     port_in,
     port_out,
     port_string,
@@ -132,6 +133,11 @@ const OPERATIONS: [Operation; 12] = [
     control,
     debug,
     step,
+    fuzz_devices::virtqueue,
+    fuzz_devices::firmware_config,
+    fuzz_devices::pci,
+    fuzz_devices::interrupts,
+    fuzz_devices::tables,
 ];
 
 /// Ports of devices, and any other.

@@ -7,7 +7,8 @@
 //! | --- | --- |
 //! | `fuzz SEED COUNT` | does at random what a guest can do, then switches the machine off |
 //! | `vectors SEED COUNT` | holds patterns in vector registers until others ran so often |
-//! | `bench` | measures exits and switches the machine off |
+//! | `victim ROUNDS` | mixes memory and prints its hash |
+//! | `bench`, `bench-interrupt` | measures exits, or what the host's interrupts take, and switches the machine off |
 //! | `loop-port`, `loop-cpuid`, `loop-vmcall`, `loop-mmio` | makes such exits for ever |
 //! | `smp COUNT` | starts the other processors and sends interrupts in every way between them |
 //! | `smp-off COUNT`, `smp-fault COUNT` | ends the machine while the others run |
@@ -26,9 +27,11 @@
 mod serial;
 mod bench;
 mod fuzz;
+mod fuzz_devices;
 mod hardware;
 mod smp;
 mod vectors;
+mod victim;
 
 use hardware::{halt, in8, out8, out16};
 
@@ -73,6 +76,14 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             let mut numbers = bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number);
             let (seed, count) = (numbers.next().unwrap_or(1), numbers.next().unwrap_or(100));
             if vectors::run(seed, count) { power_off() } else { vectors::fail() }
+        }
+        "bench-interrupt" => {
+            bench::host_interrupts();
+            power_off()
+        }
+        "victim" => {
+            victim::run(bytes.split(|byte| matches!(byte, 0 | b' ')).skip(1).map(number).next().unwrap_or(1));
+            power_off()
         }
         "bench" => {
             bench::run();

@@ -13,23 +13,58 @@ struct Watched {
     samples: Vec<Consumed>,
 }
 
+/// Whose accounts are read.
+fn watched(env: &Env) -> Option<Vec<Watched>> {
+    let mut watched: Vec<Watched> = Vec::new();
+    for name in env.argument("watch").unwrap_or_default().split(',').filter(|name| !name.is_empty()) {
+        let Some(context) = env.capability::<SchedContext>(&format!("{name}-context")) else {
+            log::error!("judge: no context of {name}");
+            return None;
+        };
+        watched.push(Watched { name: name.into(), context, samples: Vec::with_capacity(64) });
+    }
+    Some(watched)
+}
+
+/// Times that somebody must have been seen running.
+const OFTEN: u32 = 5;
+
+/// Waits until everybody has run [`OFTEN`] times, however busy the host is. The stretch counts from now.
+pub fn watch(env: &Env) {
+    let (from, to) = stretch(env);
+    let (from, to) = (sys::now() + from, sys::now() + to);
+    let every = time(env, "every_ms", 50).max(1);
+    let Some(watched) = watched(env) else { return };
+    crate::sleep_until(env, from);
+    let own = |one: &Watched| one.context.consumed().map_or(0, |consumed| consumed.own);
+    let mut seen: Vec<(u64, u32)> = watched.iter().map(|one| (own(one), 0)).collect();
+    while sys::now() < to {
+        crate::sleep_until(env, sys::now() + every);
+        for (one, (last, times)) in watched.iter().zip(&mut seen) {
+            let now = own(one);
+            *times += u32::from(now > *last);
+            *last = now;
+        }
+        if seen.iter().all(|(_, times)| *times >= OFTEN) {
+            log::info!("watcher: everybody runs");
+            return;
+        }
+    }
+    for (one, (own, times)) in watched.iter().zip(&seen) {
+        log::error!("watcher: {} ran {times} times, {own} ticks in all", one.name);
+    }
+}
+
 /// Measures, and says what was seen.
 pub fn run(env: &mut Env) {
     let (from, to) = stretch(env);
     let every = time(env, "every_ms", 1_000).max(1);
     let cpu = env.capability::<Cpu>("cpu");
-    let names = String::from(env.argument("watch").unwrap_or_default());
-    let mut watched: Vec<Watched> = Vec::new();
-    for name in names.split(',').filter(|name| !name.is_empty()) {
-        let Some(context) = env.capability::<SchedContext>(&format!("{name}-context")) else {
-            log::error!("judge: no context of {name}");
-            return;
-        };
-        watched.push(Watched { name: name.into(), context, samples: Vec::with_capacity(64) });
-    }
+    let Some(mut watched) = watched(env) else { return };
     let mut guard = Guard::new(env);
     let (mut times, mut ledgers) = (Vec::with_capacity(64), Vec::with_capacity(64));
-    let mut at = from;
+    // A machine that took long to start is past the beginning.
+    let mut at = from.max(sys::now());
     while at <= to {
         crate::sleep_until(env, at);
         if let Some(ledger) = cpu.and_then(|cpu| cpu.ledger(&mut env.buffer).ok()) {
@@ -44,6 +79,9 @@ pub fn run(env: &mut Env) {
     }
     crate::sleep_until(env, to + time(env, "print_ms", 0));
     report(&watched, &times);
+    if let Some(bounds) = env.argument("bounds") {
+        bound(env, bounds, &watched, &times);
+    }
     guard.report();
     ledger(&ledgers);
 }
@@ -63,6 +101,30 @@ fn report(watched: &[Watched], times: &[u64]) {
             );
         }
     }
+}
+
+/// `NAME,THOUSANDTHS,MICROSECONDS`: in each interval the task had that share of time, and lost none to others, but for so much.
+fn bound(env: &Env, bounds: &str, watched: &[Watched], times: &[u64]) {
+    let mut parts = bounds.split(',');
+    let name = parts.next().unwrap_or_default();
+    let mut number = || parts.next().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let (share, slack) = (number(), number());
+    let slack = env.ticks(slack.saturating_mul(1_000));
+    let Some(one) = watched.iter().find(|one| one.name == name) else {
+        log::error!("judge: {name} is not watched");
+        return;
+    };
+    let mut good = 0;
+    for (samples, times) in one.samples.windows(2).zip(times.windows(2)) {
+        let ([before, after], [begin, end]) = (samples, times) else { continue };
+        let (own, lost, promised) = (after.own - before.own, after.lost - before.lost, (end - begin) / 1000 * share);
+        if own + slack < promised || own > promised + slack || lost > slack {
+            log::error!("judge: {name} had {own} of {promised} ticks and lost {lost}, {slack} are allowed");
+        } else {
+            good += 1;
+        }
+    }
+    log::info!("judge: {name} had its time in {good} intervals");
 }
 
 fn ledger(ledgers: &[CpuLedger]) {

@@ -11,6 +11,7 @@
 //! | `server` | serves calls, each for `work_us` |
 //! | `judge` | reads the accounts of `watch=a,b,c` once in `every_ms`, and the CPU's ledger |
 //! | `tenant` | asks the planner for contracts until it refuses, and sees that they are kept |
+//! | `watcher` | waits until all of `watch=a,b,c` have run again and again after `from_ms` |
 //! | `ticker` | takes the interval timer's interrupts |
 //! | `tracer` | holds the ledger against the trace |
 //! | `nothing`, `spinner`, `syscalls`, `faults`, `calls`, `objects`, `signals` | antagonists |
@@ -42,6 +43,7 @@ fn main(mut env: Env) {
         "io" => io::run(&env),
         "server" => serve(&env),
         "judge" => judge::run(&mut env),
+        "watcher" => judge::watch(&env),
         "ticker" => ticker::run(&env),
         "tracer" => tracer::run(&mut env),
         "tenant" => tenant::run(&mut env),

@@ -12,6 +12,8 @@ use vmm_machine::layout::HIGH_RAM_BASE;
 pub struct Ram<'a> {
     low: &'a [AtomicU64],
     high: &'a [AtomicU64],
+    /// Firmware: it ends at 4 GiB, and the guest cannot write it.
+    rom: &'a [AtomicU64],
 }
 
 /// The same memory in smaller pieces.
@@ -41,7 +43,27 @@ impl<'a> Ram<'a> {
     /// Memory from address 0, and from 4 GiB on.
     #[must_use]
     pub fn new(low: &'a [AtomicU64], high: &'a [AtomicU64]) -> Ram<'a> {
-        Ram { low, high }
+        Ram { low, high, rom: &[] }
+    }
+
+    /// The same with a ROM that ends at 4 GiB. Code is fetched from it; to devices it is no memory.
+    #[must_use]
+    pub fn with_rom(self, rom: &'a [AtomicU64]) -> Ram<'a> {
+        Ram { rom, ..self }
+    }
+
+    /// The ROM's words; none without firmware.
+    #[must_use]
+    pub fn rom(&self) -> &'a [AtomicU64] {
+        self.rom
+    }
+
+    /// The aligned quadword of the ROM at `gpa`.
+    #[must_use]
+    #[cold]
+    pub fn rom_word(&self, gpa: u64) -> Option<u64> {
+        let offset = gpa.checked_sub(HIGH_RAM_BASE - 8 * self.rom.len() as u64)?;
+        self.rom.get(usize::try_from(offset >> 3).ok()?).map(|word| word.load(Relaxed))
     }
 
     /// Bytes in all.
@@ -56,12 +78,15 @@ impl<'a> Ram<'a> {
         if gpa < HIGH_RAM_BASE { (self.low, gpa) } else { (self.high, gpa - HIGH_RAM_BASE) }
     }
 
-    /// The aligned quadword at `gpa` (its low three bits do not count); `None` where there is no memory.
+    /// The aligned quadword at `gpa` (its low three bits do not count); `None` where there is neither memory nor ROM.
     #[must_use]
     #[inline(always)]
     pub fn word(&self, gpa: u64) -> Option<u64> {
         let (block, offset) = self.block(gpa);
-        block.get((offset >> 3) as usize).map(|word| word.load(Relaxed))
+        match block.get((offset >> 3) as usize) {
+            Some(word) => Some(word.load(Relaxed)),
+            None => self.rom_word(gpa),
+        }
     }
 
     /// The page of 4 KiB around `gpa`; `None` where there is no memory.
@@ -244,6 +269,17 @@ mod tests {
                 prop_assert_eq!(ram.load_u16(at + 6), Ok((value >> 48) as u16));
             }
         }
+    }
+
+    #[test]
+    fn a_rom_ends_at_four_gib_and_is_only_read() {
+        let (low, rom) = (words(2), words(2));
+        rom[1].store(7, Relaxed);
+        let ram = Ram::new(&low, &[]).with_rom(&rom);
+        assert_eq!((ram.word(HIGH_RAM_BASE - 1), ram.word(HIGH_RAM_BASE - 9)), (Some(7), Some(0)));
+        assert_eq!((ram.word(HIGH_RAM_BASE - 17), ram.word(HIGH_RAM_BASE)), (None, None));
+        assert!(GuestMemory::write(&ram, HIGH_RAM_BASE - 8, &[1]).is_err());
+        assert!(GuestMemory::read(&ram, HIGH_RAM_BASE - 8, &mut [0]).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::state::{StatePage, WORDS, field, gpr};
 use crate::vm::{Ending, Orders, Parts, Processor, Vm, cr4_bits};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use moira_abi::Error;
-use moira_abi::vcpu::{Exit, PortIo, event, group, interruptibility, request};
+use moira_abi::vcpu::{Exit, PortIo, access, event, group, interruptibility, request};
 use proptest::prelude::*;
 use std::boxed::Box;
 use std::vec;
@@ -48,6 +48,11 @@ impl Memory {
     }
 
     fn vm(&self) -> Vm<'_> {
+        self.with_rom(&[])
+    }
+
+    /// A machine that starts with firmware if there is any.
+    fn with_rom<'a>(&'a self, rom: &'a [AtomicU64]) -> Vm<'a> {
         let config = CpuidConfig {
             cpus: 1,
             xcr0: 7,
@@ -74,14 +79,14 @@ impl Memory {
             unix_ns: 0,
             memory_below_4g: RAM as u64,
             memory_above_4g: 0,
-            without_firmware: true,
+            without_firmware: rom.is_empty(),
             console: Box::new(NullConsole),
         });
         board.plug(platform::SLOT_CONSOLE, Box::new(VirtioPci::new(Box::new(Console::new(Box::new(NullConsole))))));
         board.plug(platform::SLOT_ENTROPY, Box::new(VirtioPci::new(Box::new(Entropy::new(Box::new(Zeros))))));
         let cr4 = cr4_bits(&cpuid);
         let map = MemoryMap::new(RAM as u64).unwrap();
-        let ram = Ram::new(&self.ram, &[]);
+        let ram = Ram::new(&self.ram, &[]).with_rom(rom);
         let machine = Box::leak(Box::new(Machine::new(ram, map, board, 1_000_000_000, 1, &Alone)));
         Vm::new(Parts { machine, index: 0, page: self.page(), cpuid, msr, xcr0: 7, cr4 })
     }
@@ -312,6 +317,58 @@ fn a_machine_that_halts_sleeps_until_its_timer() {
     assert_eq!(vm.run(&mut cpu), Ending::Killed);
 }
 
+#[test]
+fn firmware_starts_in_real_mode_runs_from_its_rom_and_cannot_write_it() {
+    let image: Vec<u8> = (0..64 << 10).map(|at| if at % 16 == 0 { 0x0f } else { 0xa2 }).collect();
+    let rom: Vec<AtomicU64> =
+        image.as_chunks::<8>().0.iter().map(|word| AtomicU64::new(u64::from_le_bytes(*word))).collect();
+    let memory = Memory::new();
+    let mut vm = memory.with_rom(&rom);
+    let firmware = Guest { firmware: Some(&image), ..Guest::default() };
+    vm.boot(&firmware).unwrap();
+    let mut cpu = Script::new(&memory)
+        .step(|page, masks| {
+            assert_eq!(masks & 0xffff_ffff, group::ALL & !group::PDPTE);
+            assert_eq!((page.segment_base(1), page.get(field::RIP)), (0xffff_0000, 0xfff0));
+            assert_eq!((page.get(field::CR0) & 1, page.get(field::EFER)), (0, 0));
+            // CPUID (0F A2) at the reset vector, without a length: it is found in the ROM.
+            page.set_gpr(gpr::RAX, 0);
+            page.set(field::LENGTH, 0);
+            page.set(field::DELIVERING, 0);
+            (Exit::Cpuid, group::RIP | group::CONTROL)
+        })
+        .step(|page, masks| {
+            assert!(masks & group::RIP != 0);
+            assert_eq!(page.get(field::RIP), 0xfff2);
+            // mov [di], al, in RAM at 7C00h, to the ROM's last byte.
+            page.set_segment_base(1, 0x7c00);
+            page.set(field::RIP, 0);
+            page.set(field::ADDRESS, 0xffff_ffff);
+            page.set(field::QUALIFICATION, access::WRITE | access::PRESENT);
+            (Exit::Memory, group::RIP | group::CONTROL)
+        })
+        .step(|page, _| {
+            assert_eq!(page.get(field::RIP), 2);
+            // xchg [di], al: reads what stands there.
+            page.set(field::RIP, 2);
+            page.set(field::ADDRESS, 0xffff_fff0);
+            page.set(field::QUALIFICATION, access::WRITE | access::PRESENT);
+            (Exit::Memory, group::RIP | group::CONTROL)
+        })
+        .step(|page, _| {
+            assert_eq!((page.get(field::RIP), page.gpr(gpr::RAX) & 0xff), (4, 0x0f));
+            (Exit::Shutdown, group::ALL)
+        });
+    memory.ram[0x7c00 / 8].store(u64::from_le_bytes([0x88, 0x05, 0x86, 0x05, 0, 0, 0, 0]), Relaxed);
+    assert_eq!(vm.run(&mut cpu), Ending::TripleFault);
+    let word = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().unwrap());
+    assert_eq!(rom.last().unwrap().load(Relaxed), word(image.len() - 8));
+    // The copy below 1 MiB comes back with a restart.
+    memory.ram[0xf_fff8 / 8].store(0, Relaxed);
+    vm.restart(&firmware).unwrap();
+    assert_eq!(memory.ram[0xf_fff8 / 8].load(Relaxed), word(image.len() - 8));
+}
+
 /// A processor that does anything: page and RAM are random, exits and groups too.
 struct Anything<'a> {
     memory: &'a Memory,
@@ -366,6 +423,8 @@ fn exits() -> impl Strategy<Value = Vec<(u8, u16, u64)>> {
         any::<u64>(),
         (any::<u16>(), 0u64..1 << 20).prop_map(|(port, low)| u64::from(port) << 16 | low & 0xff7d),
         (0u64..0x4000).prop_map(|low| 0xfee0_0000 + low),
+        (0u64..0x400).prop_map(|low| 0xfed0_0000 + low),
+        (0u64..0x2_0000).prop_map(|low| 0xffff_0000 + low),
         (0u64..RAM as u64)
     ];
     prop::collection::vec((exit, any::<u16>(), value), 1..400)
@@ -375,9 +434,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn nothing_that_a_guest_does_panics(numbers in exits(), restart: bool) {
+    fn nothing_that_a_guest_does_panics(numbers in exits(), restart: bool, firmware: bool) {
         let memory = Memory::new();
-        let mut vm = memory.vm();
+        let rom: Vec<AtomicU64> = (0..8192u64 * u64::from(firmware)).map(AtomicU64::new).collect();
+        let mut vm = memory.with_rom(&rom);
         let mut cpu = Anything { memory: &memory, numbers, next: 0, now: 0 };
         // Each ending but the last two lets the machine go on, to try more.
         while !matches!(vm.run(&mut cpu), Ending::Kernel(_) | Ending::Killed) {

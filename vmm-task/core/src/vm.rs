@@ -239,16 +239,24 @@ impl<'a> Vm<'a> {
     /// [`BootError`].
     pub fn boot(&mut self, guest: &Guest<'_>) -> Result<(), BootError> {
         let cpus = self.machine.cpus() as u32;
-        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest)?;
+        let signature = self.signature();
+        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest, signature)?;
         self.power_on();
         self.start(&initial);
         Ok(())
     }
 
+    /// CPUID leaf 1's EAX, which reset leaves in EDX.
+    fn signature(&self) -> u32 {
+        self.cpuid.answer(1, 0, Live::default()).eax
+    }
+
     /// As after power-on.
     pub fn power_on(&mut self) {
         self.msr = MsrPolicy::new(self.msr_config);
-        self.msr.mtrr_mut().set_like_firmware();
+        if self.ram.rom().is_empty() {
+            self.msr.mtrr_mut().set_like_firmware();
+        }
         self.tsc_offset = 0;
         (self.parked, self.starts, self.attention) = (self.index != 0, 0, true);
     }
@@ -534,6 +542,16 @@ impl<'a> Vm<'a> {
         self.until = if deadline == NEVER { 0 } else { self.clock.tsc_at(deadline).max(1) };
     }
 
+    /// Lets the guest execute its instruction again without asking for a window for what waits.
+    #[cold]
+    pub(crate) fn hold_back(&mut self) -> Next {
+        self.page.set(field::INJECT, 0);
+        self.page.set(field::REQUEST, 0);
+        self.changed |= group::INJECT;
+        self.requested = 0;
+        Next::Again
+    }
+
     /// Lets devices work and finds out what to inject.
     #[inline(never)]
     fn attend(&mut self, now: u64) {
@@ -569,8 +587,7 @@ impl<'a> Vm<'a> {
             CpuEvent::Init if self.index == 0 => self.machine.end(Ending::Reset, self.index),
             CpuEvent::Init => self.parked = true,
             CpuEvent::Startup(vector) => {
-                let signature = self.cpuid.answer(1, 0, Live::default()).eax;
-                self.start(&InitialState::startup(vector, signature));
+                self.start(&InitialState::startup(vector, self.signature()));
             }
         }
     }

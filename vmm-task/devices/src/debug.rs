@@ -2,6 +2,8 @@
 
 /// Bytes a debug console keeps until the monitor takes them.
 const LOG: usize = 256;
+/// Where SeaBIOS and OVMF look for a debug console.
+const FIRMWARE: u16 = 0x402;
 
 /// The debug ports.
 #[derive(Clone, Debug)]
@@ -10,6 +12,8 @@ pub struct DebugPorts {
     log: [u8; LOG],
     len: usize,
     lost: u64,
+    /// Nobody listens at 402h.
+    mute: bool,
 }
 
 impl Default for DebugPorts {
@@ -22,19 +26,30 @@ impl DebugPorts {
     /// Nothing written yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { post: 0, log: [0; LOG], len: 0, lost: 0 }
+        Self { post: 0, log: [0; LOG], len: 0, lost: 0, mute: false }
+    }
+
+    /// Takes firmware's own debug console (402h) away, on which it talks a lot.
+    pub fn mute_firmware(&mut self) {
+        self.mute = true;
     }
 
     /// Reads port 80h, E9h or 402h; the consoles answer E9h, which says that they are there.
     #[must_use]
     pub fn read(&self, port: u16) -> u8 {
-        if port == 0x80 { self.post } else { 0xE9 }
+        match port {
+            0x80 => self.post,
+            FIRMWARE if self.mute => 0xFF,
+            _ => 0xE9,
+        }
     }
 
     /// Writes port 80h, E9h or 402h.
     pub fn write(&mut self, port: u16, v: u8) {
         if port == 0x80 {
             self.post = v;
+        } else if port == FIRMWARE && self.mute {
+            // Nobody listens.
         } else if let Some(cell) = self.log.get_mut(self.len) {
             *cell = v;
             self.len += 1;
@@ -85,6 +100,9 @@ mod tests {
         assert!(d.drain().is_empty());
         d.write(0x402, b'\n');
         assert!(d.wants_drain());
-        assert_eq!(d.read(0xE9), 0xE9);
+        assert_eq!((d.read(0xE9), d.read(0x402), d.drain().len()), (0xE9, 0xE9, 1));
+        d.mute_firmware();
+        d.write(0x402, b'\n');
+        assert_eq!((d.wants_drain(), d.read(0xE9), d.read(0x402)), (false, 0xE9, 0xFF));
     }
 }

@@ -76,6 +76,21 @@ impl FwCfg {
         Ok(())
     }
 
+    /// Gives a file that is there other contents of the same size, which firmware may have read from the directory already.
+    ///
+    /// # Errors
+    /// [`Refused`]: there is no such file, or its size would change.
+    pub fn replace(&mut self, name: &str, data: Vec<u8>) -> Result<(), Refused> {
+        let named = |f: &&mut File| f.name.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&0));
+        match self.files.iter_mut().find(named) {
+            Some(f) if f.data.len() == data.len() => {
+                f.data = data;
+                Ok(())
+            }
+            _ => Err(Refused),
+        }
+    }
+
     /// Writes the directory anew.
     fn list(&mut self) {
         self.directory.clear();
@@ -239,6 +254,16 @@ mod tests {
         assert_eq!(go(DMA_READ, 5000, 0x200), DMA_ERROR);
         assert_eq!(go(DMA_READ, 4, u64::MAX), DMA_ERROR);
         assert_eq!(go(DMA_WRITE, 4, 0x200), DMA_ERROR);
+    }
+
+    #[test]
+    fn contents_are_replaced_but_sizes_stay() {
+        let (mut f, ram) = (device(), Ram::new(4096));
+        assert_eq!(f.replace("etc/e820", vec![4, 5, 6]), Ok(()));
+        assert_eq!(f.replace("etc/e820", vec![4]), Err(Refused));
+        assert_eq!(f.replace("etc/e82", vec![4, 5, 6]), Err(Refused));
+        f.write(0, 2, 0x20, &ram);
+        assert_eq!([f.read(1, 1), f.read(1, 1), f.read(1, 1), f.read(1, 1)], [4, 5, 6, 0]);
     }
 
     #[test]

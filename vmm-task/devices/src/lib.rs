@@ -25,6 +25,7 @@ pub mod bus;
 pub mod debug;
 pub mod fabric;
 pub mod fw_cfg;
+pub mod hpet;
 pub mod i8042;
 pub mod ioapic;
 pub mod lapic;

@@ -17,6 +17,14 @@ pub const PCI_WINDOW_BASE: u64 = 0xC000_0000;
 pub const PCI_WINDOW_LAST: u64 = 0xFEBF_FFFF;
 /// I/O APIC registers.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
+/// High-precision event timer registers, on machines with firmware.
+pub const HPET_BASE: u64 = 0xFED0_0000;
+/// Bytes of the HPET's registers.
+pub const HPET_SIZE: u64 = 0x400;
+/// Low half of the HPET's capabilities: vendor, legacy replacement, 64-bit counter, three timers, revision.
+pub const HPET_ID: u32 = 0x8086_A201;
+/// Least period of the HPET's timers, in ticks of its counter.
+pub const HPET_MIN_TICK: u16 = 128;
 /// Local APIC registers after reset.
 pub const LAPIC_BASE: u64 = 0xFEE0_0000;
 /// One page of device registers.

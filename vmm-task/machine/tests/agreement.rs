@@ -7,6 +7,8 @@ use vmm_machine::layout;
 fn tables_and_models_name_the_same_machine() {
     assert_eq!(layout::LAPIC_BASE, devices::LAPIC_BASE);
     assert_eq!(layout::IOAPIC_BASE, devices::IOAPIC_BASE);
+    assert_eq!((layout::HPET_BASE, layout::HPET_SIZE), (devices::HPET_BASE, devices::HPET_SIZE));
+    assert_eq!(layout::HPET_ID, vmm_devices::hpet::ID);
     assert_eq!(layout::ECAM_BASE, devices::ECAM_BASE);
     assert_eq!(layout::ECAM_SIZE, devices::ECAM_SIZE);
     assert_eq!(layout::PCI_WINDOW_BASE, devices::PCI_MMIO_BASE);

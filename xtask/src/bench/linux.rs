@@ -16,13 +16,15 @@ use crate::{guest, paths, progress};
 /// The system with the virtual machine.
 const SYSTEM: &str = "linux";
 /// Memory of the guest, and of the machine that is booted directly.
-const MEMORY_MIB: u32 = 256;
+const MEMORY_MIB: u32 = 128;
 /// How to boot, and the figure.
 const BOOTS: [(&str, &str); 2] = [("vm.boot.quiet", "console=ttyS0 quiet"), ("vm.boot.serial_log", "console=ttyS0")];
 /// Two processors on one CPU, compared with one.
 const SMP: &str = "vm.boot.smp2";
 /// What the program measures, in the first of the boots.
 const CALLS: [&str; 4] = ["getppid", "fork_wait", "page_fault", "pipe"];
+/// What the machine takes beyond its guest's memory, told by the root task in the first of the boots.
+const OVERHEAD: &str = "vm.memory_overhead";
 /// What is counted inside of the guest.
 const PREFIX: &str = "vm.guest.";
 
@@ -34,11 +36,13 @@ struct Side {
     ticks: BTreeMap<String, f64>,
     /// Its devices and how long it was idle.
     about: Vec<String>,
+    /// Bytes of untyped memory that went into the machine and its monitor.
+    memory: Option<f64>,
 }
 
 /// Whether only figures of this module have names with `pattern`.
 pub fn is_all_of(pattern: &str) -> bool {
-    ["vm.boot", PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
+    ["vm.boot", OVERHEAD, PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
 }
 
 /// The figures whose names contain `pattern`.
@@ -47,7 +51,8 @@ pub fn measure(pattern: Option<&str>, images: &Images, machine: &Machine) -> Res
     let calls: Vec<String> = CALLS.iter().map(|name| format!("{PREFIX}{name}")).collect();
     let mut figures = Vec::new();
     for (index, (name, cmdline)) in BOOTS.into_iter().enumerate() {
-        let with_calls = index == 0 && calls.iter().any(|name| wanted(name));
+        let first = index == 0;
+        let with_calls = first && (wanted(OVERHEAD) || calls.iter().any(|name| wanted(name)));
         if !wanted(name) && !with_calls {
             continue;
         }
@@ -55,6 +60,10 @@ pub fn measure(pattern: Option<&str>, images: &Images, machine: &Machine) -> Res
         if wanted(name) {
             let ticks = |side: &Side| side.ticks.get("first").map(|first| first - side.entered);
             figures.push(ratio(name, ticks(&virtual_), ticks(&direct))?);
+        }
+        if first && wanted(OVERHEAD) {
+            let all = virtual_.memory.context("the root task does not tell the machine's memory")?;
+            figures.push(figure(OVERHEAD, "bytes", all - f64::from(MEMORY_MIB) * f64::from(1 << 20)));
         }
         if with_calls {
             for (name, full) in CALLS.iter().zip(&calls).filter(|(_, full)| wanted(full)) {
@@ -163,7 +172,7 @@ fn pack(cmdline: &str, kernel: &[u8], initrd: &[u8]) -> Vec<u8> {
 fn boot(what: &str, machine: &Machine, system: &System, folder: &Path) -> Result<Side> {
     fs::create_dir_all(folder)?;
     let step = progress::step(what.to_owned());
-    let watch = follow(machine, system, super::OFF, folder)?;
+    let watch = follow(machine, system, &format!("{} log=debug", super::OFF), folder)?;
     step.finish();
     let log = folder.join("serial.log");
     fs::write(&log, watch.text())?;
@@ -185,21 +194,21 @@ fn read(log: &str) -> Result<Side> {
     let devices: Vec<&str> = after("device: ").collect();
     let idle = after("up and idle: ").next().unwrap_or("?");
     let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
-    Ok(Side { entered: entered.parse()?, ticks, about })
+    let memory = after("root: task linux: ").next().and_then(|rest| {
+        let (own, lent) = rest.split_once(" bytes of its own, ")?;
+        Some(own.parse::<f64>().ok()? + lent.strip_suffix(" lent")?.parse::<f64>().ok()?)
+    });
+    Ok(Side { entered: entered.parse()?, ticks, about, memory })
 }
 
 fn ratio(name: &str, virtual_: Option<f64>, direct: Option<f64>) -> Result<Figure> {
     let (virtual_, direct) = virtual_.zip(direct).with_context(|| format!("{name}: one side did not measure it"))?;
     eprintln!("{name}: {virtual_:.0} ticks, {direct:.0} in what it is compared with");
-    let ratio = (virtual_ / direct * 10_000.0).round() / 10_000.0;
-    Ok(Figure {
-        name: name.into(),
-        unit: "of direct".into(),
-        minimum: ratio,
-        median: ratio,
-        maximum: ratio,
-        samples: 1,
-    })
+    Ok(figure(name, "of direct", (virtual_ / direct * 10_000.0).round() / 10_000.0))
+}
+
+fn figure(name: &str, unit: &str, value: f64) -> Figure {
+    Figure { name: name.into(), unit: unit.into(), minimum: value, median: value, maximum: value, samples: 1 }
 }
 
 #[cfg(test)]
@@ -208,9 +217,10 @@ mod tests {
 
     #[test]
     fn a_side_is_read_wherever_its_words_stand() {
-        let log = "linux: the guest starts at tick 100\nlinux: ticks: first 1100 1\r\nlinux: ticks: pipe 5000 50\ndevice: 0008\n";
+        let log = "linux: the guest starts at tick 100\nlinux: ticks: first 1100 1\r\nlinux: ticks: pipe 5000 50\ndevice: 0008\nroot: task linux: 4096 bytes of its own, 8192 lent\n";
         let side = read(log).unwrap();
         assert_eq!((side.entered, side.ticks["first"], side.ticks["pipe"]), (100.0, 1100.0, 100.0));
+        assert_eq!(side.memory, Some(12288.0));
         assert!(read("ticks: first 1 1\n").is_err(), "no entry");
         assert!(read("starts at tick 1\nticks: first\n").is_err(), "no number");
     }

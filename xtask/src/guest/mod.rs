@@ -7,7 +7,8 @@ mod initramfs;
 mod modules;
 mod others;
 
-use anyhow::{Context, Result};
+use crate::hosttools;
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -34,8 +35,8 @@ const I386: (&str, debian::Source) =
     ("i386", debian::Source { package: "linux-image-686-pae", architecture: Some("i386") });
 
 /// What `guest:NAME` means; for messages.
-const NAMES: &str =
-    "kernel, initrd, vmlinux, generic, generic-initrd, i386, i386-initrd, memtest, memtest-i386, mach, grub-pvh";
+const NAMES: &str = "kernel, initrd, vmlinux, generic, generic-initrd, i386, i386-initrd, memtest, memtest-i386, mach, grub-pvh, disk, \
+     seabios, ovmf";
 
 /// The file that `guest:part` names, fetched and built below `cache` if it is not there yet.
 ///
@@ -45,6 +46,8 @@ pub fn file(cache: &Path, part: &str) -> Result<PathBuf> {
     match part {
         "kernel" => Ok(linux(cache)?.kernel),
         "initrd" => Ok(linux(cache)?.initrd),
+        "disk" => disk(cache),
+        "seabios" | "ovmf" => firmware_image(part),
         "vmlinux" => others::vmlinux(cache, &linux(cache)?.kernel),
         "generic" => Ok(debian_linux(cache, GENERIC)?.kernel),
         "generic-initrd" => Ok(debian_linux(cache, GENERIC)?.initrd),
@@ -86,6 +89,38 @@ fn debian_linux(cache: &Path, (name, source): (&str, debian::Source)) -> Result<
     write_whole(&guest.kernel, &image)?;
     spinner.finish_and_clear();
     Ok(guest)
+}
+
+/// The disk image below `cache` that boots the Debian guest by BIOS or UEFI, made if it is not there yet.
+///
+/// # Errors
+/// As for [`linux`]; GRUB's tools are missing.
+pub fn disk(cache: &Path) -> Result<PathBuf> {
+    let guest = linux(cache)?;
+    let image = cache.join("guest").join(format!("disk-{}.img", recipe()));
+    let _lock = lock(&cache.join("guest"))?;
+    crate::image::build_linux(&guest.kernel, &guest.initrd, DISK_CMDLINE, &image)?;
+    Ok(image)
+}
+
+/// What GRUB on the disk tells Linux.
+const DISK_CMDLINE: &str = "console=ttyS0";
+
+/// The firmware images that Debian's packages bring.
+pub fn firmware(name: &str) -> Option<&'static hosttools::Tool> {
+    match name {
+        "seabios" => hosttools::SEABIOS.first(),
+        "ovmf" => hosttools::OVMF_WHOLE.first(),
+        _ => None,
+    }
+}
+
+fn firmware_image(name: &str) -> Result<PathBuf> {
+    let image = firmware(name).with_context(|| format!("there is no firmware `{name}`"))?;
+    if !image.is_there() {
+        bail!("{} is not there; it comes with Debian's package {}", image.name, image.package);
+    }
+    Ok(PathBuf::from(image.name))
 }
 
 /// Keeps others out of a folder of the cache until it is dropped.

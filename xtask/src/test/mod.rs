@@ -123,8 +123,10 @@ fn list(cases: &[Case], host: bool) {
 fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count> {
     let mut tools: Vec<&[Tool]> = cases.iter().flat_map(|case| case.machine.tools()).collect();
     tools.push(hosttools::BINUTILS);
+    tools.extend(cases.iter().flat_map(|case| hosttools::of_system(&case.system)));
     tools.sort_by_key(|group| group.as_ptr());
     tools.dedup();
+    tools.push(hosttools::ACPICA);
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);

@@ -122,4 +122,101 @@ proptest! {
         prop_assert_eq!(debug.dr7 & 0xd400, 0x400);
         prop_assert_eq!(debug.checked(), Ok(debug));
     }
+
+    /// What a hostile VMM writes: valid states with a few bits turned over. What is refused is refused with a code of the ABI, and
+    /// what is accepted loads: nothing the hardware knows as reserved, and accepted again.
+    #[test]
+    fn nearly_right_control_registers(
+        base in 0usize..4, flips in prop::collection::vec((0usize..4, 0u32..64), 0..6), cr2 in any::<u64>(),
+    ) {
+        let (cr0, cr4, efer) = [(0x10, 0, 0), (0x11, 0, 0), (0x8000_0011, 0x20, 0x500), (0x8000_0031, 0x6a0, 0xd01)][base];
+        let mut words = [cr0, 0x1000, cr4, efer];
+        for (word, bit) in flips {
+            words[word] ^= 1 << bit;
+        }
+        let control = Control { cr0: words[0], cr2, cr3: words[1], cr4: words[2], efer: words[3] };
+        match control.checked(&LIMITS) {
+            Err(code) => prop_assert_eq!(code, invalid::RESERVED),
+            Ok(done) => {
+                prop_assert_eq!(done.cr0 >> 32, 0);
+                prop_assert!(done.cr0 & cr0::PG == 0 || done.cr0 & cr0::PE != 0);
+                prop_assert!(done.cr0 & cr0::NW == 0 || done.cr0 & cr0::CD != 0);
+                prop_assert!(done.efer & efer::LMA == 0 || done.cr4 & cr4::PAE != 0);
+                prop_assert!(done.cr4 & cr4::PCIDE == 0 || done.efer & efer::LMA != 0);
+                prop_assert_eq!(done.cr4 & cr4::VMXE, 0);
+                prop_assert_eq!(done.cr3 >> LIMITS.physical_bits, 0);
+                prop_assert_eq!((done.cr2, done.cr3), (cr2, words[1]));
+                prop_assert_eq!(done.checked(&LIMITS), Ok(done));
+            }
+        }
+    }
+
+    /// Segments with a few bits turned over: bases are canonical, rights have no reserved bit, the task register is a busy TSS.
+    #[test]
+    fn nearly_right_segments(flips in prop::collection::vec((0usize..8, 0u32..3, 0u32..64), 0..6)) {
+        let data = Segment { rights: 0xc093, limit: 0xffff_ffff, ..Segment::default() };
+        let mut segments = [data; 8];
+        segments[seg::CS].rights = 0xa09b;
+        segments[seg::LDTR].rights = 0x1_0082;
+        segments[seg::TR].rights = 0x8b;
+        for (index, field, bit) in flips {
+            let segment = &mut segments[index];
+            match field {
+                0 => segment.base ^= 1 << bit,
+                1 => segment.rights ^= 1 << (bit & 31),
+                _ => segment.limit ^= 1 << (bit & 31),
+            }
+        }
+        match check_segments(&segments) {
+            Err(code) => prop_assert!(code == invalid::CANONICAL || code == invalid::RESERVED),
+            Ok(()) => {
+                for segment in &segments {
+                    prop_assert!(canonical(segment.base));
+                    prop_assert_eq!(segment.rights & !(UNUSABLE | 0xf0ff), 0);
+                    // SVM's attributes have twelve bits.
+                    prop_assert_eq!(rights_to_svm(segment.rights) & 0xf000, 0);
+                }
+                // Present and available: what SVM saves and TCG insists on.
+                prop_assert_eq!(task_rights_to_svm(segments[seg::TR].rights) & 0x82, 0x80);
+                prop_assert_eq!(segments[seg::TR].rights & UNUSABLE, 0);
+            }
+        }
+    }
+
+    /// Every word that a VMM can put in the event field: what is accepted is a vector that its type allows, with an error code only
+    /// where the processor knows one, and comes out of both formats again.
+    #[test]
+    fn events_are_what_processors_know(
+        vector in any::<u8>(), kind in 0u64..8, has_code in any::<bool>(), code in any::<u32>(), length in 0u64..20, junk in any::<u64>(),
+        dirty in any::<bool>(),
+    ) {
+        let junk = if dirty { junk & 0x7fff_f000 } else { 0 };
+        let bit = if has_code { event::HAS_CODE } else { 0 };
+        let word = event::VALID | u64::from(vector) | kind << 8 | bit | u64::from(code) << 32 | junk;
+        match Event::checked(word, length) {
+            Err(code) => prop_assert_eq!(code, invalid::EVENT),
+            Ok(done) => {
+                prop_assert_eq!(junk, 0);
+                prop_assert!(!matches!(kind, 1 | 7));
+                prop_assert!(kind != 2 || vector == 2);
+                prop_assert!(kind != 3 || vector < 32 && vector != 2);
+                prop_assert!(!has_code || kind == 3 && code >> 16 == 0);
+                prop_assert_eq!(done.is_software(), kind >= 4);
+                prop_assert!(!done.is_software() || (1..=15).contains(&done.length));
+                prop_assert_eq!(Event::checked(done.packed(), done.length.into()), Ok(done));
+                prop_assert_eq!(done.to_svm() >> 12 & 0x7_ffff, 0);
+            }
+        }
+    }
+
+    /// XCR0: what is accepted is a combination that XSETBV accepts.
+    #[test]
+    fn xcr0_is_loadable(value in 0u64..0x400, supported in 0u64..0x400) {
+        let limits = Limits { xcr0: supported | 1, ..LIMITS };
+        if xcr0_valid(value, &limits) {
+            prop_assert_eq!(value & !(supported | 1), 0);
+            prop_assert!(value & 1 != 0 && (value & 4 == 0 || value & 2 != 0));
+            prop_assert!(matches!(value & 0xe0, 0 | 0xe0) && (value & 0xe0 == 0 || value & 4 != 0));
+        }
+    }
 }

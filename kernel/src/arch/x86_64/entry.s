@@ -40,6 +40,34 @@
     push rax
 .endm
 
+# What an interrupt in the kernel saves.
+.macro push_kernel
+    push rax
+    push rcx
+    push rdx
+    push rsi
+    push rdi
+    push r8
+    push r9
+    push r10
+    push r11
+    push rbx
+    push rbp
+.endm
+.macro pop_kernel
+    pop rbp
+    pop rbx
+    pop r11
+    pop r10
+    pop r9
+    pop r8
+    pop rdi
+    pop rsi
+    pop rdx
+    pop rcx
+    pop rax
+.endm
+
 .section .text
 .balign 64
 .global entry_syscall
@@ -253,17 +281,7 @@ entry_common_inside:
 .section .text
 entry_kernel:
     cld
-    push rax
-    push rcx
-    push rdx
-    push rsi
-    push rdi
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
+    push_kernel
     mov rbp, rsp
     mov rdi, [rsp + 88]
     lea rsi, [rsp + 88]
@@ -271,17 +289,7 @@ entry_kernel:
     and rsp, -16
     call kernel_trap
     mov rsp, rbp
-    pop rbp
-    pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rdi
-    pop rsi
-    pop rdx
-    pop rcx
-    pop rax
+    pop_kernel
     add rsp, 16
     iretq
 
@@ -301,17 +309,7 @@ entry_paranoid_mc:
 entry_paranoid:
     push 2
     popfq
-    push rax
-    push rcx
-    push rdx
-    push rsi
-    push rdi
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
+    push_kernel
     mov rbp, rsp
     mov rdi, [rsp + 88]
     lea rsi, [rsp + 88]
@@ -329,17 +327,7 @@ entry_paranoid:
     call paranoid_trap
     mov cr3, rbx
     mov rsp, rbp
-    pop rbp
-    pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rdi
-    pop rsi
-    pop rdx
-    pop rcx
-    pop rax
+    pop_kernel
     add rsp, 16
     iretq
 

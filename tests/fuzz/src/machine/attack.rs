@@ -39,6 +39,10 @@ pub struct Shared {
     pub memory: AtomicU64,
     /// Ticks that a guest may take at most.
     pub patience: AtomicU64,
+    /// Whether this is SVM.
+    pub svm: AtomicU64,
+    /// Whether the victim's share is held to what was promised.
+    pub counted: AtomicU64,
     /// Digest of all that the exits said: the same seed gives the same one where time is counted.
     pub digest: AtomicU64,
 }
@@ -53,6 +57,8 @@ pub static SHARED: Shared = Shared {
     page: AtomicU64::new(0),
     memory: AtomicU64::new(0),
     patience: AtomicU64::new(0),
+    svm: AtomicU64::new(0),
+    counted: AtomicU64::new(0),
     digest: AtomicU64::new(0),
 };
 
@@ -88,7 +94,8 @@ impl Random {
 
 /// Prepares the page for an entry and answers the mask of groups.
 fn prepare(random: &Random, page: u64, memory: u64, last: Exit) -> u64 {
-    let rip = guest::piece(random, memory);
+    let svm = SHARED.svm.load(Relaxed) != 0;
+    let rip = guest::piece(random, memory, svm);
     guest::registers(random, page);
     let mut mask = group::ALL;
     match random.below(10) {
@@ -128,6 +135,12 @@ fn prepare(random: &Random, page: u64, memory: u64, last: Exit) -> u64 {
         guest::inject(random, page);
         mask |= group::INJECT;
     }
+    if svm {
+        guest::spare(page);
+    } else if SHARED.counted.load(Relaxed) != 0 {
+        guest::interruptible(page);
+        mask |= group::RIP;
+    }
     mask & 0xffff_ffff
 }
 
@@ -157,15 +170,18 @@ fn meddle(random: &Random, vcpu: Vcpu) {
 pub extern "C" fn main() -> ! {
     let (random, vcpu) = (Random, Vcpu::new(Slot(slot::VCPU)));
     let (page, memory) = (SHARED.page.load(Relaxed), SHARED.memory.load(Relaxed));
-    let mut last = Exit::InvalidState;
+    let (mut last, mut until) = (Exit::InvalidState, 0);
     while SHARED.left.load(Relaxed) > 0 {
         if random.one_in(64) {
             meddle(&random, vcpu);
         }
         let mask = prepare(&random, page, memory, last);
         let wanted = if random.one_in(4) { random.next() & 0x3ff } else { 0 };
-        let until = Deadline(moira_sys::now() + 1 + random.below(SHARED.patience.load(Relaxed)));
-        match vcpu.run(mask | wanted << 32, until) {
+        // One deadline for many entries: setting the timer for each would cost more than all the rest.
+        if last == Exit::Until || moira_sys::now() >= until {
+            until = moira_sys::now() + 1 + random.below(SHARED.patience.load(Relaxed));
+        }
+        match vcpu.run(mask | wanted << 32, Deadline(until)) {
             Ok(exit) => {
                 last = exit.reason;
                 if let Some(count) = SHARED.exits.get(exit.reason as usize) {

@@ -20,7 +20,11 @@ use moira_sys::{
 /// One turn of the attacker, in microseconds.
 const TURN: u64 = 20_000;
 /// The attacker's world is torn down, with its vCPU in the middle of a run or not, after so many entries.
-const LIFE: u64 = 20_000;
+const LIFE: u64 = 5_000;
+/// Microseconds that a guest may take at most, unless the command line says otherwise.
+const PATIENCE: u64 = 50;
+/// From so many entries on each exit that can come must have come.
+const ENOUGH: u64 = 20_000;
 /// Pages of the guest's memory.
 const PAGES: u32 = (guest::MEMORY / 4096) as u32;
 /// Where the victim's guest counts.
@@ -147,7 +151,11 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
     }
     SHARED.state.store(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1), Relaxed);
     SHARED.left.store(count, Relaxed);
-    SHARED.patience.store(lab.micros(20), Relaxed);
+    let counted = lab.option("clock") == Some("counted");
+    SHARED.counted.store(u64::from(counted), Relaxed);
+    SHARED.svm.store(u64::from(lab.info.virtualization == virtualization::SVM), Relaxed);
+    let patience = lab.option("patience").and_then(|text| text.parse().ok()).unwrap_or(PATIENCE);
+    SHARED.patience.store(lab.micros(patience), Relaxed);
     let (stack, _) = lab.memory(4)?;
     let (context, at) = victim(lab)?;
     let (free, begin, used) = (lab.home.info()?.free, moira_sys::now(), context.consumed()?.own);
@@ -188,9 +196,9 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
         let elapsed = moira_sys::now() - begin;
         let share = context.consumed().map_or(0, |now| now.own - used) * 10_000 / elapsed.max(1);
         log::info!("fuzz: the victim's machine had {}.{:02} % of the time, promised 25", share / 100, share % 100);
-        // Where the TSC counts the host's other work too, only the wide bound means anything.
-        let counted = lab.option("clock") == Some("counted");
-        check.holds("the victim had its time", share >= if counted { 2_400 } else { 1_000 });
+        // Where the TSC counts the host's other work too, only the wide bounds mean anything.
+        let (least, most) = if counted { (2_350, 2_600) } else { (500, 6_000) };
+        check.holds("the victim had its time, and no more", (least..=most).contains(&share));
         check.equal("the victim's machine never stopped", VICTIM_EXITS.load(Relaxed), 0);
         let own = (0..4096 / 8).all(|word| word == 0 || stored(at + COUNTER + word * 8) == 0);
         check.holds("the victim's memory is its own", own);
@@ -218,5 +226,20 @@ fn exits(lab: &Lab, check: &mut Check, count: u64) {
         SHARED.digest.load(Relaxed)
     );
     check.holds("three of ten entries succeed", entered * 10 >= count * 3);
-    let _ = lab;
+    if count < ENOUGH {
+        return;
+    }
+    let vmx = lab.info.virtualization == virtualization::VMX;
+    for code in 0..SHARED.exits.len() as u64 {
+        if let Some(exit) = Exit::from_code(code) {
+            let expected = match exit {
+                // QEMU's SVM intercepts neither of them, and does not end a guest at a task switch.
+                Exit::Xsetbv | Exit::TaskSwitch => vmx,
+                // Never asked for on VT-x, not done by QEMU; told apart inside of the kernel; from outside of the machine; none.
+                Exit::Pause | Exit::Iret | Exit::Init | Exit::Other => continue,
+                _ => true,
+            };
+            check.holds(&alloc::format!("{exit:?} occurs"), of(exit) > 0 || !expected);
+        }
+    }
 }

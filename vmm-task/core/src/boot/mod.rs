@@ -11,12 +11,14 @@ use image::Protocol;
 use moira_abi::vcpu::{self, group, seg};
 use vmm_machine::acpi::{AcpiConfig, AcpiError, Tables};
 pub use vmm_machine::boot::Module;
-use vmm_machine::boot::{self, ElfError, InitialState, flat, linux, multiboot, multiboot2, pvh};
+use vmm_machine::boot::{self, ElfError, InitialState, firmware, flat, linux, multiboot, multiboot2, pvh};
 use vmm_machine::memory_map::MemoryMap;
 
 /// What to boot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Guest<'a> {
+    /// Firmware, to be started at the reset vector; then all else is ignored. It stands in the machine's ROM already.
+    pub firmware: Option<&'a [u8]>,
     /// Kernel: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file.
     pub kernel: &'a [u8],
     /// Modules; the first is the initial RAM disk if there is one.
@@ -49,6 +51,8 @@ pub enum BootError {
     Acpi(AcpiError),
     /// The tables do not fit into RAM.
     Ram(vmm_machine::OutOfRange),
+    /// The firmware is refused.
+    Firmware(firmware::FirmwareError),
 }
 
 impl fmt::Display for BootError {
@@ -67,15 +71,26 @@ impl fmt::Display for BootError {
             ),
             BootError::Acpi(error) => write!(f, "no ACPI tables: {error:?}"),
             BootError::Ram(error) => write!(f, "the ACPI tables do not fit: {error:?}"),
+            BootError::Firmware(error) => write!(f, "the firmware is refused: {error}"),
         }
     }
 }
 
-/// Puts ACPI tables and the image into RAM, by the protocol that its content asks for.
+/// Starts firmware, which finds everything by itself; else puts ACPI tables and the image into RAM, by the protocol that its
+/// content asks for. `signature` is CPUID leaf 1's EAX.
 ///
 /// # Errors
 /// [`BootError`]; RAM may be partly written.
-pub fn load(ram: &mut Ram<'_>, map: &MemoryMap, cpus: u32, guest: &Guest<'_>) -> Result<InitialState, BootError> {
+pub fn load(
+    ram: &mut Ram<'_>,
+    map: &MemoryMap,
+    cpus: u32,
+    guest: &Guest<'_>,
+    signature: u32,
+) -> Result<InitialState, BootError> {
+    if let Some(image) = guest.firmware {
+        return firmware::load(ram, image, signature).map_err(BootError::Firmware);
+    }
     let tables = Tables::build_in_bios_area(&AcpiConfig::new(cpus)).map_err(BootError::Acpi)?;
     tables.write(ram).map_err(BootError::Ram)?;
     let (kernel, modules, cmdline, rsdp) = (guest.kernel, guest.modules, guest.cmdline, tables.rsdp());

@@ -32,7 +32,10 @@ pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
     vm.attention = true;
     match op.first_step() {
         Step::Read => {
-            let value = vm.board().mmio_read(vm.index, gpa, op.size, now, &vm.ram);
+            let value = match rom_read(vm, gpa, op.size) {
+                Some(value) => value,
+                None => vm.board().mmio_read(vm.index, gpa, op.size, now, &vm.ram),
+            };
             if let Some(back) = op.complete_read(value, &mut gprs, &mut rflags) {
                 vm.board().mmio_write(vm.index, gpa, op.size, back, now, &vm.ram);
             }
@@ -50,6 +53,18 @@ pub(super) fn memory(vm: &mut Vm<'_>, now: u64) -> Next {
     vm.page.set_gprs(&gprs.0);
     vm.set_rip(rip);
     Next::Enter
+}
+
+/// The value at `gpa` if that is ROM: a read of it exits only as half of a change, whose write then goes nowhere.
+#[inline]
+fn rom_read(vm: &Vm<'_>, gpa: u64, size: u8) -> Option<u64> {
+    if vm.ram.rom().is_empty() {
+        return None;
+    }
+    let low = u128::from(vm.ram.rom_word(gpa)?);
+    let high = vm.ram.rom_word(gpa.wrapping_add(8)).map_or(u128::MAX << 64, |word| u128::from(word) << 64);
+    let value = ((high | low) >> (8 * (gpa & 7))) as u64;
+    Some(if size >= 8 { value } else { value & ((1 << (8 * u64::from(size))) - 1) })
 }
 
 /// An instruction or a page table lies where there is no memory. RAM is always mapped, so this is no race.

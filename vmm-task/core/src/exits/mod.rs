@@ -99,7 +99,12 @@ pub(crate) fn other(vm: &mut Vm<'_>, exit: Exit, cpu: &impl Processor) -> Next {
 #[inline(never)]
 fn rare(vm: &mut Vm<'_>, exit: Exit) -> Next {
     match exit {
-        Exit::Halt => skip(vm, Expected::Hlt, Next::Halt),
+        Exit::Halt => match skip(vm, Expected::Hlt, Next::Halt) {
+            // Nothing may come before it: an interrupt that STI holds back until HLT is to end HLT. QEMU forgets that shadow
+            // when the guest is entered again.
+            Next::Again => vm.hold_back(),
+            next => next,
+        },
         Exit::InterruptWindow | Exit::Iret => Next::Enter,
         Exit::NmiWindow => nmi_window(vm),
         Exit::Exception => exception(vm),

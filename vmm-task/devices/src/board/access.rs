@@ -44,7 +44,7 @@ impl Board {
             port::PIT => self.pit.read(number, now),
             port::RTC => {
                 let v = self.rtc.read(number & 1 != 0, now);
-                self.fabric.set_isa(p::RTC_IRQ, self.rtc.irq());
+                self.sync_rtc();
                 self.deadline_stale = true;
                 v
             }
@@ -124,7 +124,7 @@ impl Board {
             }
             port::RTC => {
                 self.rtc.write(number & 1 != 0, v, now);
-                self.fabric.set_isa(p::RTC_IRQ, self.rtc.irq());
+                self.sync_rtc();
                 self.deadline_stale = true;
             }
             port::I8042 => {
@@ -212,6 +212,11 @@ impl Board {
         match self.mmio.lookup(gpa) {
             Some((Mmio::IoApic, offset)) => narrow(self.fabric.ioapic.read(offset & !3), gpa, size),
             Some((Mmio::Bar { slot, bar }, offset)) => self.bar_read(slot, bar, offset, size, now, memory),
+            Some((Mmio::Hpet, offset)) => {
+                let value = self.hpet.read(offset, size, now);
+                self.sync_hpet();
+                value
+            }
             Some((Mmio::Ecam, offset)) => {
                 let mut c = Context { now, memory, msi: &mut self.fabric };
                 u64::from(self.pci.ecam_read(offset, size.min(4), &mut c))
@@ -236,6 +241,12 @@ impl Board {
         match self.mmio.lookup(gpa) {
             Some((Mmio::IoApic, offset)) => self.fabric.ioapic.write(offset, value as u32, &mut self.fabric.apics),
             Some((Mmio::Bar { slot, bar }, offset)) => self.bar_write(slot, bar, offset, size, value, now, memory),
+            Some((Mmio::Hpet, offset)) => {
+                self.hpet.write(offset, size, value, now);
+                self.sync_hpet();
+                self.sync_rtc();
+                self.deadline_stale = true;
+            }
             Some((Mmio::Ecam, offset)) => {
                 let mut c = Context { now, memory, msi: &mut self.fabric };
                 let (slot, effect) = self.pci.ecam_write(offset, size.min(4), value as u32, &mut c);

@@ -4,6 +4,7 @@ use super::{Board, members};
 use crate::debug::DebugPorts;
 use crate::fabric::{Fabric, Interrupt};
 use crate::fw_cfg::FwCfg;
+use crate::hpet::Drive;
 use crate::lapic::{CpuEvent, GpFault, Lapic};
 use crate::pci::Context;
 use crate::platform as p;
@@ -78,15 +79,38 @@ impl Board {
     fn timers(&mut self, now: u64) {
         self.deadline_stale = true;
         self.fabric.apics.poll(now);
-        if self.pit.poll(now) {
+        if self.pit.poll(now) && !self.hpet.replaces_legacy() {
             self.fabric.timer_edge();
         }
+        self.hpet.poll(now);
+        self.sync_hpet();
         self.rtc.poll(now);
-        self.fabric.set_isa(p::RTC_IRQ, self.rtc.irq());
+        self.sync_rtc();
         self.uart.poll(now);
         self.fabric.set_isa(p::COM1_IRQ, self.uart.irq());
         self.pm.poll(now);
         self.fabric.set_gsi(p::SCI_GSI, self.pm.sci());
+    }
+
+    /// Carries what the HPET's timers do to the interrupt controllers.
+    pub(super) fn sync_hpet(&mut self) {
+        for index in 0..3 {
+            for line in self.hpet.take_lines(index).into_iter().flatten() {
+                let levels: &[bool] = match line.drive {
+                    Drive::Pulse => &[true, false],
+                    Drive::Level(true) => &[true],
+                    Drive::Level(false) => &[false],
+                };
+                levels.iter().for_each(|level| self.fabric.set_gsi(line.gsi, *level));
+            }
+        }
+    }
+
+    /// The RTC's interrupt is the HPET's while that replaces it.
+    pub(super) fn sync_rtc(&mut self) {
+        if !self.hpet.replaces_legacy() {
+            self.fabric.set_isa(p::RTC_IRQ, self.rtc.irq());
+        }
     }
 
     /// When [`Self::poll`] has something to do at the latest, in nanoseconds.
@@ -100,6 +124,7 @@ impl Board {
 
     fn recompute_deadline(&mut self) {
         let mut at = earlier(self.pit.next_deadline(), self.rtc.next_deadline());
+        at = earlier(at, self.hpet.next_deadline());
         at = earlier(at, self.uart.next_deadline());
         at = earlier(at, self.pm.next_deadline());
         for slot in members(self.pci.plugged()) {

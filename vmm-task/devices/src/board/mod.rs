@@ -17,7 +17,8 @@ use crate::apic_bus::ApicBus;
 use crate::bus::{MmioMap, PortMap};
 use crate::debug::DebugPorts;
 use crate::fabric::Fabric;
-use crate::fw_cfg::FwCfg;
+use crate::fw_cfg::{FwCfg, Refused};
+use crate::hpet::Hpet;
 use crate::i8042::I8042;
 use crate::pci::host::{HostBridge, LpcBridge};
 use crate::pci::{BARS, BarKind, ConfigEffect, PciBus, PciFunction, SLOTS};
@@ -27,6 +28,7 @@ use crate::rtc::Rtc;
 use crate::traits::ConsoleBackend;
 use crate::uart::Uart;
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 /// What the monitor must do after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,9 @@ pub struct BoardConfig<'a> {
     pub console: Box<dyn ConsoleBackend>,
 }
 
+/// Makes the files of the firmware configuration device that depend on where firmware has put the ECAM (`None`: nowhere).
+pub type EcamFiles = Box<dyn Fn(Option<u64>) -> Vec<(&'static str, Vec<u8>)> + Send>;
+
 /// Owners of ports. Values from [`PORT_BAR`] on are I/O BARs, one for each slot.
 mod port {
     pub const PIC: u8 = 1;
@@ -85,6 +90,7 @@ mod port {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mmio {
     IoApic,
+    Hpet,
     Ecam,
     Bar { slot: u8, bar: u8 },
 }
@@ -93,6 +99,7 @@ enum Mmio {
 pub struct Board {
     fabric: Fabric,
     pit: Pit,
+    hpet: Hpet,
     rtc: Rtc,
     uart: Uart,
     i8042: I8042,
@@ -106,6 +113,7 @@ pub struct Board {
     port_92: u8,
     apm_status: u8,
     without_firmware: bool,
+    ecam_files: Option<EcamFiles>,
     next_mmio: u64,
     next_io: u16,
     /// INTA of each slot, as last carried to the fabric.
@@ -130,6 +138,7 @@ impl Board {
         let mut board = Self {
             fabric: Fabric::new(ApicBus::new(config.apic_ids, config.apic_timer_hz, config.tsc_hz)),
             pit: Pit::new(),
+            hpet: Hpet::new(),
             rtc,
             uart: Uart::new(config.console),
             i8042: I8042::new(),
@@ -142,6 +151,7 @@ impl Board {
             port_92: 2,
             apm_status: 0,
             without_firmware: config.without_firmware,
+            ecam_files: None,
             next_mmio: p::PCI_MMIO_BASE,
             next_io: p::PCI_IO_BASE,
             intx: 0,
@@ -151,8 +161,11 @@ impl Board {
             deadline_stale: true,
         };
         board.claim_ports();
-        // The map is empty, so this cannot meet another range.
+        // The map is empty, so these cannot meet other ranges.
         let _ = board.mmio.claim(p::IOAPIC_BASE, p::IOAPIC_SIZE, Mmio::IoApic);
+        if !board.without_firmware {
+            let _ = board.mmio.claim(p::HPET_BASE, p::HPET_SIZE, Mmio::Hpet);
+        }
         board.map_ecam();
         board
     }
@@ -243,6 +256,26 @@ impl Board {
             // On top of something else it decodes nothing.
             let _ = self.mmio.claim(base, size, Mmio::Ecam);
         }
+        if let Some(files) = &self.ecam_files {
+            for (name, data) in files(at.map(|(base, _)| base)) {
+                // Of another size it would not be the file that the directory names; the old one stays.
+                let _ = self.fw_cfg.replace(name, data);
+            }
+        }
+    }
+
+    /// Adds the files that `files` makes to the firmware configuration device, and makes them anew whenever the ECAM moves:
+    /// ACPI tables say where it is, and it is firmware that decides.
+    ///
+    /// # Errors
+    /// [`Refused`]: a name or a size is not possible.
+    pub fn add_ecam_files(&mut self, files: EcamFiles) -> Result<(), Refused> {
+        let at = self.pci.get_mut(0).and_then(|f| f.ecam());
+        for (name, data) in files(at.map(|(base, _)| base)) {
+            self.fw_cfg.add(name, data)?;
+        }
+        self.ecam_files = Some(files);
+        Ok(())
     }
 
     fn config_changed(&mut self, slot: u8, effect: ConfigEffect) {
@@ -297,6 +330,7 @@ impl Board {
     pub fn reset(&mut self) {
         self.fabric.reset();
         self.pit = Pit::new();
+        self.hpet = Hpet::new();
         self.uart.reset();
         self.i8042 = I8042::new();
         self.pm = AcpiPm::new();

@@ -241,10 +241,10 @@ fn debug_consoles_print_whole_lines_and_the_rest_at_the_end() {
     for byte in b"a line\nthe rest" {
         let _ = m.outb(if byte % 2 == 0 { 0xE9 } else { 0x402 }, *byte);
     }
-    assert_eq!(m.console.0.borrow().out, b"a line\n");
+    assert_eq!(m.console.0.lock().unwrap().out, b"a line\n");
     assert_eq!((m.inb(0xE9), m.inb(0x402), m.inb(0xF4)), (0xE9, 0xE9, 0));
     assert_eq!(m.outl(0xF4, 0x1_0010), Action::DebugExit(0x1_0010));
-    assert_eq!(m.console.0.borrow().out, b"a line\nthe rest");
+    assert_eq!(m.console.0.lock().unwrap().out, b"a line\nthe rest");
 }
 
 #[test]

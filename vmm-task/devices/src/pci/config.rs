@@ -130,8 +130,8 @@ impl ConfigSpace {
             *b = Some((kind, size));
             let offset = 0x10 + 4 * bar;
             self.set_u32(offset, u32::from(kind == BarKind::Io));
-            let mask = !(size - 1) & if kind == BarKind::Io { 0xFFFF } else { u32::MAX };
-            self.allow(offset, &mask.to_le_bytes());
+            // All bits of a port's address, too: SeaBIOS takes those that cannot be written for size.
+            self.allow(offset, &(!(size - 1)).to_le_bytes());
         }
     }
 
@@ -155,8 +155,11 @@ impl ConfigSpace {
         let raw = self.read(0x10 + 4 * bar, 4);
         let (gate, base) = match kind {
             BarKind::Memory => (COMMAND_MEMORY, raw & !0xF),
-            BarKind::Io => (COMMAND_IO, raw & 0xFFFC),
+            BarKind::Io => (COMMAND_IO, raw & !3),
         };
+        if kind == BarKind::Io && u64::from(base) + u64::from(size) > 0x1_0000 {
+            return None;
+        }
         (self.command() & gate != 0 && base != 0).then_some(Decoded {
             bar,
             kind,
@@ -226,7 +229,7 @@ mod tests {
         c.write(0x10, 4, u32::MAX);
         assert_eq!(c.read(0x10, 4), 0xFFFF_C000);
         c.write(0x18, 4, u32::MAX);
-        assert_eq!(c.read(0x18, 4), 0xFFC1);
+        assert_eq!(c.read(0x18, 4), 0xFFFF_FFC1);
         c.write(0x14, 4, u32::MAX);
         assert_eq!(c.read(0x14, 4), 0);
         assert_eq!(c.decoded(0), None);

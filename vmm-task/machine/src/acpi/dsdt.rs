@@ -71,8 +71,8 @@ fn processors(config: &AcpiConfig, out: &mut dyn AmlSink) {
 
 /// The ECAM belongs to no device that could be moved. The power management ports are not named here: the FADT claims
 /// them, and Linux warns of an overlap with the LPC bridge's own.
-fn motherboard(out: &mut dyn AmlSink) {
-    let ecam = Memory32Fixed::new(true, layout::ECAM_BASE as u32, layout::ECAM_SIZE as u32);
+fn motherboard(config: &AcpiConfig, out: &mut dyn AmlSink) {
+    let ecam = Memory32Fixed::new(true, config.ecam_base as u32, layout::ECAM_SIZE as u32);
     let unique = Name::new(path("_UID"), &ZERO);
     let resources = crs(Vec::from([&ecam as &dyn Aml]));
     Device::new(path("MBRD"), Vec::from([&hid("PNP0C02") as &dyn Aml, &unique, &resources])).to_aml_bytes(out);
@@ -83,14 +83,12 @@ fn host_bridge_crs(config: &AcpiConfig) -> Name {
     let config_ports = IO::new(0xCF8, 0xCF8, 1, 8);
     let low_ports = AddressSpace::<u16>::new_io(0, 0xCF7, None);
     let high_ports = AddressSpace::<u16>::new_io(0xD00, 0xFFFF, None);
-    let window = AddressSpace::<u32>::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        layout::PCI_WINDOW_BASE as u32,
-        layout::PCI_WINDOW_LAST as u32,
-        None,
-    );
-    let mut resources = Vec::from([&buses as &dyn Aml, &config_ports, &low_ports, &high_ports, &window]);
+    let window = |&(first, last): &(u32, u32)| {
+        AddressSpace::<u32>::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None)
+    };
+    let windows: Vec<_> = config.pci_windows.iter().map(window).collect();
+    let mut resources = Vec::from([&buses as &dyn Aml, &config_ports, &low_ports, &high_ports]);
+    resources.extend(windows.iter().map(|window| window as &dyn Aml));
     let wide = config.pci64_window.map(|(base, size)| {
         AddressSpace::<u64>::new_memory(AddressSpaceCacheable::NotCacheable, true, base, base + (size - 1), None)
     });
@@ -176,6 +174,10 @@ fn isa_devices(config: &AcpiConfig, out: &mut dyn AmlSink) {
             isa_device("MOU_", "PNP0F13", Vec::from([&IrqNoFlags(12) as &dyn Aml]), out);
         }
     }
+    if config.hpet {
+        let registers = Memory32Fixed::new(true, layout::HPET_BASE as u32, layout::HPET_SIZE as u32);
+        isa_device("HPET", "PNP0103", Vec::from([&registers as &dyn Aml]), out);
+    }
     isa_device("RTC_", "PNP0B00", Vec::from([&IO::new(0x70, 0x70, 1, 8) as &dyn Aml, &IrqNoFlags(8)]), out);
 }
 
@@ -183,7 +185,7 @@ fn isa_devices(config: &AcpiConfig, out: &mut dyn AmlSink) {
 pub fn build(config: &AcpiConfig) -> Vec<u8> {
     let mut system_bus = Raw(Vec::new());
     processors(config, &mut system_bus.0);
-    motherboard(&mut system_bus.0);
+    motherboard(config, &mut system_bus.0);
     host_bridge(config, &mut system_bus.0);
     isa_devices(config, &mut system_bus.0);
     let mut body = Vec::new();

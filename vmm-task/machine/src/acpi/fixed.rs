@@ -46,10 +46,21 @@ pub fn facs() -> Vec<u8> {
     bytes_of(&FACS::new())
 }
 
-pub fn mcfg() -> Vec<u8> {
+pub fn mcfg(config: &AcpiConfig) -> Vec<u8> {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::ECAM_BASE, 0, 0, 0xFF);
+    mcfg.add_ecam(config.ecam_base, 0, 0, 0xFF);
     bytes_of(&mcfg)
+}
+
+/// The HPET's description (IA-PC HPET 1.0a, 3.2.4).
+pub fn hpet() -> Vec<u8> {
+    let mut table = Sdt::new(*b"HPET", 36, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(&layout::HPET_ID.to_le_bytes());
+    // A 64-bit memory address, then the block's number, the least ticks of a periodic timer, no page protection.
+    table.append_slice(&[0, 64, 0, 0]);
+    table.append_slice(&layout::HPET_BASE.to_le_bytes());
+    table.append_slice(&[0, (layout::HPET_MIN_TICK & 0xFF) as u8, (layout::HPET_MIN_TICK >> 8) as u8, 0]);
+    table.as_slice().to_vec()
 }
 
 fn port(bits: u8, access: AccessSize, port: u16) -> GAS {

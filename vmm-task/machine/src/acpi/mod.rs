@@ -1,11 +1,12 @@
 //! The ACPI tables of the machine (ACPI 6.5).
 //!
 //! [`Tables::build`] lays all tables out from one base address, so that the same bytes serve a guest booted without
-//! firmware (in the BIOS area, [`crate::layout::BIOS_BASE`]) and, split by [`Tables::parts`], a firmware that places
+//! firmware (in the BIOS area, [`crate::layout::BIOS_BASE`]) and, as [`loader::FirmwareFiles`], a firmware that places
 //! them itself.
 
 mod dsdt;
 mod fixed;
+pub mod loader;
 
 use crate::{GuestRam, OutOfRange, layout};
 use acpi_tables::Aml;
@@ -22,6 +23,12 @@ pub struct AcpiConfig {
     pub apic_ids: Vec<u32>,
     /// Id of the I/O APIC.
     pub ioapic_id: u8,
+    /// First byte of the ECAM.
+    pub ecam_base: u64,
+    /// 32-bit PCI memory windows: first and last byte.
+    pub pci_windows: Vec<(u32, u32)>,
+    /// Whether there is a high-precision event timer.
+    pub hpet: bool,
     /// 64-bit PCI memory window as (first byte, size), if there is one.
     pub pci64_window: Option<(u64, u64)>,
     /// Whether the DSDT names COM1.
@@ -40,11 +47,31 @@ impl AcpiConfig {
         Self {
             apic_ids: (0..cpus).collect(),
             ioapic_id: 0,
+            ecam_base: layout::ECAM_BASE,
+            pci_windows: Vec::from([(layout::PCI_WINDOW_BASE as u32, layout::PCI_WINDOW_LAST as u32)]),
+            hpet: false,
             pci64_window: None,
             serial: true,
             keyboard: true,
             mouse: true,
         }
+    }
+
+    /// A machine whose firmware has put the ECAM at `ecam` (`None`, or a place where none fits: the usual one), with RAM
+    /// up to `low_end`. Firmware may use all addresses between RAM and the I/O APIC but the ECAM's. There are always two
+    /// windows, so that the tables' sizes do not depend on what firmware does.
+    #[must_use]
+    pub fn for_firmware(cpus: u32, low_end: u64, ecam: Option<u64>) -> Self {
+        let fits = |base: &u64| *base >= low_end && *base < layout::PCI_WINDOW_LAST - layout::ECAM_SIZE;
+        let ecam_base = ecam.filter(fits).unwrap_or(layout::ECAM_BASE);
+        let (above, last) = ((ecam_base + layout::ECAM_SIZE) as u32, layout::PCI_WINDOW_LAST as u32);
+        let windows = if low_end < ecam_base {
+            [(low_end as u32, ecam_base as u32 - 1), (above, last)]
+        } else {
+            let middle = above + (last - above) / 2 & !0xF_FFFF;
+            [(above, middle - 1), (middle, last)]
+        };
+        Self { ecam_base, pci_windows: windows.into(), hpet: true, ..Self::new(cpus) }
     }
 }
 
@@ -143,8 +170,12 @@ impl Tables {
         let dsdt = add(*b"DSDT", dsdt::build(config));
         let fadt = add(*b"FACP", fixed::fadt(config, facs, dsdt));
         let madt = add(*b"APIC", fixed::madt(config));
-        let mcfg = add(*b"MCFG", fixed::mcfg());
-        let xsdt = add(*b"XSDT", fixed::xsdt(&[fadt, madt, mcfg]));
+        let mcfg = add(*b"MCFG", fixed::mcfg(config));
+        let mut listed = Vec::from([fadt, madt, mcfg]);
+        if config.hpet {
+            listed.push(add(*b"HPET", fixed::hpet()));
+        }
+        let xsdt = add(*b"XSDT", fixed::xsdt(&listed));
         let needed = placer.next - base;
         if placer.next > limit {
             return Err(AcpiError::NoRoom { needed });

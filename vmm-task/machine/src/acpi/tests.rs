@@ -155,6 +155,11 @@ fn iasl_accepts_the_tables_of_a_large_machine() {
 }
 
 #[test]
+fn iasl_accepts_the_tables_for_firmware() {
+    check_with_iasl(&AcpiConfig::for_firmware(2, 256 << 20, Some(0xE000_0000)));
+}
+
+#[test]
 fn iasl_accepts_the_tables_of_a_bare_machine() {
     check_with_iasl(&AcpiConfig { serial: false, keyboard: false, mouse: false, ..AcpiConfig::new(2) });
 }

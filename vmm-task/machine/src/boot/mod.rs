@@ -4,6 +4,7 @@
 //! answers with an error that names the field, and never does more work than RAM has bytes.
 
 mod elf_image;
+pub mod firmware;
 pub mod flat;
 pub mod linux;
 pub mod multiboot;

@@ -28,6 +28,8 @@ mod reason {
 /// Bit 12 of an EPT violation's qualification and of the exit event: IRET had unblocked NMIs and runs again.
 const UNBLOCKED_BY_IRET: u64 = 1 << 12;
 const DR6_CONDITIONS: u64 = 0xe00f;
+/// VM-instruction error (SDM 30.4).
+const RESUME_OF_UNLAUNCHED: u64 = 5;
 const TF: u64 = 1 << 8;
 const CS_LONG: u32 = 1 << 13;
 
@@ -35,6 +37,12 @@ const CS_LONG: u32 = 1 << 13;
 #[cold]
 pub(super) fn refused(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage) -> Outcome {
     let error = u64::from(vmcs::INSTRUCTION_ERROR.read());
+    let launched = &mut hw.shadow().vmx.launched;
+    if error == RESUME_OF_UNLAUNCHED && *launched {
+        // Its only launch so far ended in an entry failure, which leaves it clear (SDM 26.8).
+        *launched = false;
+        return Outcome::Again;
+    }
     invalid_state(cpu, hw, page, error)
 }
 
