@@ -1,7 +1,9 @@
 //! Orders from the control task (`docs/abi/mailbox.md`): a mailbox, and a signal in each direction.
 
+use crate::debugger::Debugger;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use moira_rt::Env;
+use moira_rt::mapped::Shared;
 use moira_rt::proto::mailbox::{self, Mailbox, machine, state};
 use moira_rt::sys::Notification;
 use vmm_core::history::History;
@@ -13,6 +15,7 @@ const REFUSED: u64 = 1;
 
 /// The monitor's end of the mailbox; without one, nobody orders anything. The main thread follows orders, all threads tell.
 pub struct Control {
+    region: Option<Shared<'static>>,
     door: Option<(Mailbox<'static>, Notification)>,
     cpus: usize,
     /// Number of the order for which processors tell of their exits, and how many have not yet.
@@ -24,13 +27,26 @@ impl Control {
     /// The mailbox of this machine of so many processors, if the manifest gives it one.
     pub fn new(env: &Env, cpus: usize) -> Control {
         let region = env.info.regions.iter().find(|region| region.name.ends_with(mailbox::SUFFIX));
-        let mailbox =
-            region.and_then(|region| Mailbox::new(env.shared(&region.name).filter(|it| it.writable())?.words64()));
+        let region = region.and_then(|region| env.shared(&region.name)).filter(|region| region.writable());
+        let mailbox = region.as_ref().and_then(|region| Mailbox::new(region.words64()));
         let door = mailbox.zip(env.capability("control-signal"));
         if let Some((mailbox, _)) = door {
             mailbox.begin();
         }
-        Control { door, cpus, looking: AtomicU64::new(0), left: AtomicUsize::new(0) }
+        Control { region, door, cpus, looking: AtomicU64::new(0), left: AtomicUsize::new(0) }
+    }
+
+    /// The region that holds the mailbox.
+    pub fn region(&self) -> Option<Shared<'static>> {
+        self.region
+    }
+
+    /// Tells the control task that there are bytes in the stream.
+    pub fn signal(&self) {
+        if let Some((_, signal)) = self.door {
+            // A control task that is gone does not want to know.
+            let _ = signal.signal();
+        }
     }
 
     /// Tells how the machine is.
@@ -51,7 +67,7 @@ impl Control {
     }
 
     /// Carries out the order that waits, if one does.
-    pub fn follow(&self, orders: &mut Orders) {
+    pub fn follow(&self, orders: &mut Orders, debugger: Option<&mut Debugger>) {
         let Some((mailbox, order)) = self.door.and_then(|(mailbox, _)| Some((mailbox, mailbox.order()?))) else {
             return;
         };
@@ -76,6 +92,11 @@ impl Control {
             }
             machine::POWER_BUTTON if !paused => orders.power_button = true,
             machine::RESET => orders.reset = true,
+            machine::DEBUG | machine::DEBUG_END => match debugger {
+                Some(debugger) if order.order == machine::DEBUG => debugger.open(),
+                Some(debugger) => debugger.close(),
+                None => result = REFUSED,
+            },
             _ => result = REFUSED,
         }
         self.done(order.number, result);

@@ -2,6 +2,7 @@
 
 use crate::backend::{Console, Device, Entropy, Line, Shared};
 use crate::control::Control;
+use crate::debugger::Debugger;
 use crate::hardware;
 use crate::processor::{INPUT, Kernel, WAKE, Wires};
 use alloc::boxed::Box;
@@ -180,13 +181,19 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
         Box::leak(Box::new(Machine::new(ram, map, board, tsc_hz, apic_ids.len(), wires)));
     PROCESSORS.call_once(|| (pages.clone(), machine));
     let control: &Control = Box::leak(Box::new(Control::new(env, apic_ids.len())));
+    let mut debugger = Debugger::new(control.region(), machine, pages.clone());
     let mut cpus = Vec::new();
     let parts = apic_ids.iter().zip(notifications).zip(vcpus).zip(frames).zip(pages);
     for ((((&id, notification), vcpu), frame), page) in parts {
         let (cpuid, msr, xcr0) = processor_model(env.info.guest_xcr0, tsc_hz, apic_ids.len() as u32, id);
         let cr4 = cr4_bits(&cpuid);
         let vm = Vm::new(Parts { machine, index: id as usize, page, cpuid, msr, xcr0, cr4 });
-        cpus.push(Cpu { vm, kernel: Kernel { vcpu, notification, console: console.clone(), control }, frame, space });
+        cpus.push(Cpu {
+            vm,
+            kernel: Kernel { vcpu, notification, console: console.clone(), control, debugger: debugger.take() },
+            frame,
+            space,
+        });
     }
     Ok(cpus)
 }

@@ -26,6 +26,7 @@ extern crate alloc;
 
 mod backend;
 mod control;
+mod debugger;
 mod firmware;
 mod hardware;
 mod machine;

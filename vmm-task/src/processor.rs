@@ -2,6 +2,7 @@
 
 use crate::backend;
 use crate::control::Control;
+use crate::debugger::Debugger;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use moira_rt::sys::{self, Deadline, Error, Event, Notification, Vcpu};
@@ -66,6 +67,8 @@ pub struct Kernel {
     pub console: backend::Shared,
     /// Orders from outside; only the main thread hears of them.
     pub control: &'static Control,
+    /// What serves a debugger, for the main thread.
+    pub debugger: Option<Debugger>,
 }
 
 impl Processor for Kernel {
@@ -106,9 +109,16 @@ impl Processor for Kernel {
         }
         let mut orders = Orders { poll, kill: bits & BROKEN != 0, ..Orders::default() };
         if bits & !(WAKE | BROKEN) != 0 {
-            self.control.follow(&mut orders);
+            self.control.follow(&mut orders, self.debugger.as_mut());
+            self.debug();
         }
         orders
+    }
+
+    fn debug(&mut self) {
+        if self.debugger.as_mut().is_some_and(Debugger::serve) {
+            self.control.signal();
+        }
     }
 
     fn tell(&mut self, cpu: usize, history: &History) {

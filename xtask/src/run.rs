@@ -15,7 +15,9 @@ use anyhow::{Context, Result, bail};
 use crate::build;
 use crate::cli::{Global, parse_memory};
 use crate::console::{End, Watch};
+use crate::control::client::Client;
 use crate::control::hub::Hub;
+use crate::control::{commands, gdb};
 use crate::emulator::{Accel, Emulator, Firmware, Machine, Running, describe, qemu};
 use crate::hosttools;
 use crate::symbols::Symbols;
@@ -92,6 +94,9 @@ pub struct GuestOptions {
     /// The guest's processors: how many, all on one CPU, or for each the CPU that it lives on, as 0,1
     #[arg(long, value_name = "NUMBER|CPUS")]
     guest_cpus: Option<String>,
+    /// Let gdb debug the guest over this port; without one, 1235. With several guests, the first one
+    #[arg(long, value_name = "PORT", num_args = 0..=1, default_missing_value = "1235")]
+    guest_gdb: Option<u16>,
     /// The guest's memory, as 512M or 2G
     #[arg(long, value_parser = parse_memory, value_name = "SIZE")]
     guest_memory: Option<u32>,
@@ -245,8 +250,26 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     }
     let (folder, _lock) = folder(&name, &machine)?;
     let mut running = machine.start(&system, &options.cmdline, &folder)?;
-    let _hub = running.control.take().map(|line| Hub::open(line, &folder)).transpose()?;
+    let hub = running.control.take().map(|line| Hub::open(line, &folder)).transpose()?;
+    if let Some(port) = options.guest.guest_gdb {
+        debug_guest(hub.as_ref().context("this system has no control channel, so gdb cannot reach its guest")?, port)?;
+    }
     console(running, machine.gdb, &mut Symbols::of(&system.kernel_symbols))
+}
+
+/// Lets gdb reach the guest, in a thread that ends with the process.
+fn debug_guest(hub: &Hub, port: u16) -> Result<()> {
+    let listener = gdb::listen(port)?;
+    let mut client = Client::connect(hub.socket())?;
+    eprintln!("for the guest: gdb -ex 'target remote 127.0.0.1:{port}'");
+    std::thread::spawn(move || {
+        let served =
+            commands::only_machine(&mut client).and_then(|machine| gdb::serve(&listener, &mut client, &machine));
+        if let Err(error) = served {
+            eprintln!("no more debugging of the guest: {error:#}\r");
+        }
+    });
+    Ok(())
 }
 
 /// A folder for this run's files, and the lock that keeps a second run out of it.

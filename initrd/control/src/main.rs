@@ -69,6 +69,7 @@ fn main(env: Env) {
             return;
         }
         session.poll(&mut world);
+        session.pump(&mut world);
     }
 }
 
@@ -94,6 +95,7 @@ impl Line {
             self.known = true;
         }
         loop {
+            session.pump(world);
             let sent = self.write(session, world)?;
             // Whoever does not take the answers is not listened to.
             let received = if session.outgoing().len() < MOST_WAITING { self.read(session, world)? } else { 0 };

@@ -3,6 +3,7 @@
 use alloc::{format, string::String, vec::Vec};
 use control_core::{Agent, World};
 use core::sync::atomic::Ordering;
+use moira_ring::{Reader, Writer};
 use moira_rt::{
     Env,
     mapped::Shared,
@@ -22,6 +23,9 @@ const IN_FORCE: usize = 64;
 struct Door {
     mailbox: Mailbox<'static>,
     signal: Notification,
+    /// Its region: behind the mailbox there may be room for a stream's queues.
+    region: Shared<'static>,
+    stream: Option<(Writer<'static>, Reader<'static>)>,
 }
 
 /// A task as the control task holds it.
@@ -45,9 +49,10 @@ pub struct Live {
 }
 
 fn door(env: &Env, task: &str, region: &str) -> Option<Door> {
-    let mailbox = Mailbox::new(env.shared(region).filter(Shared::writable)?.words64())?;
+    let region = env.shared(region).filter(Shared::writable)?;
+    let mailbox = Mailbox::new(region.words64())?;
     let signal = env.capability(&format!("{task}-signal"))?;
-    Some(Door { mailbox, signal })
+    Some(Door { mailbox, signal, region, stream: None })
 }
 
 impl Live {
@@ -95,6 +100,10 @@ impl Live {
             Agent::Root => self.root.as_ref(),
             Agent::Machine(task) => self.held(task)?.door.as_ref(),
         }
+    }
+
+    fn stream(&mut self, task: u16) -> Option<&mut Door> {
+        self.tasks.get_mut(usize::from(task))?.door.as_mut()
     }
 
     /// A word of region `policy`.
@@ -226,6 +235,36 @@ impl World for Live {
             all.filter(|(_, count)| *count > 0).collect()
         };
         Exits { cpus: (0..cpus).map(reasons).collect() }
+    }
+
+    fn begin_stream(&mut self, task: u16) -> Result<(), Error> {
+        let door = self.stream(task).ok_or(Error::NotGranted)?;
+        let page = mailbox::BYTES as usize;
+        let queues = door.region.part(page, page).zip(door.region.part(2 * page, page));
+        let (to, from) = queues.ok_or(Error::NotGranted)?;
+        for word in to.words32().iter().chain(from.words32()) {
+            word.store(0, Ordering::Relaxed);
+        }
+        let writer = Writer::new(to.words32(), mailbox::STREAM_ENTRIES).ok();
+        door.stream = writer.zip(Reader::new(from.words32(), mailbox::STREAM_ENTRIES).ok());
+        Ok(())
+    }
+
+    fn read_stream(&mut self, task: u16, most: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if let Some((_, reader)) = self.stream(task).and_then(|door| door.stream.as_mut()) {
+            // Seven bytes each. A peer that broke the protocol says nothing more.
+            let _ = reader.read((most / 8) as u32, |part| bytes.extend_from_slice(part));
+        }
+        bytes
+    }
+
+    fn write_stream(&mut self, task: u16, bytes: &[u8]) -> usize {
+        let Some(door) = self.stream(task) else { return 0 };
+        let written = door.stream.as_mut().and_then(|(writer, _)| writer.write(bytes).ok()).unwrap_or(0);
+        // A monitor that is gone does not want to know.
+        let _ = door.signal.signal();
+        written
     }
 
     fn now(&self) -> u64 {

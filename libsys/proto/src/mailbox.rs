@@ -7,6 +7,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of a mailbox.
 pub const BYTES: u64 = 4096;
+/// Bytes of a mailbox with room for a debug stream: behind the mailbox the queue to the monitor, then the one from it, a page each.
+pub const WITH_STREAM: u64 = 3 * BYTES;
+/// Entries of a queue of the debug stream (`moira_ring::Writer`).
+pub const STREAM_ENTRIES: u32 = 256;
+
 /// End of the names of regions that are mailboxes of virtual machines: `NAME-mailbox`, with the monitor's task before it.
 pub const SUFFIX: &str = "-mailbox";
 /// Name of the region that is the root task's mailbox. No task is called `root`.
@@ -30,6 +35,10 @@ pub mod machine {
     pub const POWER_BUTTON: u64 = 4;
     /// Resets it.
     pub const RESET: u64 = 5;
+    /// Begins a new debug stream: both queues are empty, and the guest stands still. Result 1: the mailbox has no room for queues.
+    pub const DEBUG: u64 = 6;
+    /// Ends it: break points are taken away, the guest goes on.
+    pub const DEBUG_END: u64 = 7;
 }
 
 /// States of a virtual machine, word [`STATE`].

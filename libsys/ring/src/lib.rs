@@ -41,6 +41,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod bytes;
 mod consumer;
 mod entry;
 mod layout;
@@ -49,6 +50,7 @@ mod producer;
 mod tests;
 mod word;
 
+pub use bytes::{Reader, Writer};
 pub use consumer::{Consumer, Drain};
 pub use entry::Entry;
 pub use layout::{LayoutError, words_needed};

@@ -11,6 +11,7 @@
 //! | [`boot`] | from an image to the first instruction |
 //! | [`clock`] | time |
 //! | [`disk`] | a disk held in memory |
+//! | [`debug`], [`gdb`] | stops and steps of the guest, and a debugger's commands |
 //! | [`report`] | what a dead machine leaves behind |
 //!
 //! The kernel is behind the trait [`vm::Processor`], so that all of this runs on the host too. Whatever a guest does
@@ -25,9 +26,11 @@ extern crate std;
 
 pub mod boot;
 pub mod clock;
+pub mod debug;
 pub mod disk;
 pub mod event;
 pub mod exits;
+pub mod gdb;
 pub mod history;
 pub mod machine;
 pub mod ram;

@@ -13,6 +13,7 @@
 //! Either the one who brings news sees that it sleeps, or it sees the news. The lock's waiters are told in the same way.
 
 use crate::clock::TscClock;
+use crate::debug::{Debug, Why};
 use crate::history::History;
 use crate::ram::Ram;
 use crate::vm::Ending;
@@ -117,6 +118,7 @@ pub struct Machine<'a> {
     held: AtomicBool,
     /// How often somebody wanted to know of the exits.
     looks: AtomicU64,
+    debug: Debug,
     /// What the processor that ended it has to say.
     report: SpinMutex<Vec<String>>,
 }
@@ -148,6 +150,7 @@ impl<'a> Machine<'a> {
             stands: AtomicBool::new(false),
             held: AtomicBool::new(false),
             looks: AtomicU64::new(0),
+            debug: Debug::new(),
             report: SpinMutex::new(Vec::new()),
         }
     }
@@ -265,8 +268,49 @@ impl<'a> Machine<'a> {
     /// Makes all processors stay out of the guest, or lets them go on.
     pub fn hold(&self, held: bool, me: usize) {
         self.held.store(held, SeqCst);
+        self.settle(me);
+    }
+
+    /// Says whether anybody has to stay out, and lets all look.
+    fn settle(&self, me: usize) {
+        let held = self.held.load(SeqCst) || self.debug.held() != 0;
         self.stands.store(held || self.over.load(SeqCst), SeqCst);
         self.tell(!0, me);
+    }
+
+    /// Whether processor `cpu` has to stay out of the guest although the machine has not ended.
+    pub(crate) fn holds(&self, cpu: usize) -> bool {
+        self.held.load(SeqCst) || self.debug.held() >> (cpu % MOST_CPUS) & 1 != 0
+    }
+
+    /// What a debugger and the processors share.
+    pub fn debug(&self) -> &Debug {
+        &self.debug
+    }
+
+    /// A debugger comes, and the guest stands still, or it goes, and the guest goes on.
+    pub fn attach(&self, on: bool, me: usize) {
+        self.debug.set_on(on);
+        self.debug_hold(if on { !0 } else { 0 }, me);
+    }
+
+    /// The debugger keeps these processors (bits) out of the guest, and lets the others go on.
+    pub fn debug_hold(&self, cpus: u64, me: usize) {
+        self.debug.set_held(cpus);
+        self.settle(me);
+    }
+
+    /// Processor `me` has reached what the debugger waits for: all stop.
+    pub(crate) fn debug_stop(&self, me: usize, why: Why) {
+        self.debug.stop(me, why);
+        self.debug_hold(!0, me);
+    }
+
+    /// Processor `me` is out of the guest, or goes back. The first one's thread, which serves the debugger, hears of it.
+    pub(crate) fn debug_out(&self, me: usize, out: bool) {
+        if self.debug.set_out(me, out) && out && me != 0 {
+            self.tell(1, me);
+        }
     }
 
     /// All processors shall tell of their exits.
@@ -337,7 +381,7 @@ impl<'a> Machine<'a> {
         }
         self.held.store(false, SeqCst);
         self.over.store(false, SeqCst);
-        self.stands.store(false, SeqCst);
+        self.stands.store(self.debug.held() != 0, SeqCst);
         for cpu in 1..self.cpus {
             self.threads.wake(cpu);
         }

@@ -2,6 +2,7 @@
 
 use crate::boot::{self, BootError, Guest};
 use crate::clock::TscClock;
+use crate::debug::{BS, TF, Why};
 use crate::event::{Both, Event, combine};
 use crate::exits::{self, Answers, decode::CodePages};
 use crate::history::History;
@@ -35,6 +36,8 @@ pub trait Processor {
     fn orders(&mut self, bits: u64) -> Orders;
     /// Somebody wants to know of the exits so far; these are those of processor `cpu`.
     fn tell(&mut self, _cpu: usize, _history: &History) {}
+    /// The first processor is out of the guest: time to hear a debugger.
+    fn debug(&mut self) {}
 }
 
 /// What the outside wants.
@@ -155,6 +158,10 @@ pub struct Vm<'a> {
     starts: u64,
     /// How often it told of its exits.
     looked: u64,
+    /// Groups that every exit shall write: all of them for a debugger.
+    least: u64,
+    /// The debug registers are a debugger's.
+    armed: bool,
     /// Something may be pending: look before the next entry.
     pub(crate) attention: bool,
     /// The kernel holds an event of its own since the last exit.
@@ -217,6 +224,8 @@ impl<'a> Vm<'a> {
             parked: parts.index != 0,
             starts: 0,
             looked: machine.looks(),
+            least: 0,
+            armed: false,
             attention: true,
             shadow: Shadow::None,
             deadline: NEVER,
@@ -272,7 +281,7 @@ impl<'a> Vm<'a> {
             | group::DEBUG;
         let all = boot::fill(&self.page, initial);
         self.changed = if self.starts != 0 { BY_INIT } else { all };
-        (self.wanted, self.groups, self.requested) = (0, self.changed, 0);
+        (self.wanted, self.groups, self.requested) = (self.least, self.changed, 0);
         (self.event, self.later, self.shadow) = (Event::NONE, Event::NONE, Shadow::None);
         (self.parked, self.attention) = (false, true);
         self.starts = self.starts.wrapping_add(1);
@@ -499,6 +508,9 @@ impl<'a> Vm<'a> {
         if self.attention || self.seat.news.load(Relaxed) {
             self.attend(cpu.now());
             if self.parked || self.machine.stands() {
+                if self.shows_too_little() {
+                    return None;
+                }
                 return self.stay_out(cpu);
             }
             if self.machine.looks() != self.looked {
@@ -508,15 +520,39 @@ impl<'a> Vm<'a> {
         None
     }
 
-    /// Sleeps while the processor waits for a start-up message. Answers if the machine ends.
+    /// A debugger has come, and the page does not show all of the processor: enters the guest once more, only to leave it at once.
+    #[cold]
+    fn shows_too_little(&mut self) -> bool {
+        let too_little =
+            self.machine.debug().on() && self.least == 0 && !self.parked && self.machine.ending().is_none();
+        if too_little {
+            self.least = group::ALL;
+            self.wanted = group::ALL;
+            self.until = 1;
+        }
+        too_little
+    }
+
+    /// Sleeps while the processor waits for a start-up message, or is held. Answers if the machine ends.
     #[cold]
     fn stay_out(&mut self, cpu: &mut impl Processor) -> Option<Ending> {
         loop {
             if let Some((ending, _)) = self.machine.ending() {
+                self.machine.debug_out(self.index, false);
                 return Some(ending);
             }
             self.show(cpu);
-            if !self.parked && !self.machine.stands() {
+            if self.machine.holds(self.index) && self.machine.debug().take_step(self.index) {
+                // Another one stopped first.
+                self.set_trap(false);
+            }
+            self.machine.debug_out(self.index, true);
+            if self.index == 0 {
+                cpu.debug();
+            }
+            if !self.parked && !self.machine.holds(self.index) {
+                self.machine.debug_out(self.index, false);
+                self.arm();
                 return None;
             }
             if let Some(ending) = self.sleep(cpu) {
@@ -524,6 +560,49 @@ impl<'a> Vm<'a> {
             }
             self.attend(cpu.now());
         }
+    }
+
+    /// Takes over what a debugger changed while the processor was out.
+    fn arm(&mut self) {
+        let debug = self.machine.debug();
+        let on = debug.on();
+        if !on && !self.armed {
+            return;
+        }
+        self.changed |= debug.take_loaded(self.index) | group::DEBUG;
+        debug.arm(&self.page);
+        if debug.steps(self.index) {
+            self.set_trap(true);
+        }
+        self.armed = on;
+        self.least = if on { group::ALL } else { 0 };
+        self.wanted |= self.least;
+    }
+
+    fn set_trap(&mut self, on: bool) {
+        let flags = self.page.get(field::RFLAGS);
+        self.page.set(field::RFLAGS, if on { flags | TF } else { flags & !TF });
+        self.changed |= group::RIP;
+    }
+
+    /// A debug exception with these conditions (DR6): whether it is a debugger's business.
+    #[cold]
+    pub(crate) fn trapped(&mut self, conditions: u64) -> bool {
+        let debug = self.machine.debug();
+        if !debug.on() {
+            return false;
+        }
+        let why = if conditions & BS != 0 && debug.take_step(self.index) {
+            self.set_trap(false);
+            Why::Step
+        } else if debug.hit(conditions) {
+            Why::Break
+        } else {
+            return false;
+        };
+        self.machine.debug_stop(self.index, why);
+        self.attention = true;
+        true
     }
 
     /// Sleeps until there may be something to do, and does what the outside wants.
@@ -674,7 +753,7 @@ impl<'a> Vm<'a> {
     /// Injects an exception at the next entry.
     #[cold]
     pub(crate) fn raise(&mut self, vector: u8, code: Option<u32>) -> Next {
-        self.wanted = 0;
+        self.wanted = self.least;
         match combine(self.event, Event::exception(vector, code)) {
             Both::First(first, later) => {
                 self.event = first;
@@ -704,7 +783,7 @@ impl<'a> Vm<'a> {
         page.set(field::RIP, rip);
         page.set(field::RFLAGS, flags & !RF);
         self.changed |= group::RIP;
-        self.wanted = 0;
+        self.wanted = self.least;
         self.shadow = Shadow::None;
         if flags & TF != 0 {
             exits::single_step(self);

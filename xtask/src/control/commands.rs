@@ -1,7 +1,7 @@
 //! The commands that talk to a running system.
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use moira_proto::control::{Answer, Command as Order, Request};
 
 use super::client::{self, Client, UNEXPECTED};
+use super::gdb;
 use super::top::{self, Report, Sample};
 use crate::tty;
 
@@ -90,6 +91,21 @@ pub struct StatsOptions {
     name: Option<String>,
 }
 
+/// Options of `guest-gdb`.
+#[derive(Args, Clone, Debug)]
+pub struct GdbOptions {
+    #[command(flatten)]
+    which: Which,
+    /// The port of this host that gdb connects to
+    #[arg(long, default_value_t = gdb::PORT)]
+    port: u16,
+    /// Run gdb with the commands of this file instead, and end
+    #[arg(long, value_name = "FILE")]
+    batch: Option<PathBuf>,
+    /// The machine; may be left out where there is only one
+    name: Option<String>,
+}
+
 /// A command to a running system.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Control {
@@ -101,6 +117,8 @@ pub enum Control {
     Vm(VmOptions),
     /// Show the exits of virtual machines by reason
     VmStats(StatsOptions),
+    /// Let gdb debug a guest of a running system
+    GuestGdb(GdbOptions),
 }
 
 /// A command as a test case writes it.
@@ -118,6 +136,7 @@ pub fn main(command: &Control) -> Result<ExitCode> {
         Control::Policy(options) => &options.which,
         Control::Vm(options) => &options.which,
         Control::VmStats(options) => &options.which,
+        Control::GuestGdb(options) => &options.which,
     };
     let mut client = client::find(which.run.as_deref())?;
     match command {
@@ -145,6 +164,16 @@ fn run(client: &mut Client, command: &Control) -> Result<String> {
         Control::Policy(options) => policy(client, options),
         Control::Vm(options) => vm(client, options),
         Control::VmStats(options) => stats(client, options),
+        Control::GuestGdb(options) => {
+            let name = machine(client, options.name.as_ref())?;
+            if let Some(script) = &options.batch {
+                return gdb::batch(client, &name, script);
+            }
+            let listener = gdb::listen(options.port)?;
+            eprintln!("waiting for: gdb -ex 'target remote 127.0.0.1:{}'", options.port);
+            gdb::serve(&listener, client, &name)?;
+            Ok(String::new())
+        }
     }
 }
 
@@ -239,6 +268,15 @@ fn machine(client: &mut Client, name: Option<&String>) -> Result<String> {
     }
 }
 
+/// The machine that a debugger is for: the only one, or the first.
+pub fn only_machine(client: &mut Client) -> Result<String> {
+    let Answer::Machines(machines) = client.ask(&Request::Machines)? else { bail!(UNEXPECTED) };
+    match machines.into_iter().next() {
+        Some(machine) => Ok(machine.name),
+        None => bail!("this system has no virtual machine that can be controlled"),
+    }
+}
+
 fn vm(client: &mut Client, options: &VmOptions) -> Result<String> {
     let (command, done) = match options.action {
         Action::List => return list(client),
@@ -311,7 +349,7 @@ mod tests {
 
     #[test]
     fn cases_write_commands_as_people_do() {
-        for line in ["top --once --json", "policy bvt", "vm kill one", "vm-stats"] {
+        for line in ["top --once --json", "policy bvt", "vm kill one", "vm-stats", "guest-gdb --batch x one"] {
             assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
         }
         assert!(Line::try_parse_from(["vm", "explode"]).is_err());

@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod commands;
+pub mod gdb;
 pub mod hub;
 mod link;
 mod top;

@@ -197,7 +197,7 @@ impl Control {
             self.under_way = self.under_way.saturating_sub(1);
             self.waiting += &text;
         }
-        let late = self.since.elapsed() > Duration::from_millis(500);
+        let late = self.since.elapsed() > Duration::from_secs(10);
         match (self.waiting.is_empty(), at_line_start) {
             (false, true) => std::mem::take(&mut self.waiting),
             (false, false) if late => format!("\n{}", std::mem::take(&mut self.waiting)),

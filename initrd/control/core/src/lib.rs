@@ -23,6 +23,8 @@ pub const MOST_WAITING: usize = 4096;
 pub const MOST_ORDERS: usize = 8;
 /// Tasks in one answer.
 const TASKS_AT_ONCE: u16 = 24;
+/// Bytes of a stream in one part.
+const MOST_PART: usize = 1024;
 /// How long an order may take, in nanoseconds.
 const PATIENCE_NS: u64 = 5_000_000_000;
 
@@ -75,6 +77,15 @@ pub trait World {
     fn result(&self, agent: Agent, number: u64) -> Option<u64>;
     /// The numbers of exits that a monitor wrote.
     fn exits(&self, task: u16) -> Exits;
+    /// Begins a new debug stream of a machine, with empty queues.
+    ///
+    /// # Errors
+    /// `NotGranted`.
+    fn begin_stream(&mut self, task: u16) -> Result<(), Error>;
+    /// Bytes that came in that stream, at most so many.
+    fn read_stream(&mut self, task: u16, most: usize) -> Vec<u8>;
+    /// Writes into it; how many bytes there was room for.
+    fn write_stream(&mut self, task: u16, bytes: &[u8]) -> usize;
     /// Ticks now.
     fn now(&self) -> u64;
 }
@@ -84,6 +95,9 @@ pub trait World {
 enum Then {
     Done,
     Exits(u16),
+    Stream(u16),
+    /// A stream ended; number of the request that opened it.
+    Closed(u16),
 }
 
 /// An order under way.
@@ -106,6 +120,8 @@ pub struct Session {
     owed: u16,
     pending: Vec<Pending>,
     patience: u64,
+    /// The stream that is open: number of the request that opened it, and the machine's task.
+    stream: Option<(u16, u16)>,
 }
 
 impl Session {
@@ -113,8 +129,9 @@ impl Session {
     #[must_use]
     pub fn new(tsc_hz: u64) -> Session {
         let patience = u64::try_from(u128::from(tsc_hz) * u128::from(PATIENCE_NS) / 1_000_000_000).unwrap_or(u64::MAX);
-        let mut session =
-            Session { decoder: Decoder::new(MOST_REQUEST), out: Vec::new(), owed: 0, pending: Vec::new(), patience };
+        let decoder = Decoder::new(MOST_REQUEST);
+        let (out, pending) = (Vec::new(), Vec::new());
+        let mut session = Session { decoder, out, owed: 0, pending, patience, stream: None };
         session.greet(0);
         session
     }
@@ -140,6 +157,7 @@ impl Session {
                 // Orders go on; nobody is told how they end.
                 self.pending.clear();
                 self.out.clear();
+                self.stream = None;
                 self.owed = 0;
                 self.greet(frame.number);
             }
@@ -200,9 +218,33 @@ impl Session {
                 self.order(number, Agent::Machine(task), machine::LOOK, 0, Then::Exits(task), world)?;
                 return Ok(None);
             }
-            Request::Debug { .. } => return Err(Error::NotGranted),
-            Request::Write { .. } | Request::Close { .. } => return Err(Error::NoStream),
+            Request::Debug { name } => {
+                let task = world.machine(name).ok_or(Error::NoSuchMachine)?;
+                if self.stream.is_some() {
+                    return Err(Error::Busy);
+                }
+                world.begin_stream(task)?;
+                self.order(number, Agent::Machine(task), machine::DEBUG, 0, Then::Stream(task), world)?;
+                return Ok(None);
+            }
+            Request::Write { stream, bytes } => {
+                let task = self.stream(stream)?;
+                // All or nothing, so that the host knows where it stands.
+                let room = bytes.is_empty() || world.write_stream(task, bytes) == bytes.len();
+                if room { Answer::Done } else { Answer::Error(Error::Busy) }
+            }
+            Request::Close { stream } => {
+                let task = self.stream(stream)?;
+                self.order(number, Agent::Machine(task), machine::DEBUG_END, 0, Then::Closed(stream), world)?;
+                self.stream = None;
+                return Ok(None);
+            }
         }))
+    }
+
+    /// The machine whose stream the request of this number opened.
+    fn stream(&self, request: u16) -> Result<u16, Error> {
+        self.stream.filter(|stream| stream.0 == request).map(|stream| stream.1).ok_or(Error::NoStream)
     }
 
     /// Posts an order that is answered later.
@@ -234,12 +276,35 @@ impl Session {
                     let answer = match pending.then {
                         Then::Done => Answer::Done,
                         Then::Exits(task) => Answer::Exits(world.exits(task)),
+                        Then::Stream(task) => {
+                            // Its answers come in parts.
+                            self.stream = Some((pending.request, task));
+                            continue;
+                        }
+                        Then::Closed(stream) => {
+                            self.send(stream, &Answer::Done);
+                            Answer::Done
+                        }
                     };
                     self.send(pending.request, &answer);
                 }
                 Some(_) => self.send(pending.request, &Answer::Error(Error::Refused)),
                 None if now >= pending.until => self.send(pending.request, &Answer::Error(Error::NoAnswer)),
                 None => self.pending.push(pending),
+            }
+        }
+    }
+
+    /// Sends what came in the stream, as far as the host takes it.
+    pub fn pump(&mut self, world: &mut impl World) {
+        let Some((request, task)) = self.stream else { return };
+        while self.out.len() < MOST_WAITING {
+            let bytes = world.read_stream(task, MOST_PART);
+            if bytes.is_empty() {
+                return;
+            }
+            if let Ok(payload) = Answer::Bytes(bytes).encode() {
+                frame::encode(Kind::Part, request, &payload, &mut self.out);
             }
         }
     }

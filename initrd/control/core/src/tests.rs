@@ -11,6 +11,7 @@ struct Fake {
     policy: usize,
     posted: Vec<(Agent, u64, u64)>,
     results: Vec<Option<u64>>,
+    stream: Vec<u8>,
 }
 
 const TASKS: u16 = 30;
@@ -84,6 +85,20 @@ impl World for Fake {
     }
     fn exits(&self, _: u16) -> Exits {
         Exits { cpus: vec![vec![(2, 5)]] }
+    }
+    fn begin_stream(&mut self, task: u16) -> Result<(), Error> {
+        self.stream.clear();
+        if task == 7 { Ok(()) } else { Err(Error::NotGranted) }
+    }
+    fn read_stream(&mut self, _: u16, most: usize) -> Vec<u8> {
+        let count = self.stream.len().min(most);
+        self.stream.drain(..count).collect()
+    }
+    /// An echo with room for ten bytes.
+    fn write_stream(&mut self, _: u16, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(10 - self.stream.len());
+        self.stream.extend(&bytes[..count]);
+        count
     }
     fn now(&self) -> u64 {
         self.now
@@ -187,6 +202,30 @@ fn orders_are_answered_when_they_were_carried_out() {
     world.now = 6_000;
     session.poll(&mut world);
     assert_eq!(answers(&mut session), [(4, Answer::Error(Error::NoAnswer))]);
+}
+
+#[test]
+fn a_stream_lasts_until_it_is_closed() {
+    let (mut session, mut world) = (Session::new(1_000), Fake::default());
+    drain(&mut session);
+    session.feed(&bytes(5, &Request::Debug { name: "linux" }), &mut world);
+    world.results = vec![Some(0)];
+    session.poll(&mut world);
+    assert!(answers(&mut session).is_empty());
+    let write = |session: &mut Session, world: &mut Fake, stream, text| {
+        ask(session, world, &Request::Write { stream, bytes: text })
+    };
+    assert_eq!(write(&mut session, &mut world, 6, b"x"), Answer::Error(Error::NoStream));
+    assert_eq!(write(&mut session, &mut world, 5, b"0123456789+"), Answer::Error(Error::Busy));
+    session.pump(&mut world);
+    let parts = drain(&mut session);
+    assert_eq!((parts[0].kind, parts[0].number), (Kind::Part, 5));
+    assert_eq!(Answer::decode(&parts[0].payload), Ok(Answer::Bytes(b"0123456789".to_vec())));
+    assert_eq!(ask(&mut session, &mut world, &Request::Debug { name: "linux" }), Answer::Error(Error::Busy));
+    session.feed(&bytes(9, &Request::Close { stream: 5 }), &mut world);
+    world.results = vec![Some(0); 2];
+    session.poll(&mut world);
+    assert_eq!(answers(&mut session), [(5, Answer::Done), (9, Answer::Done)]);
 }
 
 #[test]

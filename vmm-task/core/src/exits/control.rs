@@ -186,8 +186,11 @@ pub(super) fn debug(vm: &mut Vm<'_>) -> Next {
         if wrong {
             return vm.raise(vector::PROTECTION, Some(0));
         }
-        vm.page.set(word, value);
-        vm.changed |= group::DEBUG;
+        // A debugger's registers stay as they are.
+        if !vm.machine().debug().on() {
+            vm.page.set(word, value);
+            vm.changed |= group::DEBUG;
+        }
     }
     vm.advance(found.length);
     Next::Enter

@@ -168,6 +168,9 @@ fn exception(vm: &mut Vm<'_>) -> Next {
     match number {
         vector::DEBUG => {
             let conditions = vm.page.get(field::ADDRESS);
+            if vm.trapped(conditions) {
+                return Next::Enter;
+            }
             debug_exception(vm, conditions)
         }
         vector::ALIGNMENT => vm.raise(vector::ALIGNMENT, Some(0)),
@@ -196,6 +199,9 @@ fn debug_exception(vm: &mut Vm<'_>, conditions: u64) -> Next {
 #[cold]
 pub(crate) fn single_step(vm: &mut Vm<'_>) {
     const BS: u64 = 1 << 14;
+    if vm.trapped(BS) {
+        return;
+    }
     // All debug registers are written here only, so the page is current but for conditions of earlier traps.
     vm.page.set(field::DR6, vm.page.get(field::DR6) | BS);
     vm.changed |= group::DEBUG;
