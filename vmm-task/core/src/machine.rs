@@ -438,3 +438,6 @@ impl DerefMut for Devices<'_> {
         &mut self.guard
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@ use moira_proto::system::{MOST_THREADS, Time};
 use std::ops::Range;
 use toml::Spanned;
 
+/// How long virtual processors on one CPU run in turn: they spin for each other.
+const TURN_NS: u64 = 1_000_000;
 /// Most virtual processors of one machine.
 const MOST_VCPUS: usize = 8;
 
@@ -50,8 +52,16 @@ pub fn threads_of(task: &Task) -> Vec<Placed> {
             further.map(|one| Placed { cpu: *one.cpu.get_ref(), time: nanoseconds(one.time.as_ref(), one.slack) });
         return std::iter::once(Placed { cpu, time: own }).chain(further).collect();
     };
-    let here = |cpu: u32| places.iter().filter(|other| **other == cpu).count() as u64;
-    places.iter().map(|&cpu| Placed { cpu, time: Time { slice_ns: own.slice_ns / here(cpu).max(1), ..own } }).collect()
+    let shared = |cpu: u32| {
+        let here = places.iter().filter(|other| **other == cpu).count().max(1) as u64;
+        let (slice_ns, mut latency_ns) = (own.slice_ns / here, own.latency_ns);
+        if here > 1 && slice_ns > 0 {
+            let turns = (TURN_NS * (here - 1)).min(own.period_ns);
+            latency_ns = if latency_ns == 0 { turns } else { latency_ns.min(turns) };
+        }
+        Placed { cpu, time: Time { slice_ns, latency_ns, ..own } }
+    };
+    places.iter().map(|&cpu| shared(cpu)).collect()
 }
 
 impl Checker<'_> {
