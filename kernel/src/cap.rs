@@ -259,8 +259,11 @@ pub fn remove(at: Obj<Slot>) {
 }
 
 /// What one hold of the structural lock may still cost, in units of about ten instructions. Whatever fits into a fresh one is done
-/// at last, so that each hold gets on.
-pub struct Budget(u32);
+/// at last, and the first removal is done whatever was spent on the way to it, so that each hold gets on.
+pub struct Budget {
+    left: u32,
+    fresh: bool,
+}
 
 impl Budget {
     /// Removing a capability, and what a mapping adds to it.
@@ -269,21 +272,26 @@ impl Budget {
 
     /// That of a whole hold: the longest derivation and one removal, or six removals.
     pub const fn new() -> Budget {
-        Budget(derivation::MAX_DEPTH as u32 + Budget::REMOVE + Budget::UNMAP)
+        Budget { left: derivation::MAX_DEPTH as u32 + Budget::REMOVE + Budget::UNMAP, fresh: true }
     }
 
     /// Spends; answers whether there was enough left.
     pub fn spend(&mut self, units: u32) -> bool {
-        let enough = self.0 >= units;
+        let enough = self.left >= units;
         if enough {
-            self.0 -= units;
+            self.left -= units;
         }
         enough
     }
 
     fn spend_removal(&mut self, slot: Obj<Slot>) -> bool {
         let mapped = slot.word().kind_code() == ObjectType::Frame as u8 && slot.word1.load(Relaxed) != 0;
-        self.spend(Budget::REMOVE + if mapped { Budget::UNMAP } else { 0 })
+        let units = Budget::REMOVE + if mapped { Budget::UNMAP } else { 0 };
+        if core::mem::take(&mut self.fresh) {
+            self.left = self.left.saturating_sub(units);
+            return true;
+        }
+        self.spend(units)
     }
 }
 
@@ -293,7 +301,13 @@ pub fn revoke_some(of: Obj<Slot>, budget: &mut Budget) -> bool {
     let mut at = of.physical();
     loop {
         // A step down costs one.
-        at = derivation::descend(&SlotLinks, at, &mut budget.0);
+        let most = if budget.fresh { derivation::MAX_DEPTH as u32 } else { budget.left };
+        let mut steps = most;
+        at = derivation::descend(&SlotLinks, at, &mut steps);
+        budget.left = budget.left.saturating_sub(most - steps);
+        if steps == 0 && has_descendants(slot(at)) {
+            return false;
+        }
         if at == of.physical() {
             return !has_descendants(of);
         }
