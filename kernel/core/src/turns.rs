@@ -207,12 +207,10 @@ mod tests {
                             waits[cpu as usize] = Some(0);
                         }
                     }
-                    1 if waiting => {
-                        if lock.poll(cpu) {
-                            prop_assert!(holder.is_none_or(|other| other == cpu));
-                            holder = Some(cpu);
-                            waits[cpu as usize] = None;
-                        }
+                    1 if waiting && lock.poll(cpu) => {
+                        prop_assert!(holder.is_none_or(|other| other == cpu));
+                        holder = Some(cpu);
+                        waits[cpu as usize] = None;
                     }
                     2 if waiting => {
                         if lock.cancel(cpu) {
