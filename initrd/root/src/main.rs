@@ -150,7 +150,7 @@ impl Root {
         let mut slots = Slots::new(Slot(info.free_slot), info.slot_count);
         let mut pool = Pool::new(info);
         debug!("root: {} KiB of memory, {} files", pool.free() >> 10, files.len());
-        let own = pool.take(OWN_BITS, &mut slots).doing(|| failure("the root task's own memory"))?.untyped;
+        let own = pool.take(OWN_BITS, &mut slots).doing(|| failure("too little memory for the root task"))?.untyped;
         let mut memory = Memory { untyped: own, space: SPACE, table: TABLE, slots, addresses: Addresses::new() };
         // The tables for what is mapped for a while later come from the root task's own memory, now.
         let first = memory.make(1, moira_abi::FrameSize::Small).doing(|| failure("the root task's own pages"))?;

@@ -103,11 +103,13 @@ fn timer_rounds(env: &Env, line: Interrupt, registers: Shared, own: Notification
         tries += 1;
         // What came before (a late interrupt, the signal that began this) is not to end the wait.
         let _ = own.poll();
+        let _ = line.ack();
         let begin = hpet[hpet::COUNTER].load(SeqCst);
         let tsc = moira_sys::now();
         let ahead = 20_000 * 1000 / ratio.max(1);
         hpet[hpet::COMPARATOR0].store(begin + ahead, SeqCst);
-        let bits = own.wait(Deadline::NEVER);
+        // A comparator that was passed before it was set does not fire.
+        let bits = own.wait(Deadline(tsc + 100 * ahead * ratio / 1000));
         let now = moira_sys::now();
         // An end before the comparator's time had another cause.
         if bits.is_ok()

@@ -152,6 +152,8 @@ pub struct Vm<'a> {
     later: Event,
     /// Window requests that the kernel holds.
     requested: u64,
+    /// What waits was taken back by [`Vm::hold_back`]: a HLT looks again.
+    held_back: bool,
     /// Waits for a start-up message.
     parked: bool,
     /// How often it was started since power-on.
@@ -221,6 +223,7 @@ impl<'a> Vm<'a> {
             event: Event::NONE,
             later: Event::NONE,
             requested: 0,
+            held_back: false,
             parked: parts.index != 0,
             starts: 0,
             looked: machine.looks(),
@@ -628,6 +631,7 @@ impl<'a> Vm<'a> {
         self.page.set(field::REQUEST, 0);
         self.changed |= group::INJECT;
         self.requested = 0;
+        self.held_back = true;
         Next::Again
     }
 
@@ -718,7 +722,7 @@ impl<'a> Vm<'a> {
         let mut look = false;
         loop {
             // Usually nothing came since the last look: then the first one is spared.
-            if look || self.attention || self.seat.news.load(Relaxed) {
+            if look || self.attention || core::mem::take(&mut self.held_back) || self.seat.news.load(Relaxed) {
                 self.attend(cpu.now());
             }
             look = true;
