@@ -137,18 +137,23 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<u64> {
 
 /// Bytes of the sections that are loaded and not written, and how many there are.
 fn read_only(image: &[u8]) -> Option<(u64, u64)> {
-    const WRITE: u64 = 1;
     const ALLOCATED: u64 = 2;
+    const EXECUTED: u64 = 4;
     const BITS: u64 = 1;
     if image.get(..6)? != b"\x7fELF\x02\x01" {
         return None;
     }
     let (table, size, count) = (number::<8>(image, 40)?, number::<2>(image, 58)?, number::<2>(image, 60)?);
+    // By name, too: the linker may call constants writable that the kernel maps read-only.
+    let names = usize::try_from(table + number::<2>(image, 62)? * size).ok()?;
+    let names = usize::try_from(number::<8>(image, names + 24)?).ok()?;
     let (mut bytes, mut sections) = (0, 0);
     for index in 0..count {
         let at = usize::try_from(table + index * size).ok()?;
         let (kind, flags) = (number::<4>(image, at + 4)?, number::<8>(image, at + 8)?);
-        if kind == BITS && flags & ALLOCATED != 0 && flags & WRITE == 0 {
+        let name = names.checked_add(number::<4>(image, at)? as usize)?;
+        let is_constants = image.get(name..).is_some_and(|name| name.starts_with(b".rodata"));
+        if kind == BITS && flags & ALLOCATED != 0 && (flags & EXECUTED != 0 || is_constants) {
             bytes += number::<8>(image, at + 32)?;
             sections += 1;
         }
@@ -222,14 +227,18 @@ mod tests {
     }
 
     #[test]
-    fn sections_that_are_written_do_not_count() {
-        let mut image = vec![0u8; 64 + 3 * 64];
+    fn code_and_constants_count_and_data_does_not() {
+        const NAMES: &[u8] = b"\0.text\0.rodata\0.data\0";
+        let mut image = vec![0u8; 64 + 4 * 64];
+        let names = image.len();
+        image.extend(NAMES);
         image[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        (image[40], image[58], image[60]) = (64, 64, 3);
-        for (index, flags, size) in [(0, 6, 10), (1, 2, 5), (2, 3, 100)] {
+        (image[40], image[58], image[60], image[62]) = (64, 64, 4, 3);
+        for (index, flags, size) in [(0, 6, 10), (1, 3, 5), (2, 3, 100)] {
             let at = 64 + index * 64;
-            (image[at + 4], image[at + 8], image[at + 32]) = (1, flags, size);
+            (image[at], image[at + 4], image[at + 8], image[at + 32]) = ([1, 7, 15][index], 1, flags, size);
         }
+        image[64 + 3 * 64 + 24..][..2].copy_from_slice(&(names as u16).to_le_bytes());
         assert_eq!(read_only(&image), Some((15, 2)));
         assert_eq!(read_only(b"no"), None);
     }
