@@ -75,22 +75,35 @@ fn facts() -> Facts {
     }
 }
 
-/// Chooses, says so in one line each, and patches the entry code (boot processor, before any other runs). `option`: a value of the
+/// What was decided of each measure, in words.
+struct Chosen([Verdict; MEASURES.len()]);
+
+impl core::fmt::Display for Chosen {
+    fn fmt(&self, f: &mut core::fmt::Formatter) -> core::fmt::Result {
+        for (one, verdict) in MEASURES.iter().zip(self.0) {
+            let word = match verdict {
+                Verdict::On => "on",
+                Verdict::Unneeded => "unneeded",
+                Verdict::Off => "off",
+                Verdict::Missing => "missing",
+            };
+            write!(f, " {}={word}", one.name)?;
+        }
+        Ok(())
+    }
+}
+
+/// Chooses, says so in one line, and patches the entry code (boot processor, before any other runs). `option`: a value of the
 /// kernel's command line.
 pub fn choose<'a>(option: impl Fn(&str) -> Option<&'a str>) {
     let facts = facts();
-    let mut on = 0;
-    for one in &MEASURES {
-        let verdict = one.decide(&facts, option("mitigations") == Some("off"), option(one.name));
-        on |= if verdict == Verdict::On { one.bit } else { 0 };
-        let text = match verdict {
-            Verdict::On => "on",
-            Verdict::Unneeded => "not needed",
-            Verdict::Off => "switched off",
-            Verdict::Missing => "wanted, but this processor does not offer it",
-        };
-        crate::log!("moira: mitigation {}: {text}", one.name);
-    }
+    let all_off = option("mitigations") == Some("off");
+    let chosen = Chosen(core::array::from_fn(|index| {
+        let one = &MEASURES[index];
+        one.decide(&facts, all_off, option(one.name))
+    }));
+    let on = MEASURES.iter().zip(chosen.0).filter(|(_, verdict)| *verdict == Verdict::On).map(|(one, _)| one.bit).sum();
+    crate::log!("moira: mitigations:{chosen}");
     ON.store(on, Relaxed);
     // AMD's automatic IBRS is a bit of EFER, not of SPEC_CTRL.
     let bit = |measure: u32, value: u32| if on & measure != 0 { value } else { 0 };
