@@ -689,6 +689,10 @@ impl<'a> Vm<'a> {
 
     /// What waits and cannot go in now asks for a window.
     fn choose_event(&mut self, board: &mut Board) {
+        if self.changed & group::INJECT != 0 && self.event.is_none() {
+            // News came after an event was chosen and before the entry: it is in service already, and must not be dropped.
+            self.event = Event::from_page(self.page.get(field::INJECT));
+        }
         if self.event.is_none() && !self.later.is_none() {
             let is_interrupt = self.later.0 & event::TYPE == event::INTERRUPT;
             if !is_interrupt || self.interruptible() {
