@@ -140,6 +140,12 @@ pub fn interrupt_cpu(apic_id: u32) {
     command(apic_id, 0x4000 | CALL as u32);
 }
 
+/// Interrupts this processor as soon as it can be.
+pub fn interrupt_this() {
+    const SELF: u32 = 1 << 18;
+    command(0, SELF | 0x4000 | CALL as u32);
+}
+
 pub fn command(apic_id: u32, low: u32) {
     if X2APIC.load(Relaxed) {
         // SAFETY: the x2APIC's interrupt command register.

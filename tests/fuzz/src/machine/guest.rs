@@ -123,14 +123,20 @@ pub fn furnish(base: u64) {
 
 /// QEMU (7.2) loses its own host at an exit from a guest with EFER.LME, without CR4.PAE and without paging: it gives the host its CR0
 /// while the guest's CR4 and EFER still count, and refuses the change. Such a guest is legal, and no monitor can keep it out of that
-/// state without intercepting CR4; on SVM the hostile machine stays out of it.
+/// state without intercepting CR0 and CR4; on SVM the hostile machine stays out of it. With paging on, the processor itself refuses to
+/// clear PAE in long mode, so it is enough that no guest begins with LME and without paging, or switches paging off.
 const SPARED: &[u8] = b"\x0f\x22\xc0";
 
 /// See [`SPARED`].
 pub fn spare(page: u64) {
     let at = |offset: usize| page + offset as u64;
-    if stored(at(offset_of!(VcpuState, efer))) & 0x100 != 0 {
-        let cr4 = at(offset_of!(VcpuState, cr4));
+    let (efer, cr4) = (at(offset_of!(VcpuState, efer)), at(offset_of!(VcpuState, cr4)));
+    if stored(efer) & 0x100 == 0 {
+        return;
+    }
+    if stored(at(offset_of!(VcpuState, cr0))) & 1 << 31 == 0 {
+        store(efer, stored(efer) & !0x500);
+    } else {
         store(cr4, stored(cr4) | 0x20);
     }
 }

@@ -6,11 +6,11 @@ mod vmcb;
 use core::arch::asm;
 use core::mem::offset_of;
 
-use moira_abi::vcpu::VcpuState;
+use moira_abi::vcpu::{VcpuState, event};
 use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
-use super::mitigations;
+use super::{apic, mitigations};
 use super::virt::{
     CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow,
     write_spec_ctrl,
@@ -147,7 +147,11 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     block.rsp = get!(page, gpr[4]);
     if shadow.slow != 0 {
         if shadow.slow & (slow::NMI | slow::NMI_WINDOW) == slow::NMI_WINDOW {
-            return exit::nmi_window(cpu, hw, page, out);
+            if block.event_inject & event::VALID == 0 {
+                return exit::nmi_window(cpu, hw, page, out);
+            }
+            // What is armed goes in first, as with virtual NMIs; then the guest exits before its next instruction.
+            apic::interrupt_this();
         }
         if shadow.nmi == Nmi::Stepping {
             block.rflags |= TF;
