@@ -1,7 +1,7 @@
 //! What guests do, alike on both vendors: exits, events, windows.
 
 use crate::vcpu::{HANDLERS, at, enter, exit, fresh, ready, skip, svm};
-use moira_abi::vcpu::{Exit, PortIo, access, control_write, event, group, interruptibility, request};
+use moira_abi::vcpu::{Exit, PortIo, access, control_write, event, group, interruptibility, invalid, request};
 use moira_lab::{
     Check, Guest, Lab,
     guest::{CODE, STACK},
@@ -19,10 +19,14 @@ pub fn all(lab: &mut Lab) {
     lab.experiment("guest-nmi-window", nmi_window);
     lab.experiment("guest-event-before-nmi-window", event_before_nmi_window);
     lab.experiment("guest-nmi-blocked-until-iret", nmi_blocked);
-    // Bochs' SVM resets the machine at a guest's triple fault.
-    if lab.option("without") != Some("shutdown") {
+    if !bochs_svm(lab) {
         lab.experiment("guest-shutdown", shutdown);
     }
+}
+
+/// Bochs' SVM resets the machine at a guest's triple fault, and opens a window that is open already one instruction late.
+fn bochs_svm(lab: &Lab) -> bool {
+    lab.option("emulator") == Some("bochs") && svm(lab)
 }
 
 /// What a register that is not named by the processor reads as.
@@ -60,7 +64,8 @@ fn exits(lab: &mut Lab, check: &mut Check) {
         let what = alloc::format!("{code:02x?}");
         ready(&guest, code);
         // Nothing here is where an instruction could fault before it exits.
-        for (register, value) in [(0, 1), (1, 0x174), (2, 0x80), (3, CODE)] {
+        let named = if expected == Exit::Mwait { 0 } else { 0x174 };
+        for (register, value) in [(0, CODE), (1, named), (2, 0x80), (3, CODE)] {
             guest.set(at!(gpr) + register * 8, value);
         }
         let groups = match expected {
@@ -152,8 +157,8 @@ fn pushed_rip(guest: &Guest, words: u64) -> u64 {
 
 /// Each type of event arrives, with what it has to push.
 fn events(lab: &mut Lab, check: &mut Check) {
-    // int 42h; hlt
-    let Some(guest) = fresh(lab, check, b"\xcd\x42\xf4") else { return };
+    let code_there: &[u8] = b"\xf4\xf4\xf4";
+    let Some(guest) = fresh(lab, check, code_there) else { return };
     let events = [
         (event::INTERRUPT | 0x41, 0, 0, CODE),
         (event::INTERRUPT | 0xff, 0, 0, CODE),
@@ -167,7 +172,7 @@ fn events(lab: &mut Lab, check: &mut Check) {
     ];
     for (info, code, length, rip) in events {
         let what = alloc::format!("event {info:x}");
-        ready(&guest, b"\xcd\x42\xf4");
+        ready(&guest, code_there);
         guest.set(at!(rflags), 0x202);
         guest.set(at!(inject), event::VALID | info | code << 32);
         guest.set(at!(inject_length), length);
@@ -183,6 +188,9 @@ fn events(lab: &mut Lab, check: &mut Check) {
         check.equal(&what, pushed_rip(&guest, words), rip);
         let blocked = if info & event::TYPE == event::NMI { interruptibility::NMI_BLOCKED } else { 0 };
         check.equal(&what, guest.get(at!(interruptibility)), blocked);
+        if blocked != 0 {
+            leave_nmi(lab, check, &guest);
+        }
     }
     // Its delivery needs what the guest has not: the event comes back, and goes in again.
     ready(&guest, b"\x90\xf4");
@@ -199,6 +207,13 @@ fn events(lab: &mut Lab, check: &mut Check) {
     check.equal("arrives", guest.get(at!(rip)), HANDLERS + 0x41 * 16);
 }
 
+/// The end of an NMI's handler: Bochs (2.7) blocks NMIs until IRET whatever a vCPU's state says.
+fn leave_nmi(lab: &Lab, check: &mut Check, guest: &Guest) {
+    skip(guest, 1);
+    check.equal("after the NMI", exit(lab, guest, group::RIP), Ok(Exit::Halt));
+    check.equal("unblocked", guest.get(at!(interruptibility)), 0);
+}
+
 fn interrupt_window(lab: &mut Lab, check: &mut Check) {
     let groups = group::RIP | group::INTERRUPTIBILITY | group::INJECT;
     let window = Ok(VcpuExit { reason: Exit::InterruptWindow, groups });
@@ -213,8 +228,10 @@ fn interrupt_window(lab: &mut Lab, check: &mut Check) {
     ready(&guest, b"\x90\xf4");
     guest.set(at!(rflags), 0x202);
     guest.set(at!(request), request::INTERRUPT_WINDOW);
-    check.equal("open", enter(lab, &guest, group::ALL), window);
-    check.equal("at once", guest.get(at!(rip)), CODE);
+    if !bochs_svm(lab) {
+        check.equal("open", enter(lab, &guest, group::ALL), window);
+        check.equal("at once", guest.get(at!(rip)), CODE);
+    }
     // What is armed goes first, and closes the window.
     ready(&guest, b"\x90\xf4");
     guest.set(at!(rflags), 0x202);
@@ -260,6 +277,7 @@ fn event_before_nmi_window(lab: &mut Lab, check: &mut Check) {
         check.equal(&what, exit(lab, &guest, group::INJECT), Ok(Exit::Halt));
         check.equal(&what, guest.get(at!(rip)), HANDLERS + 2 * 16);
         check.equal(&what, pushed_rip(&guest, 0), handler);
+        leave_nmi(lab, check, &guest);
     }
 }
 
@@ -283,14 +301,16 @@ fn nmi_blocked(lab: &mut Lab, check: &mut Check) {
         check.equal("goes on", exit(lab, &guest, 0), Ok(Exit::Halt));
         check.equal("to its end", guest.get(at!(rip)), CODE + 1);
     }
-    // Another one meanwhile is refused, by the kernel or by the processor.
+    // Another one meanwhile is refused.
     ready(&guest, b"\x90\xf4");
     guest.set(at!(inject), nmi);
     check.equal("handler", exit(lab, &guest, group::ALL), Ok(Exit::Halt));
     guest.set(at!(inject), nmi);
     check.equal("in the handler", exit(lab, &guest, group::INJECT), Ok(Exit::InvalidState));
+    check.equal("which check", guest.get(at!(qualification)), invalid::EVENT);
     check.equal("goes on", exit(lab, &guest, 0), Ok(Exit::Halt));
     check.equal("in the handler", guest.get(at!(rip)), handler);
+    leave_nmi(lab, check, &guest);
 }
 
 fn shutdown(lab: &mut Lab, check: &mut Check) {

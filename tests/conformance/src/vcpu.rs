@@ -18,6 +18,12 @@ pub const PAGES: u32 = 12;
 /// Handlers of all vectors: 16 bytes each, `hlt` and `iretq`.
 pub const HANDLERS: u64 = 0x9000;
 
+/// Where a guest that spins counts.
+const COUNTER: u64 = 0xa000;
+
+/// Its jump.
+const SPIN_END: u64 = CODE + 2;
+
 /// The offset of a field of the state page.
 macro_rules! at {
     ($($field:tt)+) => { core::mem::offset_of!(moira_abi::vcpu::VcpuState, $($field)+) };
@@ -57,6 +63,21 @@ pub fn fresh(lab: &mut Lab, check: &mut Check, code: &[u8]) -> Option<Guest> {
     let guest = check.good("guest", lab.guest_here(arena, PAGES))?;
     ready(&guest, code);
     Some(guest)
+}
+
+/// A guest that spins.
+fn spinning(lab: &mut Lab, check: &mut Check) -> Option<Guest> {
+    let guest = fresh(lab, check, b"")?;
+    spin(&guest);
+    Some(guest)
+}
+
+/// It counts at [`COUNTER`]. Bochs (2.7) overlooks interrupts of the host in a guest that is entered with IF = 0: it has IF = 1.
+fn spin(guest: &Guest) {
+    // inc dword [rbx]; jmp back
+    ready(guest, b"\xff\x03\xeb\xfc");
+    guest.set(at!(rflags), 0x202);
+    guest.set(at!(gpr) + 24, COUNTER);
 }
 
 /// Furnishes a guest: see [`fresh`].
@@ -106,13 +127,10 @@ fn word(capability: impl Capability) -> u64 {
 }
 
 fn no_hardware(lab: &mut Lab, check: &mut Check) {
-    let arena = lab.arena;
-    check.equal("configure", lab.guest_here(arena, 1).err(), Some(Error::NoHardware));
-    let slot = lab.slots(1);
-    let Some(vcpu) = check.good("vCPU", arena.retype_vcpus(1, slot)).and_then(|made| made.get(0)) else { return };
-    check.equal("run", vcpu.run_raw(0, Deadline(1)), Err(Error::Inactive));
-    check.equal("kick", vcpu.kick(), Err(Error::Inactive));
-    check.equal("allow MSR", vcpu.allow_msr(0x174, true, true), Err(Error::Inactive));
+    let (slot, arena) = (lab.slots(1), lab.arena);
+    check.equal("retype", arena.retype_vcpus(1, slot).err(), Some(Error::NoHardware));
+    check.equal("nothing came", Lab::TABLE.inspect(slot).map(|found| found.kind), Ok(None));
+    check.equal("a whole guest", lab.guest_here(arena, 1).err(), Some(Error::NoHardware));
 }
 
 fn configure(lab: &mut Lab, check: &mut Check) {
@@ -275,9 +293,9 @@ fn hardware_refuses(lab: &mut Lab, check: &mut Check, guest: &Guest) {
     let exit_of = enter(lab, guest, group::ALL);
     check.equal("refused", exit_of, Ok(VcpuExit { reason: Exit::InvalidState, groups: group::ALL }));
     check.equal("by the processor", guest.get(at!(qualification)) & 0xffff_ffff, invalid::HARDWARE);
-    check.equal("where it stands", guest.get(at!(rip)), CODE);
-    guest.set(code, good);
-    check.equal("mended", exit(lab, guest, group::SEGMENTS), Ok(Exit::Halt));
+    // What the page says of the guest then is nothing to go on from: QEMU leaves its own RIP.
+    guest.basis(CODE, Mode::Long);
+    check.equal("mended", exit(lab, guest, group::ALL & !group::INJECT), Ok(Exit::Halt));
     check.equal("the event is gone", guest.get(at!(rip)), CODE);
 }
 
@@ -297,7 +315,7 @@ fn groups(lab: &mut Lab, check: &mut Check) {
         (at!(segment) + 8, 0xf_ffff),
         (at!(segment) + 4 * 24 + 16, 0xffff_8000_1234_5678),
         (at!(segment) + 5 * 24 + 16, 0x7fff_8765_4321),
-        (at!(segment) + 6 * 24, 0x48 | 0x1_0082 << 32),
+        (at!(segment) + 6 * 24, 0x48 | 0x1_0002 << 32),
         (at!(gdtr), 0xffff_ffff_8000_0000),
         (at!(gdtr) + 8, 0x1234),
         (at!(idtr), 0x7fff_ffff_f000),
@@ -376,20 +394,27 @@ fn kick(lab: &mut Lab, check: &mut Check) {
     check.equal("disarmed", exit(lab, &guest, group::INJECT), Ok(Exit::Halt));
     check.equal("nothing came", guest.get(at!(rip)), CODE);
     // Out of a guest that runs.
-    let Some(spins) = fresh(lab, check, b"\xeb\xfe") else { return };
+    let Some(spins) = spinning(lab, check) else { return };
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     check.equal("runs", run(lab, &puppet, &spins), Ok(Outcome::Runs));
     check.good("kick", spins.vcpu.kick());
     check.equal("comes out", reason(puppet.run(lab)), Some(Exit::Kicked));
 }
 
-/// A puppet enters a guest with all groups, for as long as it takes.
+/// A puppet enters a guest with all groups; `Runs` if the guest does.
 fn run(lab: &mut Lab, puppet: &Puppet, guest: &Guest) -> Result<Outcome, Error> {
     puppet.prepare(lab, code_of(Method::VcpuRun), word(guest.vcpu), &[group::ALL, 0], 0)?;
-    match lab.run(puppet.context.ok_or(Error::Inactive)?, 2_000)? {
-        moira_sys::Dispatched::Blocked { .. } => puppet.run(lab),
-        _ => Ok(Outcome::Runs),
+    let context = puppet.context.ok_or(Error::Inactive)?;
+    store(guest.memory + COUNTER, 0);
+    // On a machine with other work to do it may not come that far at once.
+    for _ in 0..100 {
+        match lab.run(context, 2_000)? {
+            moira_sys::Dispatched::Blocked { .. } => return puppet.run(lab),
+            _ if stored(guest.memory + COUNTER) != 0 => break,
+            _ => {}
+        }
     }
+    Ok(Outcome::Runs)
 }
 
 fn reason(outcome: Result<Outcome, Error>) -> Option<Exit> {
@@ -400,20 +425,20 @@ fn reason(outcome: Result<Outcome, Error>) -> Option<Exit> {
 }
 
 fn until(lab: &mut Lab, check: &mut Check) {
-    let Some(guest) = fresh(lab, check, b"\xeb\xfe") else { return };
+    let Some(guest) = spinning(lab, check) else { return };
     let default = group::RIP | group::INTERRUPTIBILITY | group::INJECT;
     let past = Ok(VcpuExit { reason: Exit::Until, groups: default });
-    guest.set(at!(rip), CODE + 0x10);
+    guest.set(at!(rip), CODE + 2);
     check.equal("past", guest.vcpu.run(group::ALL, Deadline(1)), past);
-    check.equal("the state was taken", guest.get(at!(rip)), CODE + 0x10);
+    check.equal("the state was taken", guest.get(at!(rip)), CODE + 2);
     guest.set(at!(rip), CODE);
     let soon = Deadline::after(lab.micros(300));
     check.equal("soon", guest.vcpu.run(group::RIP, soon), past);
     check.holds("not before", moira_sys::now() >= soon.0);
-    check.equal("where it spins", guest.get(at!(rip)), CODE);
+    check.holds("where it spins", matches!(guest.get(at!(rip)), CODE | SPIN_END));
     // Bits of the bound notification end a run, too, and stay there.
     let Some((whole, one, _)) = crate::notification::fresh(lab, check) else { return };
-    let Some(other) = fresh(lab, check, b"\xeb\xfe") else { return };
+    let Some(other) = spinning(lab, check) else { return };
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     check.good("bind", puppet.thread.bind_notification(whole));
     check.good("signal", one.signal());
@@ -539,7 +564,7 @@ fn dies(lab: &mut Lab, check: &mut Check) {
     let made = check.good("untyped", lab.arena.retype_untypeds(18, 1, slot)).and_then(|made| made.get(0));
     let Some(memory) = made else { return };
     let Some(guest) = check.good("guest", lab.guest_here(memory, PAGES)) else { return };
-    ready(&guest, b"\xeb\xfe");
+    spin(&guest);
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     check.equal("runs", run(lab, &puppet, &guest), Ok(Outcome::Runs));
     check.good("revoke", memory.revoke_fully());
@@ -547,13 +572,13 @@ fn dies(lab: &mut Lab, check: &mut Check) {
     let again = puppet.invoke(lab, code_of(Method::VcpuRun), word(guest.vcpu), &[0, 0]);
     check.equal("gone", answered(again), Some(Err(Error::Empty)));
     check.equal("whole", memory.info().map(|info| info.free), Ok(1 << 18));
-    let Some(next) = fresh(lab, check, b"\xeb\xfe") else { return };
+    let Some(next) = spinning(lab, check) else { return };
     check.equal("its thread may have another", run(lab, &puppet, &next), Ok(Outcome::Runs));
 }
 
 /// The state page is taken away while the guest runs.
 fn state_page_goes(lab: &mut Lab, check: &mut Check) {
-    let Some(guest) = fresh(lab, check, b"\xeb\xfe") else { return };
+    let Some(guest) = spinning(lab, check) else { return };
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     check.equal("runs", run(lab, &puppet, &guest), Ok(Outcome::Runs));
     check.good("revoke", Lab::TABLE.revoke_fully(guest.state.slot()));
@@ -652,10 +677,8 @@ fn across(lab: &mut Lab, check: &mut Check, cpus: &[Cpu], ending: Ending) {
         return;
     };
     let Some(guest) = check.good("guest", lab.guest(memory, PAGES, cpu)) else { return };
-    // inc dword [rbx]; jmp back
-    ready(&guest, b"\xff\x03\xeb\xfc");
-    guest.set(at!(gpr) + 24, 0xa000);
-    let (counter, page) = (guest.memory + 0xa000, guest.page);
+    spin(&guest);
+    let (counter, page) = (guest.memory + COUNTER, guest.page);
     let Some((stack, _)) = check.good("stack", lab.memory(2)) else { return };
     ANSWER.store(0, Relaxed);
     let spawned = lab.spawn(arena, cpu, 2, runner, [word(guest.vcpu), 0], stack + 2 * 4096);
