@@ -1,5 +1,5 @@
 //! State page to VMCS and back.
-use moira_abi::vcpu::{Segment, event, group, interruptibility, request, seg};
+use moira_abi::vcpu::{Segment, event, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 
@@ -126,6 +126,10 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     // Last: the event is taken out of the page only when all else was accepted.
     if mask & group::INJECT != 0 {
         let (event, bits) = virt::read_inject(page)?;
+        // The processor refuses it, too (SDM 26.3.1.5); Bochs (2.7) does not.
+        if event.is_nmi() && vmcs::GUEST_INTERRUPTIBILITY.read() & NMI_BLOCKED != 0 {
+            return Err(invalid::EVENT);
+        }
         arm(event);
         load_request(hw, bits);
     }
