@@ -44,6 +44,8 @@ pub mod number {
     pub const GS_BASE: u32 = 0xC000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xC000_0102;
     pub const TSC_AUX: u32 = 0xC000_0103;
+    pub const K7_PERFORMANCE_FIRST: u32 = 0xC001_0000;
+    pub const K7_PERFORMANCE_LAST: u32 = 0xC001_0007;
     pub const SYSCFG: u32 = 0xC001_0010;
     pub const HWCR: u32 = 0xC001_0015;
     pub const NB_CFG: u32 = 0xC001_001F;
@@ -285,6 +287,8 @@ impl MsrPolicy {
             SYSCFG if !self.intel() => Some(self.syscfg),
             HWCR if !self.intel() => Some(self.hwcr),
             NB_CFG if !self.intel() => Some(self.nb_cfg),
+            // Every AMD processor has these four counters, and guests touch them unasked: they never count.
+            K7_PERFORMANCE_FIRST..=K7_PERFORMANCE_LAST if !self.intel() => Some(0),
             // No C1E by SMI, no memory encryption.
             INT_PENDING | SEV_STATUS if !self.intel() => Some(0),
             DE_CFG if !self.intel() => Some(DE_CFG_LFENCE),
@@ -326,7 +330,7 @@ impl MsrPolicy {
                 self.nb_cfg = value;
                 true
             }
-            DE_CFG | INT_PENDING if !self.intel() => true,
+            DE_CFG | INT_PENDING | K7_PERFORMANCE_FIRST..=K7_PERFORMANCE_LAST if !self.intel() => true,
             _ => self.mtrr.write(msr, value),
         };
         if accepted { Write::Done } else { Write::Fault }
