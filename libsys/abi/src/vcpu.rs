@@ -50,7 +50,8 @@ pub enum Exit {
     /// VMCALL or VMMCALL.
     Hypercall = 8,
     /// An exception that is intercepted: `qualification` is the vector, `error_code` its code, `address` CR2 of a page fault,
-    /// or what a debug exception (1) has to set in DR6 (B0–B3, BD, BS, BT), if DR6 does not have it yet.
+    /// or what a debug exception (1) has to set in DR6 (B0–B3, BD, BS, BT), if DR6 does not have it yet. `length` is 0 but for INT1
+    /// (a debug exception that sets nothing): RIP stands at that instruction.
     Exception = 9,
     /// Interrupts can be injected now.
     InterruptWindow = 10,

@@ -133,7 +133,15 @@ fn exceptions(lab: &mut Lab, check: &mut Check) {
     check.equal("what DR6 has to show", guest.get(at!(address)) & STEP, STEP);
     check.equal("behind the instruction", guest.get(at!(rip)), CODE + 1);
     check.equal("nothing was delivered", guest.get(at!(gpr) + 32), STACK);
-    // Misaligned, with the check on, in ring 3 only: so one of the others.
+    // INT1, before it is done.
+    ready(&guest, b"\xf1\xf4");
+    check.equal("INT1", enter(lab, &guest, group::ALL), Ok(VcpuExit { reason: Exit::Exception, groups }));
+    check.equal("INT1: #DB", guest.get(at!(qualification)), 1);
+    check.equal("INT1: nothing for DR6", guest.get(at!(address)), 0);
+    check.equal("INT1: length", guest.get(at!(length)), 1);
+    check.equal("INT1: where it stands", guest.get(at!(rip)), CODE);
+    check.equal("INT1: nothing was delivered", guest.get(at!(gpr) + 32), STACK);
+    // #AC takes ring 3: so others are what the guest has for itself.
     for (code, vector, pushed) in [
         (&b"\x0f\x0b"[..], 6, CODE),
         (b"\xcc", 3, CODE + 1),

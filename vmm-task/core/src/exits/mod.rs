@@ -167,7 +167,15 @@ fn exception(vm: &mut Vm<'_>) -> Next {
     let number = vm.page.get(field::QUALIFICATION) as u8;
     match number {
         vector::DEBUG => {
-            let conditions = vm.page.get(field::ADDRESS);
+            let (conditions, int1) = (vm.page.get(field::ADDRESS), vm.page.get(field::LENGTH));
+            if int1 != 0 {
+                if vm.planted() {
+                    return Next::Enter;
+                }
+                // The guest's own.
+                vm.set_rip(vm.page.get(field::RIP).wrapping_add(int1));
+                return vm.raise(vector::DEBUG, None);
+            }
             if vm.trapped(conditions) {
                 return Next::Enter;
             }

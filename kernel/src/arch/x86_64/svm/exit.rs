@@ -29,6 +29,7 @@ mod code {
     pub const MSR: u64 = 0x7c;
     pub const TASK_SWITCH: u64 = 0x7d;
     pub const VMMCALL: u64 = 0x81;
+    pub const ICEBP: u64 = 0x88;
     pub const NESTED_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
     /// The same, from an emulator that keeps 32 bits.
@@ -238,6 +239,13 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
             report(page, Exit::Exception, number - code::EXCEPTION, 0);
             put!(page, error_code, block.exit_info1 & 0xffff_ffff);
             put!(page, address, if number == code::DB { debug_conditions(block) } else { block.exit_info2 });
+            Exit::Exception
+        }
+        code::ICEBP => {
+            // INT1: the debug exception that it raises, which VT-x reports before it moves RIP, too.
+            report(page, Exit::Exception, 1, length(block).max(1));
+            put!(page, error_code, 0);
+            put!(page, address, 0);
             Exit::Exception
         }
         number => {
