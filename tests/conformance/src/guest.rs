@@ -133,14 +133,17 @@ fn exceptions(lab: &mut Lab, check: &mut Check) {
     check.equal("what DR6 has to show", guest.get(at!(address)) & STEP, STEP);
     check.equal("behind the instruction", guest.get(at!(rip)), CODE + 1);
     check.equal("nothing was delivered", guest.get(at!(gpr) + 32), STACK);
-    // INT1, before it is done.
-    ready(&guest, b"\xf1\xf4");
-    check.equal("INT1", enter(lab, &guest, group::ALL), Ok(VcpuExit { reason: Exit::Exception, groups }));
-    check.equal("INT1: #DB", guest.get(at!(qualification)), 1);
-    check.equal("INT1: nothing for DR6", guest.get(at!(address)), 0);
-    check.equal("INT1: length", guest.get(at!(length)), 1);
-    check.equal("INT1: where it stands", guest.get(at!(rip)), CODE);
-    check.equal("INT1: nothing was delivered", guest.get(at!(gpr) + 32), STACK);
+    // #UD, where it was asked for.
+    ready(&guest, b"\x0f\x0b");
+    guest.set(at!(exceptions), 1 << 6);
+    check.equal("asked", enter(lab, &guest, group::ALL), Ok(VcpuExit { reason: Exit::Exception, groups }));
+    check.equal("asked: #UD", (guest.get(at!(qualification)), guest.get(at!(length))), (6, 0));
+    check.equal("asked: where it stands", guest.get(at!(rip)), CODE);
+    check.equal("asked: nothing was delivered", guest.get(at!(gpr) + 32), STACK);
+    guest.set(at!(inject), event::VALID | event::EXCEPTION | 6);
+    check.equal("what is injected does not exit", exit(lab, &guest, group::INJECT), Ok(Exit::Halt));
+    check.equal("it arrives", guest.get(at!(rip)), HANDLERS + 6 * 16);
+    int1(lab, check, &guest);
     // #AC takes ring 3: so others are what the guest has for itself.
     for (code, vector, pushed) in [
         (&b"\x0f\x0b"[..], 6, CODE),
@@ -155,6 +158,17 @@ fn exceptions(lab: &mut Lab, check: &mut Check) {
         check.equal(&what, guest.get(at!(rip)), HANDLERS + vector * 16);
         check.equal(&what, pushed_rip(&guest, 0), pushed);
     }
+}
+
+/// INT1 exits before it is done; on QEMU (7.2) it is undefined.
+fn int1(lab: &Lab, check: &mut Check, guest: &Guest) {
+    ready(guest, b"\xf1\xf4");
+    guest.set(at!(exceptions), 1 << 6);
+    check.equal("INT1", exit(lab, guest, group::ALL), Ok(Exit::Exception));
+    let (vector, said) = (guest.get(at!(qualification)), guest.get(at!(address)));
+    check.holds("INT1: #DB of INT1", vector == 1 && said == 0 && guest.get(at!(length)) == 1 || vector == 6);
+    check.equal("INT1: where it stands", guest.get(at!(rip)), CODE);
+    check.equal("INT1: nothing was delivered", guest.get(at!(gpr) + 32), STACK);
 }
 
 /// What the handler would return to, behind so many other words on the stack.

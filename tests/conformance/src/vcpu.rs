@@ -244,6 +244,7 @@ fn refused(lab: &mut Lab, check: &mut Check) {
         (group::MSRS, at!(pat), 2, invalid::RESERVED),
         (group::DEBUG, at!(dr6), 1 << 32, invalid::RESERVED),
         (group::DEBUG, at!(dr7), 1 << 32, invalid::RESERVED),
+        (group::DEBUG, at!(exceptions), 1 << 14, invalid::RESERVED),
         (group::TSC_XCR, at!(xcr0), 0, invalid::RESERVED),
         (group::TSC_XCR, at!(xcr0), 1 << 60 | 1, invalid::RESERVED),
         (group::TSC_XCR, at!(tsc_aux), 1 << 32, invalid::RESERVED),
@@ -302,7 +303,7 @@ fn hardware_refuses(lab: &mut Lab, check: &mut Check, guest: &Guest) {
 /// All groups go in and come back, and an exit writes what it should and nothing else.
 fn groups(lab: &mut Lab, check: &mut Check) {
     let Some(guest) = fresh(lab, check, b"\x0f\xa2\xf4") else { return };
-    const FIELDS: [(usize, u64); 34] = [
+    const FIELDS: [(usize, u64); 35] = [
         (at!(rip), CODE),
         (at!(rflags), 0x246),
         (at!(interruptibility), interruptibility::NMI_BLOCKED),
@@ -333,6 +334,7 @@ fn groups(lab: &mut Lab, check: &mut Check) {
         (at!(dr) + 24, 0xffff_8000_0000_0001),
         (at!(dr6), 0xffff_0ff1),
         (at!(dr7), 0x455),
+        (at!(exceptions), 1 << 6),
         (at!(tsc_offset), 0xfedc_ba98_7654_3210),
         (at!(tsc_aux), 0x1234_5678),
         (at!(xcr0), 1),

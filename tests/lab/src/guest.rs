@@ -152,7 +152,7 @@ pub fn basis(page: u64, rip: u64, mode: Mode) {
     set!(page, cr0 = cr0, cr2 = 0, cr3 = TABLES, cr4 = cr4, efer = efer, cpl = 0);
     set!(page, star = 0, lstar = CODE, cstar = 0, sfmask = 0, kernel_gs_base = 0);
     set!(page, sysenter_cs = 8, sysenter_esp = 0x7000, sysenter_eip = CODE, pat = 0x0007_0406_0007_0406);
-    set!(page, dr6 = 0xffff_0ff0, dr7 = 0x400, tsc_offset = 0, tsc_aux = 0, xcr0 = 1, spec_ctrl = 0);
+    set!(page, dr6 = 0xffff_0ff0, dr7 = 0x400, exceptions = 0, tsc_offset = 0, tsc_aux = 0, xcr0 = 1, spec_ctrl = 0);
     for index in 0..4 {
         store(page + offset_of!(VcpuState, dr) as u64 + index * 8, CODE + index * 0x100);
         store(page + offset_of!(VcpuState, pdpte) as u64 + index * 8, 0);

@@ -8,6 +8,7 @@ use crate::ram::Ram;
 use crate::state::{StatePage, field};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use moira_abi::vcpu::EXITS_ON_REQUEST;
 use spin::mutex::SpinMutex;
 use vmm_devices::traits::GuestMemory;
 
@@ -205,7 +206,7 @@ impl Debug {
         conditions & self.used.load(SeqCst) != 0
     }
 
-    /// Writes the break points to a processor's debug registers.
+    /// Writes the break points to a processor's debug registers, and asks for the exits that those in memory take.
     pub(crate) fn arm(&self, page: &StatePage<'_>) {
         let used = self.used.load(SeqCst);
         let mut dr7 = NOTHING;
@@ -215,6 +216,8 @@ impl Debug {
             dr7 |= (used >> index & 1) << (2 * index + 1);
         }
         page.set(field::DR7, dr7);
+        // To a processor without INT1 it is undefined.
+        page.set(field::EXCEPTIONS, if self.on() { EXITS_ON_REQUEST } else { 0 });
     }
 
     /// The debugger changed groups of a processor's page.

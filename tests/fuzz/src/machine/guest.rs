@@ -210,7 +210,7 @@ fn group_of(offset: usize) -> u64 {
         group::TABLES
     } else if at(offset, offset_of!(VcpuState, star), offset_of!(VcpuState, pat)) {
         group::MSRS
-    } else if at(offset, offset_of!(VcpuState, dr), offset_of!(VcpuState, dr7)) {
+    } else if at(offset, offset_of!(VcpuState, dr), offset_of!(VcpuState, exceptions)) {
         group::DEBUG
     } else if at(offset, offset_of!(VcpuState, tsc_offset), offset_of!(VcpuState, spec_ctrl)) {
         group::TSC_XCR

@@ -181,6 +181,8 @@ fn exception(vm: &mut Vm<'_>) -> Next {
             }
             debug_exception(vm, conditions)
         }
+        // Asked for by a debugger.
+        vector::UNDEFINED if vm.planted() => Next::Enter,
         vector::ALIGNMENT => vm.raise(vector::ALIGNMENT, Some(0)),
         // The others are intercepted by nobody; if one comes, it is the guest's.
         8 | 10..=14 => {

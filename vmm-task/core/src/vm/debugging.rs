@@ -42,7 +42,7 @@ impl Vm<'_> {
         self.changed |= group::RIP;
     }
 
-    /// INT1: whether it is a debugger's break point.
+    /// INT1 (or #UD, where it does not exist): whether it is a debugger's break point.
     #[cold]
     pub(crate) fn planted(&mut self) -> bool {
         const LMA: u64 = 1 << 10;

@@ -74,6 +74,8 @@ pub(in super::super) struct Shadow {
     pub(in super::super) cr2: u64,
     pub(in super::super) dr: [u64; 4],
     pub(in super::super) dr6: u64,
+    /// Exceptions that the VMM asked for, a bit for each vector.
+    pub(in super::super) exceptions: u64,
     pub(in super::super) tsc_offset: u64,
     pub(in super::super) tsc_aux: u64,
     pub(in super::super) xcr0: u64,

@@ -4,7 +4,7 @@ use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 
 use super::super::virt::{self, CpuVirt, StatePage, VcpuHw, get, put};
-use super::controls::{cr0_mask, cr0_real, cr4_mask, cr4_real};
+use super::controls::{EXCEPTIONS, cr0_mask, cr0_real, cr4_mask, cr4_real};
 use super::{kernel_gs_base, make_current, note_differences, set_kernel_gs_base, vmcs};
 
 const SHADOWS: u32 = (interruptibility::STI | interruptibility::MOV_SS) as u32;
@@ -113,6 +113,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     if mask & group::DEBUG != 0 {
         let debug = virt::read_debug(cpu, hw, page)?;
         vmcs::GUEST_DR7.write(debug.dr7);
+        vmcs::EXCEPTION_BITMAP.write(EXCEPTIONS | debug.exceptions as u32);
     }
     if mask & group::TSC_XCR != 0 {
         virt::read_tsc_xcr(cpu, hw, page)?;
