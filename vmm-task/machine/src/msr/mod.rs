@@ -282,7 +282,8 @@ impl MsrPolicy {
             DEBUGCTL => Some(0),
             PLATFORM_ID if self.intel() => Some(0),
             FEATURE_CONTROL if self.intel() => Some(FEATURE_CONTROL_LOCKED),
-            MISC_ENABLE if self.intel() => Some(self.misc_enable),
+            // Not on AMD's processors, but test payloads for virtual machines touch it on both.
+            MISC_ENABLE => Some(self.misc_enable),
             ARCH_CAPABILITIES if self.intel() => self.config.arch_capabilities,
             SYSCFG if !self.intel() => Some(self.syscfg),
             HWCR if !self.intel() => Some(self.hwcr),
@@ -316,7 +317,7 @@ impl MsrPolicy {
             MICROCODE_REVISION => true,
             MCG_STATUS => store(&mut self.mcg_status, value, 0b111),
             DEBUGCTL => value & !DEBUGCTL_IGNORED == 0,
-            MISC_ENABLE if self.intel() => {
+            MISC_ENABLE => {
                 let fixed = MISC_ENABLE_RESET & !MISC_ENABLE_WRITABLE;
                 store(&mut self.misc_enable, value | fixed, MISC_ENABLE_WRITABLE | fixed)
             }

@@ -23,10 +23,11 @@ fn every_listed_register_reads() {
     common.extend(0x200..=0x20F);
     common.extend([0x250, 0x258, 0x259]);
     common.extend(0x268..=0x26F);
+    common.push(0x1A0);
     common.extend(0x800..=0x83F);
     common.extend(0xC000_0080..=0xC000_0084);
     common.extend(0xC000_0100..=0xC000_0103);
-    let intel = [0x3A, 0x1A0, 0x10A, 0x17];
+    let intel = [0x3A, 0x10A, 0x17];
     let amd = [0xC001_0000, 0xC001_0007, 0xC001_0010, 0xC001_0015, 0xC001_001F, 0xC001_0055, 0xC001_0131, 0xC001_1029];
     for vendor in [Vendor::Intel, Vendor::Amd] {
         let p = policy(vendor);
