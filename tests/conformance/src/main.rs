@@ -9,7 +9,6 @@
 extern crate alloc;
 
 mod device;
-mod guest;
 mod ipc;
 mod notification;
 mod smp;

@@ -18,7 +18,7 @@ pub fn all(lab: &mut Lab) {
     };
     log::info!("conformance: {} processors", cpus.len());
     lab.experiment("smp-wrong-cpu", |lab, check| wrong_cpu(lab, check, &cpus));
-    crate::vcpu::several(lab, &cpus);
+    crate::vcpu::endings::several(lab, &cpus);
     lab.experiment("smp-signal-across", |lab, check| signal(lab, check, &cpus));
     let stacks: Vec<u64> = cpus.iter().filter_map(|_| lab.memory(4).ok()).map(|(at, _)| at + 4 * 4096).collect();
     lab.keep();

@@ -1,6 +1,6 @@
 //! What guests do, alike on both vendors: exits, events, windows.
 
-use crate::vcpu::{HANDLERS, at, enter, exit, fresh, ready, skip, svm};
+use super::{HANDLERS, at, enter, exit, fresh, ready, skip, svm};
 use moira_abi::vcpu::{Exit, PortIo, access, control_write, event, group, interruptibility, invalid, request};
 use moira_lab::{
     Check, Guest, Lab,
