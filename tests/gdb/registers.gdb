@@ -2,6 +2,7 @@
 set pagination off
 set confirm off
 symbol-file target/bare/x86_64-unknown-none/release/moira-test-guest
+set language c
 hbreak *(long)&count_here
 continue
 printf "stopped there %d\n", $rip == (long)&count_here

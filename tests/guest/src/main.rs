@@ -21,8 +21,8 @@
 //! | `exit` | ends by the debug exit port with 7 |
 //! | `hang` | stops with interrupts off |
 //! | `stray` | jumps to where there is no memory |
-//! | `lost-stack` | returns by a stack where there is no memory, while its timer ticks |
-//! | `lost-event` | takes an interrupt on such a stack |
+//! | `lost-table` | loads a segment register by a table where there is no memory, while its timer ticks |
+//! | `lost-event` | takes an interrupt on a stack where there is no memory |
 #![no_std]
 #![no_main]
 
@@ -123,10 +123,11 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             // SAFETY: the program ends here.
             unsafe { asm!("jmp {}", in(reg) 0xd000_0000_u64, options(noreturn)) }
         }
-        "lost-stack" => {
+        "lost-table" => {
             bench::tick_fast();
+            let nowhere = [0xd000_0000_u64 << 16 | 0xff, 0];
             // SAFETY: the program ends here.
-            unsafe { asm!("mov rsp, {}", "ret", in(reg) 0xd000_0000_u64, options(noreturn)) }
+            unsafe { asm!("lgdt [{}]", "mov ds, {1:e}", in(reg) &nowhere, in(reg) 0x18, options(noreturn)) }
         }
         "lost-event" => smp::interrupt_without_stack(),
         _ => power_off(),
