@@ -25,7 +25,7 @@ delete
 break *(long)&count_here
 set $seen = 0
 set $i = 0
-while $i < 40
+while $i < 12
   continue
   set $seen = $seen | (1 << $_thread)
   set $i = $i + 1
