@@ -20,17 +20,27 @@ printf "second point %d\n", $rip == (long)&count_done && $rax == $first + 2
 set $rax = 0x1234
 stepi
 printf "returned %d\n", $rip != (long)&count_done && $rax == 0x1234
-set scheduler-locking off
 delete
 break *(long)&count_here
+# Each processor alone, then all together.
 set $seen = 0
-set $i = 0
-while $i < 12
+set $i = 1
+while $i <= $_inferior_thread_count
+  thread $i
   continue
-  set $seen = $seen | (1 << $_thread)
+  set $first = {long}$rdi
+  if $rip == (long)&count_here
+    set $seen = $seen | (1 << $_thread)
+  end
+  stepi
+  printf "processor %d counted %d\n", $_thread, {long}$rdi - $first
   set $i = $i + 1
 end
 printf "stopped processors %d\n", $seen
+set scheduler-locking off
+continue
+continue
+continue
 printf "all there %d\n", $rip == (long)&count_here
 delete
 detach
