@@ -23,7 +23,7 @@ use moira_planner::{Admission, Contract, Terms};
 use moira_rt::{
     Env,
     proto::planner::{BOOK, Book},
-    sys::{Cpu, Plan, Rights, SchedContext, Slot, Untyped, serve},
+    sys::{Cpu, Plan, Rights, SchedContext, Untyped, serve},
 };
 use server::{Holder, Planner, Processor};
 
@@ -91,6 +91,5 @@ fn start(env: Env) -> Result<Planner, String> {
         room % 10_000 / 100
     );
     let retry = env.ticks(1_000_000);
-    let received = Slot(moira_rt::proto::start::slot::RECEIVE);
-    Ok(Planner { admission, processors, holders, table: env.table(), slots, buffer: env.buffer, retry, received })
+    Ok(Planner { admission, processors, holders, table: env.table(), slots, buffer: env.buffer, retry })
 }
