@@ -14,6 +14,8 @@ use crate::cli::Global;
 use crate::emulator::Emulator;
 use crate::hosttools::{self, Tool};
 use crate::toolchain::Toolchain;
+use crate::trace::Tracer;
+use crate::{paths, system};
 use case::Case;
 
 mod apart;
@@ -22,6 +24,7 @@ mod case;
 mod expect;
 mod host;
 mod judge;
+mod ledger;
 
 /// Lines of a failed case's log that are shown.
 const SHOWN: usize = 15;
@@ -152,7 +155,11 @@ fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>)
     let mut systems = HashMap::new();
     for case in cases {
         systems.entry(key(case)).or_insert_with(|| {
-            let mut system = build::system(&case.system, images, &case.options)?;
+            let more = match &case.tracer {
+                None => String::new(),
+                Some(tracer) => tracer.task(&system::describe(&paths::root(), &case.system, &case.options)?)?,
+            };
+            let mut system = build::system_with(&case.system, images, &case.options, &more)?;
             if let Some(kernel) = case.kernel_feature.as_ref().and_then(|feature| kernels.get(feature)) {
                 system.kernel.clone_from(kernel);
                 system.kernel_symbols.clone_from(kernel);
@@ -163,11 +170,11 @@ fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>)
     systems
 }
 
-/// What a system is told apart by: name, options, the kernel's feature.
-type Key = (String, BTreeMap<String, String>, Option<String>);
+/// What a system is told apart by: name, options, the kernel's feature, what reads the trace.
+type Key = (String, BTreeMap<String, String>, Option<String>, Option<Tracer>);
 
 fn key(case: &Case) -> Key {
-    (case.system.clone(), case.options.clone(), case.kernel_feature.clone())
+    (case.system.clone(), case.options.clone(), case.kernel_feature.clone(), case.tracer)
 }
 
 /// Packed systems.

@@ -86,6 +86,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let tracer = Tracer {
         from_ms: options.from_ms,
         ms: (options.seconds * 1000.0).max(1.0) as u64,
+        attempts: 1,
         structural: options.structural,
         port: true,
     };
@@ -123,12 +124,14 @@ fn watched(system: &System) -> Vec<String> {
 }
 
 /// The task that reads the trace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tracer {
     /// When it begins.
     pub from_ms: u64,
     /// How long it reads.
     pub ms: u64,
+    /// How often it begins anew, if events were overwritten before it had read them.
+    pub attempts: u64,
     /// Whether structural work is recorded.
     pub structural: bool,
     /// Whether it sends what it read.
@@ -170,10 +173,11 @@ impl Tracer {
         Ok(format!(
             "\n[tasks.{TRACER}]\nimage = \"moira-loads\"\nlevel = {level}\ntime = {{ slice = \"{slice}\", period = \"1ms\" }}\n{calls}\n{ports}\n\
              platform = true\ncpu-rights = [\"dispatch\"]\nslots = 254\nmemory = {{ heap = \"{heap}\" }}\ncontexts = [{}]\n\
-             args = [\"role=tracer\", \"from_ms={}\", \"ms={}\", \"every_us=500\", \"kinds={kinds}\", \"cpus={}\", \"watch={}\", \"far={}\", \"end=1\"]\n",
+             args = [\"role=tracer\", \"from_ms={}\", \"ms={}\", \"attempts={}\", \"every_us=500\", \"kinds={kinds}\", \"cpus={}\", \"watch={}\", \"far={}\", \"end=1\"]\n",
             quoted.join(", "),
             self.from_ms,
             self.ms,
+            self.attempts,
             system.cpus,
             watched.join(","),
             far.join(","),
