@@ -125,7 +125,8 @@ fn in_vm(
     boot(what, machine, &system, &folder.join(format!("vm-{cpus}")), None)
 }
 
-/// The same disk image in a virtual machine with firmware, and directly in the emulator with its own SeaBIOS.
+/// The same disk image in a virtual machine with firmware, and directly in the emulator with its own SeaBIOS. The emulator's disk is a file of this
+/// host, whose answers come when they come: the second one does not repeat to the tick.
 fn firmware(images: &Images, machine: &Machine) -> Result<Figure> {
     let folder = folder(FIRMWARE, machine)?;
     let initrd = program(&folder, images)?;
@@ -140,6 +141,9 @@ fn firmware(images: &Images, machine: &Machine) -> Result<Figure> {
     let direct_machine = Machine { memory: MEMORY_MIB, firmware: Firmware::Disk, ..machine.clone() };
     // The TSC is zero at the reset vector.
     let direct = boot(&format!("{FIRMWARE}, direct"), &direct_machine, &direct, &folder.join("direct"), Some(0.0))?;
+    for (what, side) in [("direct", &direct), ("in a VM", &virtual_)] {
+        eprintln!("{FIRMWARE}, {what}: {}", side.about.join("; "));
+    }
     let ticks = |side: &Side| side.ticks.get("first").map(|first| first - side.entered);
     ratio(FIRMWARE, ticks(&virtual_), ticks(&direct))
 }

@@ -11,8 +11,9 @@ use crate::trace::Tracer;
 
 /// What the names begin with.
 const PREFIX: &str = "ledger-of-";
-/// Systems that do it themselves.
-const OWN: [&str; 1] = ["ledger"];
+/// Systems that do it themselves, and those that take plan and trace into their own hands: the reader has no windows there. Both see to it that
+/// the ledger adds up.
+const OWN: [&str; 3] = ["ledger", "conformance", "fuzz"];
 /// What is compared: the first stretch in which everybody is at work.
 const STRETCH: Tracer = Tracer { from_ms: 100, ms: 400, attempts: 1, structural: true, port: false };
 /// Where the clock is not counted a host keeps the reader waiting until events are overwritten: short stretches, until one was read as a whole.

@@ -13,9 +13,10 @@ use crate::build::{self, Images, System};
 use crate::cli::Global;
 use crate::emulator::Emulator;
 use crate::hosttools::{self, Tool};
+use crate::paths;
+use crate::system::{self, Addition};
 use crate::toolchain::Toolchain;
 use crate::trace::Tracer;
-use crate::{paths, system};
 use case::Case;
 
 mod apart;
@@ -155,11 +156,11 @@ fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>)
     let mut systems = HashMap::new();
     for case in cases {
         systems.entry(key(case)).or_insert_with(|| {
-            let more = match &case.tracer {
-                None => String::new(),
-                Some(tracer) => tracer.task(&system::describe(&paths::root(), &case.system, &case.options)?)?,
+            let addition = match &case.tracer {
+                None => Addition::default(),
+                Some(tracer) => tracer.addition(&system::describe(&paths::root(), &case.system, &case.options)?)?,
             };
-            let mut system = build::system_with(&case.system, images, &case.options, &more)?;
+            let mut system = build::system_with(&case.system, images, &case.options, &addition)?;
             if let Some(kernel) = case.kernel_feature.as_ref().and_then(|feature| kernels.get(feature)) {
                 system.kernel.clone_from(kernel);
                 system.kernel_symbols.clone_from(kernel);
