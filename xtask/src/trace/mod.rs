@@ -28,7 +28,7 @@ use crate::{bench, build, hosttools, paths, progress, system};
 const TRACER: &str = "trace-reader";
 
 /// What its windows take of CPU 0, and a little for whole grains.
-const SHARE: f64 = 0.12;
+const SHARE: f64 = 0.15;
 
 /// What to trace.
 #[derive(clap::Args, Debug)]

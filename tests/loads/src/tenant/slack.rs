@@ -9,6 +9,8 @@ use moira_rt::{
 
 /// Times that somebody must be seen to have had slack.
 const OFTEN: u32 = 3;
+/// How long it looks each time.
+const PERIODS: u64 = 4;
 
 impl Agent<'_> {
     /// Runs the test on the first two CPUs.
@@ -62,10 +64,10 @@ impl Agent<'_> {
         tenant.context.consumed().map_or(0, |consumed| consumed.own)
     }
 
-    /// What it has in ten periods.
-    fn in_ten(&mut self, tenant: &Tenant) -> u64 {
+    /// What it has in [`PERIODS`].
+    fn in_periods(&mut self, tenant: &Tenant) -> u64 {
         let before = Self::own(tenant);
-        crate::sleep_until(self.env, sys::now() + 10 * self.period);
+        crate::sleep_until(self.env, sys::now() + PERIODS * self.period);
         Self::own(tenant) - before
     }
 
@@ -73,7 +75,7 @@ impl Agent<'_> {
     fn has_slack(&mut self, tenant: &Tenant) -> Result<(), Failure> {
         let mut times = 0;
         for _ in 0..PATIENCE {
-            times += u32::from(self.in_ten(tenant) > 2 * self.period);
+            times += u32::from(self.in_periods(tenant) > PERIODS * self.period / 5);
             if times >= OFTEN {
                 return Ok(());
             }
@@ -82,7 +84,7 @@ impl Agent<'_> {
     }
 
     fn has_windows_only(&mut self, tenant: &Tenant, exact: bool) -> Result<(), Failure> {
-        let (had, promised) = (self.in_ten(tenant), 10 * self.slice / 2);
+        let (had, promised) = (self.in_periods(tenant), PERIODS * self.slice / 2);
         must!(had > 0, "contract {} on CPU {} had nothing", tenant.id, tenant.cpu);
         // An emulator that was kept waiting in somebody's window makes that longer.
         must!(
@@ -97,7 +99,7 @@ impl Agent<'_> {
     /// Its contract ends, and its time.
     fn forgotten(&mut self, tenant: &Tenant) -> Result<(), Failure> {
         must!(self.call(&Message::new(RELEASE).words([tenant.id]))?.label == DONE, "RELEASE was refused");
-        let stopped = (0..PATIENCE).any(|_| self.in_ten(tenant) == 0);
+        let stopped = (0..PATIENCE).any(|_| self.in_periods(tenant) == 0);
         must!(stopped, "contract {} on CPU {} was released and still has time", tenant.id, tenant.cpu);
         tenant.memory.revoke_fully().map_err(|error| alloc::format!("{error:?}"))
     }
