@@ -7,7 +7,7 @@ use crate::state::{StatePage, WORDS, field, gpr};
 use crate::vm::{Ending, Orders, Parts, Processor, Vm, cr4_bits};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use moira_abi::Error;
-use moira_abi::vcpu::{Exit, PortIo, access, event, group, interruptibility, request};
+use moira_abi::vcpu::{Exit, PortIo, access, control_write, event, group, interruptibility, request};
 use proptest::prelude::*;
 use std::boxed::Box;
 use std::vec;
@@ -233,6 +233,22 @@ impl Processor for Late<'_, '_> {
     fn orders(&mut self, bits: u64) -> Orders {
         self.0.orders(bits)
     }
+}
+
+#[test]
+fn reading_cr8_for_ever_is_progress() {
+    let memory = Memory::new();
+    let mut vm = memory.vm();
+    let mut cpu = Script::new(&memory);
+    for _ in 0..2_000 {
+        cpu = cpu.step(|page, _| {
+            at(page, 4);
+            page.set(field::QUALIFICATION, 8 | control_write::READ);
+            (Exit::ControlWrite, group::RIP | group::CONTROL)
+        });
+    }
+    let mut cpu = cpu.step(|_, _| (Exit::Shutdown, group::ALL));
+    assert_eq!(vm.run(&mut cpu), Ending::TripleFault);
 }
 
 #[test]

@@ -68,6 +68,7 @@ impl Vm<'_> {
         while let Some(event) = board.take_event(self.index) {
             self.take_event(event);
         }
+        self.latch_nmis(&mut board);
         self.choose_event(&mut board);
         // This processor has just looked.
         board.forget_kick(self.index);
@@ -92,6 +93,29 @@ impl Vm<'_> {
             CpuEvent::Startup(vector) => {
                 self.start(&InitialState::startup(vector, self.signature()));
             }
+        }
+    }
+
+    /// Injects an NMI at the next entry. Until its handler is over, exits tell.
+    pub(crate) fn inject_nmi(&mut self) {
+        self.event = Event::nmi();
+        self.least |= group::INTERRUPTIBILITY;
+        self.wanted |= self.least;
+    }
+
+    /// While a handler of an NMI runs, the processor latches one more, and no others.
+    fn latch_nmis(&mut self, board: &mut Board) {
+        let fresh =
+            self.groups & group::INTERRUPTIBILITY != 0 && self.event.is_none() && self.changed & group::INJECT == 0;
+        if self.least & group::INTERRUPTIBILITY == 0 || !fresh {
+            return;
+        }
+        if self.page.get(field::INTERRUPTIBILITY) & interruptibility::NMI_BLOCKED != 0 {
+            if let Some(apic) = board.lapic(self.index) {
+                apic.latch_nmis();
+            }
+        } else if self.least != group::ALL {
+            self.least &= !group::INTERRUPTIBILITY;
         }
     }
 
