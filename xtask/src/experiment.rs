@@ -33,9 +33,6 @@ pub struct Options {
     /// Also with this value of what differs from run to run: a policy of your own, for `weights`
     #[arg(long, value_name = "VALUE")]
     also: Vec<String>,
-    /// Where: QEMU counts instructions as nanoseconds; Bochs has a clock of its own, and ticks of 10 ns
-    #[arg(long, default_value = "qemu")]
-    emulator: Emulator,
     /// Run everything twice and compare each value
     #[arg(long)]
     twice: bool,
@@ -97,9 +94,6 @@ impl Experiment {
     }
 }
 
-/// When the loads' clock begins on Bochs: firmware and boot loader take four seconds of its time.
-const EPOCH_MS: &str = "5000";
-
 /// One line of data.
 pub type Row = BTreeMap<String, Value>;
 
@@ -131,18 +125,14 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         .iter()
         .find(|experiment| experiment.name == options.name)
         .with_context(|| format!("no experiment {:?}; there are {}", options.name, names.join(", ")))?;
-    let machine = Machine { icount: options.emulator == Emulator::Qemu, ..Machine::usual(options.emulator) };
+    let machine = Machine { icount: true, ..Machine::usual(Emulator::Qemu) };
     let mut tools = machine.tools();
     tools.push(hosttools::BINUTILS);
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
     let images = build::images(&toolchain, global.install())?;
-    let name = match options.emulator {
-        Emulator::Qemu => experiment.name.to_owned(),
-        Emulator::Bochs => format!("{}-bochs", experiment.name),
-    };
-    let folder = paths::target().join("experiments").join(name);
+    let folder = paths::target().join("experiments").join(experiment.name);
     fs::create_dir_all(&folder)?;
     let mut runs = Vec::new();
     for value in experiment.values.iter().copied().chain(options.also.iter().map(String::as_str)) {
@@ -163,10 +153,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
 }
 
 fn boot(experiment: &Experiment, value: &str, images: &build::Images, machine: &Machine, folder: &Path) -> Result<Run> {
-    let mut values = experiment.options(value);
-    if machine.emulator == Emulator::Bochs {
-        values.insert("epoch".into(), EPOCH_MS.into());
-    }
+    let values = experiment.options(value);
     let system = build::system(&format!("exp-{}", experiment.name), images, &values)?;
     let folder = folder.join(value);
     let step = progress::step(format!("{} with {value}", experiment.name));

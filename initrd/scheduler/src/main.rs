@@ -11,8 +11,7 @@
 //!
 //! Arguments: `cpu=0` (the CPU's number), `policy=round-robin` (or another name of `POLICIES`), `quantum_us=1000`, and lists in the order of the contexts: `weights=`,
 //! `slices_us=`, `periods_us=`, `warps_us=` (`docs/how-to/add-a-policy.md` says which policy looks at which). `policy_again=`: the policy after a restart. `fail=hang`,
-//! `storm`, `crash` or `hostile`, `after_ms=N`: for experiments, the scheduler goes bad after so long; `epoch_ms=N`: counted from that moment of the TSC,
-//! if it has not passed.
+//! `storm`, `crash` or `hostile`, `after_ms=N`: for experiments, the scheduler goes bad after so long.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -91,9 +90,8 @@ fn main(env: Env) {
         quantum,
         fail: fail.and_then(Failure::named),
         fail_at: fail.map_or(u64::MAX, |_| {
-            let time = |key| env.argument(key).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-            let [after, epoch] = ["after_ms", "epoch_ms"].map(|key| env.ticks(time(key).saturating_mul(1_000_000)));
-            sys::now().max(epoch).saturating_add(after)
+            let after: u64 = env.argument("after_ms").and_then(|text| text.parse().ok()).unwrap_or(0);
+            sys::now().saturating_add(env.ticks(after.saturating_mul(1_000_000)))
         }),
     };
     scheduler.tell(POLICIES.iter().position(|policy| policy.0 == name));
