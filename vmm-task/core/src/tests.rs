@@ -291,8 +291,9 @@ fn an_unknown_register_faults_and_an_instruction_that_cannot_be_read_ends_the_ma
             (Exit::MsrRead, group::RIP)
         })
         .step(|page, masks| {
-            assert_eq!(masks & (group::RIP | group::INJECT), group::INJECT);
+            assert_eq!(masks & (group::RIP | group::INJECT), group::RIP | group::INJECT);
             assert_eq!(page.get(field::INJECT), event::VALID | event::EXCEPTION | event::HAS_CODE | 13);
+            assert_eq!((page.get(field::RIP), page.get(field::RFLAGS)), (0x1000, 0x1_0202), "a fault sets RF");
             at(page, 0);
             (Exit::Hypercall, group::RIP)
         });

@@ -11,6 +11,7 @@ use vmm_devices::lapic::CpuEvent;
 use vmm_machine::boot::InitialState;
 
 pub(super) const IF: u64 = 1 << 9;
+pub(super) const RF: u64 = 1 << 16;
 
 impl Vm<'_> {
     /// An event whose delivery the exit interrupted goes in again.
@@ -167,6 +168,11 @@ impl Vm<'_> {
     #[cold]
     pub(crate) fn raise(&mut self, vector: u8, code: Option<u32>) -> Next {
         self.wanted = self.least;
+        // What a fault pushes says that its instruction begins anew (SDM 18.3.1.1); #DB, #BP, #OF, #DF and #MC are none, or not always.
+        if !matches!(vector, 1 | 3 | 4 | 8 | 18) {
+            self.page.set(field::RFLAGS, self.page.get(field::RFLAGS) | RF);
+            self.changed |= group::RIP;
+        }
         match combine(self.event, Event::exception(vector, code)) {
             Both::First(first, later) => {
                 self.event = first;
