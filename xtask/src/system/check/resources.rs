@@ -8,6 +8,8 @@ use toml::Spanned;
 
 /// Bytes of the smallest page.
 const PAGE: u64 = 4096;
+/// What blocks of memory are measured in.
+const MIB: u64 = 1 << 20;
 /// Interrupt sources end here: more I/O APIC inputs than any machine has.
 const GSI_LIMIT: u32 = 1024;
 /// Bits of a notification.
@@ -57,6 +59,14 @@ impl<'a> Checker<'a> {
                     let up = up.map_or("make it smaller".to_owned(), |up| format!("the next one is {up}"));
                     let message = format!("untyped memory `{}` of {}", label.get_ref(), size.get_ref());
                     self.report(size.span(), message, format!("sizes are powers of two, a page or more; {up}"));
+                }
+            }
+            for (label, size) in &task.blocks {
+                let bytes = size.get_ref().0;
+                needed = needed.saturating_add(bytes);
+                if bytes == 0 || !bytes.is_multiple_of(MIB) {
+                    let message = format!("blocks `{}` of {}", label.get_ref(), size.get_ref());
+                    self.report(size.span(), message, "sizes are whole MiB, at least one");
                 }
             }
             self.references(task);
