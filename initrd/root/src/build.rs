@@ -107,8 +107,8 @@ impl Root {
         let mapped = self.mapped(index)?;
         let start = self.start_info(index, spec, built.restarts, &mapped)?;
         built.start_bytes = start.len() as u64;
-        let plan = self.plan(spec, &image, &start, &mapped);
-        let sizes = plan.budget.sizes();
+        let layout = self.lay_out(spec, &image, &start, &mapped);
+        let sizes = layout.budget.sizes();
         for bits in core::iter::once(&sizes.first).chain(&sizes.rest).chain(&sizes.large) {
             let block = self.take_block(*bits)?;
             built.blocks.push(block);
@@ -117,7 +117,7 @@ impl Root {
         for (kind, size) in objects(spec) {
             self.make_object(built, memory, kind, size)?;
         }
-        self.make_pages(built, &plan, &sizes)?;
+        self.make_pages(built, &layout, &sizes)?;
         for one in &mapped {
             self.map_whole(built, one).map_err(|why| format!("{}: {why}", one.region.name))?;
         }

@@ -18,7 +18,7 @@ use moira_rt::{
 const FREE_ROOM: u64 = PAGE;
 
 /// All that is made and mapped for a task, but for what others map too.
-pub struct Plan<'a> {
+pub struct Layout<'a> {
     /// In small pages of its own.
     areas: Vec<Area<'a>>,
     /// Parts of its program that it shares: where, and how.
@@ -74,8 +74,8 @@ impl Room {
 }
 
 impl Root {
-    /// What has to be made for a task.
-    pub fn plan<'a>(&self, spec: &Task, image: &Image<'a>, start: &'a [u8], mapped: &[Mapped]) -> Plan<'a> {
+    /// What has to be made and mapped for a task.
+    pub fn lay_out<'a>(&self, spec: &Task, image: &Image<'a>, start: &'a [u8], mapped: &[Mapped]) -> Layout<'a> {
         let (mut areas, mut shared) = (Vec::new(), Vec::new());
         for segment in &image.segments {
             match self.store.segment(&spec.image, segment) {
@@ -110,19 +110,19 @@ impl Root {
             large: large_heap(spec) / FrameSize::Large.bytes(),
         };
         let budget = objects(spec).into_iter().fold(budget, |budget, (kind, size)| budget.object(kind, size));
-        Plan { areas, shared, budget }
+        Layout { areas, shared, budget }
     }
 
-    /// Makes and maps it, from memories of the plan's sizes.
-    pub fn make_pages(&mut self, built: &mut Built, plan: &Plan, sizes: &Sizes) -> Result<(), Failure> {
+    /// Makes and maps it, from memories of these sizes.
+    pub fn make_pages(&mut self, built: &mut Built, all: &Layout, sizes: &Sizes) -> Result<(), Failure> {
         let mut blocks = built.blocks.clone().into_iter();
         let first = blocks.next().ok_or("it has no memory")?.untyped;
-        for bits in budget::powers(plan.budget.tables * PAGE) {
+        for bits in budget::powers(all.budget.tables * PAGE) {
             let slot = self.part(built, 1)?;
             first.retype_untypeds(bits, 1, slot).doing(|| "its page tables".into())?;
             built.space.add_memory(Untyped::new(slot)).doing(|| "its page tables".into())?;
         }
-        let mut room = Room(alloc::vec![(first, plan.budget.small_in_first(sizes))]);
+        let mut room = Room(alloc::vec![(first, all.budget.small_in_first(sizes))]);
         room.0.extend(blocks.by_ref().take(sizes.rest.len()).map(|block| (block.untyped, (1 << block.bits) / PAGE)));
         let mut address = layout::HEAP;
         // A block may be larger than it has to be.
@@ -134,7 +134,7 @@ impl Root {
                 address += FrameSize::Large.bytes();
             }
         }
-        for (address, whole, access) in &plan.shared {
+        for (address, whole, access) in &all.shared {
             let rights = match access {
                 Access::Execute => Rights::READ.or(Rights::EXECUTE),
                 _ => Rights::READ,
@@ -142,7 +142,7 @@ impl Root {
             self.map_parts(built, whole, *address, rights, flags(*access))
                 .map_err(|why| format!("its program: {why}"))?;
         }
-        plan.areas.iter().try_for_each(|area| self.make_area(built, &mut room, area))
+        all.areas.iter().try_for_each(|area| self.make_area(built, &mut room, area))
     }
 
     fn make_area(&mut self, built: &mut Built, room: &mut Room, area: &Area) -> Result<(), Failure> {

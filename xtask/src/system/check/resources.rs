@@ -8,6 +8,8 @@ use toml::Spanned;
 
 /// Bytes of the smallest page.
 const PAGE: u64 = 4096;
+/// Most memory in blocks: its frames of 2 MiB, twice, and an odd MiB in small frames, fit into the largest table.
+const MOST_BLOCKS: u64 = 60 << 30;
 /// What blocks of memory are measured in.
 const MIB: u64 = 1 << 20;
 /// Interrupt sources end here: more I/O APIC inputs than any machine has.
@@ -67,6 +69,10 @@ impl<'a> Checker<'a> {
                 if bytes == 0 || !bytes.is_multiple_of(MIB) {
                     let message = format!("blocks `{}` of {}", label.get_ref(), size.get_ref());
                     self.report(size.span(), message, "sizes are whole MiB, at least one");
+                } else if bytes > MOST_BLOCKS {
+                    let message = format!("blocks `{}` of {}", label.get_ref(), size.get_ref());
+                    let hint = format!("a capability table has slots for the frames of {}", Size(MOST_BLOCKS));
+                    self.report(size.span(), message, hint);
                 }
             }
             self.references(task);
