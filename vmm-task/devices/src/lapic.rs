@@ -91,7 +91,8 @@ pub struct Lapic {
     tsc_offset: u64,
     /// When the timer fires next.
     deadline: Option<u64>,
-    nmi: bool,
+    /// NMIs that wait: two at most, as one is taken at once and another one latched meanwhile (SDM 7.7).
+    nmis: u8,
     init: bool,
     startup: Option<u8>,
     waits_for_startup: bool,
@@ -122,7 +123,7 @@ impl Lapic {
             tsc_deadline: 0,
             tsc_offset: 0,
             deadline: None,
-            nmi: false,
+            nmis: 0,
             init: false,
             startup: None,
             waits_for_startup: !boot,
@@ -272,19 +273,26 @@ impl Lapic {
 
     /// An NMI arrives.
     pub fn request_nmi(&mut self) {
-        self.nmi = true;
+        self.nmis = (self.nmis + 1).min(2);
     }
 
     /// Whether an NMI waits.
     #[must_use]
     #[inline]
     pub fn nmi_pending(&self) -> bool {
-        self.nmi
+        self.nmis != 0
     }
 
-    /// Takes the waiting NMI.
+    /// Takes a waiting NMI.
     pub fn take_nmi(&mut self) -> bool {
-        core::mem::take(&mut self.nmi)
+        let waits = self.nmi_pending();
+        self.nmis = self.nmis.saturating_sub(1);
+        waits
+    }
+
+    /// The processor is in its handler of an NMI, where it latches one more.
+    pub fn latch_nmis(&mut self) {
+        self.nmis = self.nmis.min(1);
     }
 
     /// INIT arrives.
@@ -292,7 +300,7 @@ impl Lapic {
         self.reset_registers();
         // The boot processor starts at its reset vector, the others wait (SDM 3A, 9.1).
         let boot = self.base & BASE_BSP != 0;
-        (self.init, self.startup, self.nmi, self.waits_for_startup) = (true, None, false, !boot);
+        (self.init, self.startup, self.nmis, self.waits_for_startup) = (true, None, 0, !boot);
     }
 
     /// A start-up message arrives; it is lost unless the processor waits for one.
@@ -336,7 +344,7 @@ impl Lapic {
             0 => {
                 self.request(v as u8, false);
             }
-            4 => self.nmi = true,
+            4 => self.request_nmi(),
             _ => {}
         }
     }

@@ -163,7 +163,7 @@ pub(crate) fn hypercall(vm: &mut Vm<'_>) -> Next {
 
 fn nmi_window(vm: &mut Vm<'_>) -> Next {
     if vm.event.is_none() && vm.board().take_nmi(vm.index) {
-        vm.event = crate::event::Event::nmi();
+        vm.inject_nmi();
     }
     Next::Enter
 }

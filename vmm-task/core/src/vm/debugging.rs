@@ -10,7 +10,7 @@ impl Vm<'_> {
     #[cold]
     pub(super) fn shows_too_little(&mut self) -> bool {
         let too_little =
-            self.machine.debug().on() && self.least == 0 && !self.parked && self.machine.ending().is_none();
+            self.machine.debug().on() && self.least != group::ALL && !self.parked && self.machine.ending().is_none();
         if too_little {
             self.least = group::ALL;
             self.wanted = group::ALL;

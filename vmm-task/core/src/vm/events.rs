@@ -11,6 +11,7 @@ use vmm_devices::lapic::CpuEvent;
 use vmm_machine::boot::InitialState;
 
 pub(super) const IF: u64 = 1 << 9;
+pub(super) const RF: u64 = 1 << 16;
 
 impl Vm<'_> {
     /// An event whose delivery the exit interrupted goes in again.
@@ -68,6 +69,7 @@ impl Vm<'_> {
         while let Some(event) = board.take_event(self.index) {
             self.take_event(event);
         }
+        self.latch_nmis(&mut board);
         self.choose_event(&mut board);
         // This processor has just looked.
         board.forget_kick(self.index);
@@ -92,6 +94,29 @@ impl Vm<'_> {
             CpuEvent::Startup(vector) => {
                 self.start(&InitialState::startup(vector, self.signature()));
             }
+        }
+    }
+
+    /// Injects an NMI at the next entry. Until its handler is over, exits tell.
+    pub(crate) fn inject_nmi(&mut self) {
+        self.event = Event::nmi();
+        self.least |= group::INTERRUPTIBILITY;
+        self.wanted |= self.least;
+    }
+
+    /// While a handler of an NMI runs, the processor latches one more, and no others.
+    fn latch_nmis(&mut self, board: &mut Board) {
+        let fresh =
+            self.groups & group::INTERRUPTIBILITY != 0 && self.event.is_none() && self.changed & group::INJECT == 0;
+        if self.least & group::INTERRUPTIBILITY == 0 || !fresh {
+            return;
+        }
+        if self.page.get(field::INTERRUPTIBILITY) & interruptibility::NMI_BLOCKED != 0 {
+            if let Some(apic) = board.lapic(self.index) {
+                apic.latch_nmis();
+            }
+        } else if self.least != group::ALL {
+            self.least &= !group::INTERRUPTIBILITY;
         }
     }
 
@@ -143,6 +168,11 @@ impl Vm<'_> {
     #[cold]
     pub(crate) fn raise(&mut self, vector: u8, code: Option<u32>) -> Next {
         self.wanted = self.least;
+        // What a fault pushes says that its instruction begins anew (SDM 18.3.1.1); #DB, #BP, #OF, #DF and #MC are none, or not always.
+        if !matches!(vector, 1 | 3 | 4 | 8 | 18) {
+            self.page.set(field::RFLAGS, self.page.get(field::RFLAGS) | RF);
+            self.changed |= group::RIP;
+        }
         match combine(self.event, Event::exception(vector, code)) {
             Both::First(first, later) => {
                 self.event = first;

@@ -26,6 +26,7 @@ use crate::machine::{Devices, Machine, Seat};
 use crate::ram::Ram;
 use crate::state::{StatePage, field};
 use core::sync::atomic::Ordering::Relaxed;
+use events::RF;
 use moira_abi::vcpu::{Exit, group, request};
 use vmm_machine::cpuid::CpuidTable;
 use vmm_machine::msr::{MsrConfig, MsrPolicy};
@@ -295,7 +296,6 @@ impl<'a> Vm<'a> {
     /// An instruction was completed and the guest goes on here.
     #[inline(always)]
     pub(crate) fn set_rip(&mut self, rip: u64) {
-        const RF: u64 = 1 << 16;
         const TF: u64 = 1 << 8;
         let page = self.page;
         let flags = page.get(field::RFLAGS);

@@ -150,6 +150,19 @@ fn errors_are_reported_once_written() {
 }
 
 #[test]
+fn two_nmis_wait_and_one_while_a_handler_runs() {
+    let mut b = ApicBus::new(&[0], TIMER_HZ, TSC_HZ);
+    let apic = b.get_mut(0).unwrap();
+    (0..5).for_each(|_| apic.request_nmi());
+    assert!(apic.take_nmi() && apic.take_nmi() && !apic.take_nmi());
+    (0..5).for_each(|_| apic.request_nmi());
+    assert!(apic.take_nmi());
+    apic.request_nmi();
+    apic.latch_nmis();
+    assert!(apic.take_nmi() && !apic.nmi_pending());
+}
+
+#[test]
 fn lint0_and_lint1() {
     let mut b = ApicBus::new(&[0, 1], TIMER_HZ, TSC_HZ);
     assert!(b.get(0).unwrap().takes_pic());

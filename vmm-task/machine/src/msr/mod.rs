@@ -192,8 +192,8 @@ const FEATURE_CONTROL_LOCKED: u64 = 1;
 const MICROCODE: u64 = 0xFFFF_FFFF;
 /// Fast strings; no branch trace store, no PEBS.
 const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
-/// Fast strings, limit CPUID (ignored), disable NX (ignored): what a guest may write.
-const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 22 | 1 << 34;
+/// Fast strings, thermal control, SpeedStep, MONITOR, limit of CPUID, xTPR, disable NX: what a guest may write, without effect.
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// LBR and BTF are accepted and do nothing: guests write them without asking.
 const DEBUGCTL_IGNORED: u64 = 0b11;
 /// The TSC counts at the P0 frequency; Linux calls a processor without it a firmware bug.
