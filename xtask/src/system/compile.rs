@@ -21,6 +21,8 @@ const SLOTS: u32 = cap_table_slots(12);
 /// The memory of a monitor that its virtual processors are made from, and the bytes of each: the kernel's object and its state page.
 const OBJECTS: &str = "objects";
 const VCPU: u64 = 36 << 10;
+/// Page tables for a further GiB of its guest, here and there, with what rounding up to powers of two costs.
+const TABLES: u64 = 16 << 10;
 /// What kernel, root task and page tables take beside the tasks' own memory.
 const BASE: u64 = 16 << 20;
 
@@ -188,10 +190,11 @@ fn mapped(manifest: &Manifest, task: &manifest::Task) -> Grants {
         (region.clone(), Grant::Region { region: region.clone(), writable })
     });
     let further = threads_of(task).len().saturating_sub(1) as u64;
+    let more = task.blocks.values().map(|size| (size.get_ref().0 >> 30).saturating_sub(1)).sum::<u64>();
     let untyped = in_file_order(&task.untyped).into_iter().map(|(name, size)| {
         // Powers of two, as the check has made sure.
         let bytes = match task.vcpus {
-            Some(_) if name == OBJECTS => (size.get_ref().0 + VCPU * further).next_power_of_two(),
+            Some(_) if name == OBJECTS => (size.get_ref().0 + VCPU * further + TABLES * more).next_power_of_two(),
             _ => size.get_ref().0,
         };
         let size_bits = u8::try_from(bytes.trailing_zeros()).unwrap_or(0);
