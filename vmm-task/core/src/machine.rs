@@ -294,6 +294,9 @@ impl<'a> Machine<'a> {
 
     /// A debugger comes, and the guest stands still, or it goes, and the guest goes on.
     pub fn attach(&self, on: bool, me: usize) {
+        if !on {
+            self.debug.uproot_all(&self.ram);
+        }
         self.debug.set_on(on);
         self.debug_hold(if on { !0 } else { 0 }, me);
     }
