@@ -111,11 +111,13 @@ fn link(caller: Obj<Thread>, server: Obj<Thread>) {
     caller.server.set(Some(server));
 }
 
+/// Copies the message words. One by one: the kernel is built small, with loops as they stand.
 #[inline(always)]
 fn words(from: Obj<Thread>, to: Obj<Thread>) {
-    for index in reg::WORDS {
-        to.regs[index].set(from.regs[index].get());
-    }
+    let copy = |index: usize| to.regs[index].set(from.regs[index].get());
+    let [w0, w1, w2, w3, w4, w5, w6, w7] = reg::WORDS;
+    (copy(w0), copy(w1), copy(w2), copy(w3));
+    (copy(w4), copy(w5), copy(w6), copy(w7));
 }
 
 /// Runs a thread that is ready, on the time of whoever is charged now.
@@ -126,7 +128,7 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
 
 #[inline(never)]
 fn go_slowly(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    trace::event(cpu, trace::SWITCH, thread.physical(), 0);
+    trace::of(cpu, trace::SWITCH, thread, 0);
     if switch::to(cpu, thread) { thread } else { sched::run_next(cpu) }
 }
 
@@ -180,7 +182,7 @@ fn deliver_long(cpu: &Cpu, caller: Obj<Thread>, server: Obj<Thread>, tag: Tag, b
 /// The call runs again when the thread does.
 #[cold]
 fn restart(cpu: &Cpu, thread: Obj<Thread>) {
-    trace::event(cpu, trace::RESTART, thread.physical(), 0);
+    trace::of(cpu, trace::RESTART, thread, 0);
     thread.restart_call();
 }
 
@@ -296,7 +298,7 @@ fn unhandled(thread: Obj<Thread>) {
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.
 pub fn fault(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64, address: u64) -> Obj<Thread> {
-    trace::event(cpu, trace::FAULT, thread.physical(), vector);
+    trace::of(cpu, trace::FAULT, thread, vector);
     thread.fault.set((vector + 1, error, address));
     if thread.fault_endpoint.is_empty() {
         stop_by_fault(cpu, thread);
@@ -325,7 +327,7 @@ fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool
                 Err(Error::Again) => return Err(Error::Again),
                 Err(error) => {
                     // The caller must not hang on a message that cannot be delivered: it gets this error for an answer.
-                    trace::event(cpu, trace::FAULT, caller.physical(), error as u64);
+                    trace::of(cpu, trace::FAULT, caller, error as u64);
                     tag = Tag(0);
                     status = error as u8;
                 }
@@ -438,6 +440,7 @@ pub fn park(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
 }
 
 /// Whether a receiving or waiting thread has something to wake up for; then it is made ready with it.
+#[inline(always)]
 pub fn wakes(thread: Obj<Thread>, now: u64) -> bool {
     let waiting = thread.state.get() == State::Waiting;
     let source = if waiting { thread.waits.get() } else { thread.bound.get() };
@@ -464,6 +467,7 @@ pub fn wakes(thread: Obj<Thread>, now: u64) -> bool {
     false
 }
 
+#[inline(always)]
 fn notification(thread: Obj<Thread>, rights: Rights) -> Result<(Obj<Notification>, u64), Error> {
     let cap = thread.table()?.read(thread.regs[reg::RDI].get())?;
     Ok((cap.object(rights)?, cap.badge))

@@ -236,7 +236,7 @@ impl Cpu {
             if self.chosen.get() == Some(context) {
                 self.chosen.set(None);
             }
-            crate::trace::account(self, 0);
+            crate::trace::account(self, None);
         }
         self.gone.fetch_add(context.leave(), Relaxed);
         for cell in [&self.scheduler, &self.boot_context] {

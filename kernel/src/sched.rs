@@ -135,7 +135,8 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     // The usual ends of a chain that is no chain.
     match thread.state.get() {
         State::Ready => Walked::Run(thread),
-        State::Receiving | State::Waiting if !ipc::wakes(thread, now) => Walked::Blocked(thread, thread.deadline.get()),
+        State::Receiving | State::Waiting if ipc::wakes(thread, now) => Walked::Run(thread),
+        State::Receiving | State::Waiting => Walked::Blocked(thread, thread.deadline.get()),
         _ => walk_on(cpu, thread, now),
     }
 }
@@ -240,11 +241,11 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
         // Until the next choice: calls and replies on one context's time do not change whom they are for.
         cpu.beneficiary.set(thread.beneficiary.get());
         arch::apic::set_timer(cpu, deadline, now);
-        trace::account(cpu, thread.physical());
+        trace::account(cpu, Some(thread));
         Some(thread)
     } else {
         cpu.chosen.set(None);
-        trace::account(cpu, 0);
+        trace::account(cpu, None);
         arch::apic::set_timer(cpu, deadline, now);
         None
     }

@@ -37,27 +37,26 @@ impl Object for Interrupt {
 }
 
 impl Obj<Interrupt> {
-    /// The account of the thread that waits for it, or is bound to its notification, if that lives on this CPU.
+    /// The source fired on its CPU. Answers who its handling is charged to: the account of the thread that waits for it, or is bound to
+    /// its notification, if that lives here.
     #[inline(always)]
-    pub fn owner(self, cpu: &Cpu) -> Option<Obj<SchedContext>> {
-        let waiter = Obj::<Notification>::from_word(self.target.read().word)?.waiter()?;
-        if waiter.header.home() == cpu.index { waiter.context.get() } else { None }
-    }
-
-    /// The source fired on its CPU. Answers whether to choose.
-    #[inline(always)]
-    pub fn fire(self, cpu: &Cpu) -> bool {
+    pub fn fire(self, cpu: &Cpu) -> Option<Obj<SchedContext>> {
         self.count.set(self.count.get() + 1);
-        self.line.get().mask(true);
-        match (self.target.embedded::<Notification>(), self.target.read_quiet()) {
-            (Some(notification), Some(cap)) => notification.signal(cpu, cap.badge),
-            (Some(_), None) => {
-                // The binding is being replaced at this moment: let it come again.
-                self.line.get().mask(false);
-                false
-            }
-            _ => false,
+        let line = self.line.get();
+        line.mask(true);
+        let Some(cap) = self.target.read_quiet() else {
+            // The binding is being replaced at this moment: let it come again.
+            line.mask(false);
+            return None;
+        };
+        let notification = Obj::<Notification>::from_word(cap.word)?;
+        notification.set(cap.badge);
+        let waiter = notification.waiter()?;
+        if notification.wake_thread(cpu, waiter) {
+            cpu.must_choose.set(true);
         }
+        // A waiter stays one until its own CPU looks at the bits, which it does not do under our hands.
+        if waiter.header.home() == cpu.index { waiter.context.get() } else { None }
     }
 }
 

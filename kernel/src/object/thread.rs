@@ -166,7 +166,7 @@ impl Thread {
     /// Its capability table.
     #[inline(always)]
     pub fn table(&self) -> Result<Obj<CapTable>, Error> {
-        self.table.get().ok_or(Error::Inactive)
+        self.table.embedded().ok_or(Error::Inactive)
     }
 
     /// Physical address of its message buffer.

@@ -140,9 +140,9 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     }
     // Room for all of them, before the first is made.
     let free = Free { low: untyped.low.get(), high: untyped.high.get() };
-    room(free, kind, bits, count)?;
+    let all = room(free, kind, bits, count)?;
     let part = count.min(per_hold(kind));
-    let (control, first, free) = room(free, kind, bits, part)?;
+    let (control, first, free) = if part == count { all } else { room(free, kind, bits, part)? };
     // What is taken from above is made from above, so that its addresses rise with its slots.
     let above = matches!(kind, ObjectType::Frame | ObjectType::Untyped);
     let part_slot = first_slot + if above { count - part } else { 0 };

@@ -10,11 +10,11 @@ use moira_abi::vcpu::{VcpuState, event};
 use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
-use super::{apic, mitigations};
 use super::virt::{
     CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow,
     write_spec_ctrl,
 };
+use super::{apic, mitigations};
 pub(super) use state::{load_state, store_state};
 use vmcb::{Clean, Intercept1, Intercept2, Intercept3, Vmcb, vintr};
 
