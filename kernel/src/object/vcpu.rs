@@ -248,11 +248,13 @@ fn due(vcpu: Obj<Vcpu>, thread: Obj<Thread>, now: u64) -> Option<Exit> {
     if vcpu.kicked.load(Relaxed) && vcpu.kicked.swap(false, AcqRel) {
         return Some(Exit::Kicked);
     }
-    let until = thread.guest_until.get();
-    if thread.bound.get().is_some_and(|bound| bound.pending()) || (until != 0 && until <= now) {
+    if let Some(bound) = thread.bound.get()
+        && bound.pending()
+    {
         return Some(Exit::Until);
     }
-    None
+    let until = thread.guest_until.get();
+    if until != 0 && until <= now { Some(Exit::Until) } else { None }
 }
 
 /// Enters the guest that a thread runs already: [`go`].
