@@ -55,11 +55,14 @@ impl Cap {
 
     /// A frame's physical address, if it is a frame with these rights.
     pub fn frame(self, rights: Rights) -> Result<u64, Error> {
-        if self.word.is(ObjectType::Frame, rights) {
-            Ok(self.word.address())
-        } else {
-            Err(self.why_not(ObjectType::Frame))
-        }
+        self.require(ObjectType::Frame, rights)?;
+        Ok(self.word.address())
+    }
+
+    /// Whether it is one to this type with these rights.
+    #[inline(always)]
+    pub fn require(self, kind: ObjectType, rights: Rights) -> Result<(), Error> {
+        if self.word.is(kind, rights) { Ok(()) } else { Err(self.why_not(kind)) }
     }
 
     /// Why a capability is not one to this type with the rights that were asked for.
@@ -267,8 +270,8 @@ pub struct Budget {
 
 impl Budget {
     /// Removing a capability, and what a mapping adds to it.
-    const REMOVE: u32 = 12;
-    const UNMAP: u32 = 6;
+    const REMOVE: u32 = 13;
+    const UNMAP: u32 = 11;
 
     /// That of a whole hold: the longest derivation and one removal, or six removals.
     pub const fn new() -> Budget {

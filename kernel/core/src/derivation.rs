@@ -71,14 +71,15 @@ pub fn first_descendant<L: Links>(links: &L, slot: u64) -> Option<u64> {
 /// Goes down from a slot to a leaf below it, along first descendants and at most `steps` of them, which it counts down. Answers where it
 /// came to.
 pub fn descend<L: Links>(links: &L, mut slot: u64, steps: &mut u32) -> u64 {
-    let (mut depth, mut left) = (links.depth(slot), *steps);
-    while left > 0 {
-        let next = links.next(slot);
-        if next == 0 || links.depth(next) <= depth {
+    let mut left = *steps;
+    let (mut next, mut depth) = (links.next(slot), links.depth(slot));
+    while left > 0 && next != 0 {
+        let (behind, deeper) = (links.next(next), links.depth(next));
+        if deeper <= depth {
             break;
         }
         left -= 1;
-        (slot, depth) = (next, links.depth(next));
+        (slot, next, depth) = (next, behind, deeper);
     }
     *steps = left;
     slot

@@ -10,7 +10,7 @@ use crate::{
     memory::{Obj, Object},
     percpu::Cpu,
 };
-use core::{cell::Cell, sync::atomic::Ordering::*};
+use core::cell::Cell;
 use moira_abi::{Error, ObjectType, Rights};
 
 /// An interrupt source: 128 bytes.
@@ -94,8 +94,7 @@ pub fn message(interrupt: Obj<Interrupt>, caller: Obj<Thread>) -> Result<(), Err
 pub fn retire(interrupt: Obj<Interrupt>) {
     if interrupt.vector.get() != 0 {
         interrupt.line.get().mask(true);
-        let home = crate::percpu::by_index(interrupt.header.home());
-        home.vectors[interrupt.vector.replace(0) as usize].store(0, Release);
+        crate::percpu::by_index(interrupt.header.home()).drop_vector(interrupt.vector.replace(0));
     }
     let target = Obj::from_ref(&interrupt.target);
     if !target.is_empty() {

@@ -418,11 +418,11 @@ fn cost(kind: ObjectType) -> u32 {
     match kind {
         ObjectType::CapTable => 0,
         // The most that the budget of a hold has after eight nested untypeds.
-        ObjectType::Thread => 52,
-        ObjectType::Vcpu => 46,
-        ObjectType::AddressSpace | ObjectType::Interrupt => 36,
-        ObjectType::SchedContext => 30,
-        _ => 25,
+        ObjectType::Thread => 58,
+        ObjectType::Vcpu => 50,
+        ObjectType::AddressSpace | ObjectType::Interrupt => 40,
+        ObjectType::SchedContext => 34,
+        _ => 29,
     }
 }
 
