@@ -37,13 +37,14 @@ const ZERO_STEP: u64 = 4096;
 mod phase {
     pub const IDLE: u8 = 0;
     pub const CAPS: u8 = 1;
-    pub const UNLINKED: u8 = 2;
-    pub const RETIRE: u8 = 3;
-    pub const AWAIT: u8 = 4;
-    pub const FLUSH: u8 = 5;
-    pub const GRACE: u8 = 6;
-    pub const MAIL: u8 = 7;
-    pub const ZERO: u8 = 8;
+    pub const UNLINK: u8 = 2;
+    pub const UNLINKED: u8 = 3;
+    pub const RETIRE: u8 = 4;
+    pub const AWAIT: u8 = 5;
+    pub const FLUSH: u8 = 6;
+    pub const GRACE: u8 = 7;
+    pub const MAIL: u8 = 8;
+    pub const ZERO: u8 = 9;
 }
 
 /// The control block.
@@ -251,9 +252,12 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         phase::IDLE => untyped.phase.set(phase::CAPS),
         phase::CAPS => {
             if cap::revoke_some(slot, &mut Budget::new()) {
-                untyped.grace.set(Grace::begin(cpu));
-                untyped.phase.set(phase::UNLINKED);
+                untyped.phase.set(phase::UNLINK);
             }
+        }
+        phase::UNLINK => {
+            untyped.grace.set(Grace::begin(cpu));
+            untyped.phase.set(phase::UNLINKED);
         }
         phase::UNLINKED => {
             // A CPU that read a capability before it was removed may still be about to link its object somewhere.
@@ -360,7 +364,8 @@ fn walk(
         let header = unsafe { Obj::<Header>::at(at) };
         match ObjectType::from_code(header.kind.load(Relaxed)) {
             None => {
-                // A gap before an aligned object.
+                // A gap before an aligned object: a step of its own costs more than one on the way to something.
+                budget.spend(1);
                 untyped.cursor.set(at + 64);
             }
             Some(ObjectType::Untyped) => {
