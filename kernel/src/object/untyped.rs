@@ -393,7 +393,7 @@ fn walk(
 
 fn without_mail(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
     if header.mail.load(Acquire) == 0 {
-        return Ok(budget.spend(5));
+        return Ok(budget.spend(7));
     }
     smp::collect(header.home());
     Err(Error::Retiring)
@@ -412,7 +412,7 @@ fn dead(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error
             Some(kind @ ObjectType::Thread) if budget.spend(cost(kind)) => thread::empty_slots(Obj::at(at)),
             Some(kind @ ObjectType::Vcpu) if budget.spend(cost(kind)) => vcpu::empty_slots(Obj::at(at)),
             Some(ObjectType::Thread | ObjectType::Vcpu) => return Ok(false),
-            _ => return Ok(budget.spend(6)),
+            _ => return Ok(budget.spend(8)),
         }
     }
     Ok(true)
@@ -432,13 +432,16 @@ fn cost(kind: ObjectType) -> u32 {
 }
 
 fn is_dead(header: Obj<Header>) -> bool {
-    let kind = header.kind.load(Relaxed);
-    if kind == ObjectType::Notification as u8 {
-        // SAFETY: the header says so.
-        return unsafe { Obj::<notification::Notification>::at(header.physical()) }.waiter().is_none();
+    match ObjectType::from_code(header.kind.load(Relaxed)) {
+        Some(ObjectType::Notification) => {
+            // SAFETY: the header says so.
+            unsafe { Obj::<notification::Notification>::at(header.physical()) }.waiter().is_none()
+        }
+        Some(ObjectType::Thread | ObjectType::SchedContext | ObjectType::Vcpu | ObjectType::Plan) => {
+            header.life() == life::DEAD
+        }
+        _ => true,
     }
-    let homed = [ObjectType::Thread, ObjectType::SchedContext, ObjectType::Vcpu, ObjectType::Plan];
-    !homed.iter().any(|homed| *homed as u8 == kind) || header.life() == life::DEAD
 }
 
 /// Retires one object: at once if it is inactive or lives here, else by a message to its home CPU.
