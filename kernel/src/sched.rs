@@ -14,7 +14,7 @@ use crate::{
         thread::{State, Thread, reg},
     },
     percpu::Cpu,
-    smp, switch, trace,
+    smp, switch, trace, wait,
 };
 use core::sync::atomic::Ordering::*;
 use moira_abi::{
@@ -135,7 +135,7 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     // The usual ends of a chain that is no chain.
     match thread.state.get() {
         State::Ready => Walked::Run(thread),
-        State::Receiving | State::Waiting if ipc::wakes(thread, now) => Walked::Run(thread),
+        State::Receiving | State::Waiting if wait::wakes(thread, now) => Walked::Run(thread),
         State::Receiving | State::Waiting => Walked::Blocked(thread, thread.deadline.get()),
         _ => walk_on(cpu, thread, now),
     }
@@ -159,7 +159,7 @@ fn walk_on(cpu: &Cpu, first: Obj<Thread>, now: u64) -> Walked {
                 ipc::Attempt::Busy(server) => thread = server,
             },
             State::Receiving | State::Waiting => {
-                if ipc::wakes(thread, now) {
+                if wait::wakes(thread, now) {
                     return Walked::Run(thread);
                 }
                 return Walked::Blocked(thread, thread.deadline.get());

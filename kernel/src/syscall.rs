@@ -12,7 +12,7 @@ use crate::{
         untyped, vcpu,
     },
     percpu::Cpu,
-    sched, smp, trace,
+    sched, smp, trace, wait,
 };
 use moira_abi::{Error, Method, Rights, Tag};
 
@@ -47,7 +47,7 @@ extern "C" fn syscall_run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread>
 /// `signal`, from `entry.s`.
 #[unsafe(no_mangle)]
 extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    checked(cpu, Method::Signal as u8, || ipc::signal(cpu, thread))
+    checked(cpu, Method::Signal as u8, || wait::signal(cpu, thread))
 }
 
 const _: () = {
@@ -77,8 +77,8 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     match Method::from_code(tag.low()) {
         Some(Method::Reply) => ipc::reply(cpu, thread, tag),
         Some(Method::Park) => ipc::park(cpu, thread),
-        Some(Method::Wait) => ipc::wait(cpu, thread),
-        Some(Method::Poll) => ipc::poll(thread),
+        Some(Method::Wait) => wait::wait(cpu, thread),
+        Some(Method::Poll) => wait::poll(thread),
         Some(method) => {
             let result = invoke(cpu, thread, method);
             match result {
@@ -91,10 +91,7 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
             }
             sched::resume(cpu, thread)
         }
-        None => {
-            thread.set_status(Err(Error::NoMethod));
-            thread
-        }
+        None => thread.done(Err(Error::NoMethod)),
     }
 }
 

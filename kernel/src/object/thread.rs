@@ -216,6 +216,15 @@ impl Thread {
     }
 }
 
+impl Obj<Thread> {
+    /// Answers its system call with a status. It runs on.
+    #[inline(always)]
+    pub fn done(self, result: Result<(), Error>) -> Obj<Thread> {
+        self.set_status(result);
+        self
+    }
+}
+
 /// Gives a thread one of its capabilities: number `index` of the caller's, if it is what belongs there.
 fn give(table: Obj<CapTable>, index: u64, slot: &Slot, kind: ObjectType, rights: Rights) -> Result<(), Error> {
     let from = cap::slot_of(table, index)?;

@@ -187,10 +187,7 @@ pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
             }
         }
         Ok(None) => thread,
-        Err(error) => {
-            thread.set_status(Err(error));
-            thread
-        }
+        Err(error) => thread.done(Err(error)),
     }
 }
 
