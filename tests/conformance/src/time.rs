@@ -285,11 +285,15 @@ fn windows(lab: &mut Lab, check: &mut Check) {
     check.equal("installed", Lab::CPU.install_plan(Some(plan)), Err(Error::Active));
     let begin = moira_sys::now();
     while moira_sys::now() - begin < cycle * 10 {}
-    let got = context(&puppet).consumed().map_or(0, |used| used.own);
-    // Where the TSC counts the host's other work too, only the wide bounds mean anything.
-    let counted = lab.option("clock") == Some("counted");
-    let (least, most) = if counted { (cycle * 2, cycle * 3) } else { (cycle / 2, cycle * 5) };
-    check.holds(&alloc::format!("a quarter of ten cycles: {got} of {}", cycle * 10), got > least && got < most);
+    let got = || context(&puppet).consumed().map_or(0, |used| used.own);
+    if lab.option("clock") == Some("counted") {
+        let got = got();
+        let a_quarter = got > cycle * 2 && got < cycle * 3;
+        check.holds(&alloc::format!("a quarter of ten cycles: {got} of {}", cycle * 10), a_quarter);
+    } else {
+        // Where the TSC counts the host's other work too, nothing but that its windows come means anything.
+        check.holds("its windows come", within(cycle * 1_000, || got() > cycle / 2));
+    }
     // The puppet dies: its window is slack, and the plan goes on.
     check.good("revoke", lab.arena.revoke_fully());
     let begin = moira_sys::now();
@@ -301,7 +305,16 @@ fn windows(lab: &mut Lab, check: &mut Check) {
     check.good("all of it", second.append(Lab::CONTEXT, 0, cycle));
     check.good("install", Lab::CPU.install_plan(Some(second)));
     check.holds("one at a time", matches!(Lab::CPU.install_plan(None), Err(Error::Again) | Ok(())));
+    check.holds("the first is free", within(cycle * 1_000, || plan.clear(cycle) != Err(Error::Active)));
+}
+
+/// Whether something comes to be so before so many ticks have passed.
+fn within(ticks: u64, mut so: impl FnMut() -> bool) -> bool {
     let begin = moira_sys::now();
-    while moira_sys::now() - begin < cycle * 2 {}
-    check.good("the first is free", plan.clear(cycle));
+    while !so() {
+        if moira_sys::now() - begin > ticks {
+            return false;
+        }
+    }
+    true
 }

@@ -43,6 +43,7 @@ pub struct Lab {
     status_frame: Frame,
     next: u32,
     keep: u32,
+    kept_addresses: Addresses,
     arena_free: u64,
     passed: u32,
     failed: u32,
@@ -81,6 +82,7 @@ impl Lab {
             status_frame: Frame::new(Slot::NONE),
             next: info.free_slot,
             keep: info.free_slot,
+            kept_addresses: Addresses::new(),
             arena_free: 0,
             passed: 0,
             failed: 0,
@@ -116,7 +118,7 @@ impl Lab {
         Lab::SPACE.map(shown, self.status, MapFlags::READ)?;
         self.status_frame = frame;
         self.register()?;
-        self.keep = self.next;
+        self.keep();
         Ok(())
     }
 
@@ -143,6 +145,13 @@ impl Lab {
     /// Keeps what was made since the last experiment.
     pub fn keep(&mut self) {
         self.keep = self.next;
+        self.kept_addresses = self.addresses.clone();
+    }
+
+    /// Gives out the addresses that were taken since [`Lab::keep`] once more, for a caller who knows that nothing is mapped there any
+    /// longer: the page tables are there already, so a long run takes no more memory for them.
+    pub fn reuse_addresses(&mut self) {
+        self.addresses = self.kept_addresses.clone();
     }
 
     /// Mapped zeroed memory that lasts; answers the address and its frames.

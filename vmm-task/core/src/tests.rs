@@ -7,7 +7,7 @@ use crate::state::{StatePage, WORDS, field, gpr};
 use crate::vm::{Ending, Orders, Parts, Processor, Vm, cr4_bits};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use moira_abi::Error;
-use moira_abi::vcpu::{Exit, PortIo, access, event, group, interruptibility, request};
+use moira_abi::vcpu::{Exit, PortIo, access, control_write, event, group, interruptibility, request};
 use proptest::prelude::*;
 use std::boxed::Box;
 use std::vec;
@@ -236,6 +236,22 @@ impl Processor for Late<'_, '_> {
 }
 
 #[test]
+fn reading_cr8_for_ever_is_progress() {
+    let memory = Memory::new();
+    let mut vm = memory.vm();
+    let mut cpu = Script::new(&memory);
+    for _ in 0..2_000 {
+        cpu = cpu.step(|page, _| {
+            at(page, 4);
+            page.set(field::QUALIFICATION, 8 | control_write::READ);
+            (Exit::ControlWrite, group::RIP | group::CONTROL)
+        });
+    }
+    let mut cpu = cpu.step(|_, _| (Exit::Shutdown, group::ALL));
+    assert_eq!(vm.run(&mut cpu), Ending::TripleFault);
+}
+
+#[test]
 fn what_an_exit_did_not_bring_the_next_one_brings() {
     let memory = Memory::new();
     let mut vm = memory.vm();
@@ -275,8 +291,9 @@ fn an_unknown_register_faults_and_an_instruction_that_cannot_be_read_ends_the_ma
             (Exit::MsrRead, group::RIP)
         })
         .step(|page, masks| {
-            assert_eq!(masks & (group::RIP | group::INJECT), group::INJECT);
+            assert_eq!(masks & (group::RIP | group::INJECT), group::RIP | group::INJECT);
             assert_eq!(page.get(field::INJECT), event::VALID | event::EXCEPTION | event::HAS_CODE | 13);
+            assert_eq!((page.get(field::RIP), page.get(field::RFLAGS)), (0x1000, 0x1_0202), "a fault sets RF");
             at(page, 0);
             (Exit::Hypercall, group::RIP)
         });

@@ -151,6 +151,12 @@ impl Fabric {
         if l.nmi_pending() { Some(Interrupt::Nmi) } else { self.maskable_pending(vcpu).then_some(Interrupt::Maskable) }
     }
 
+    /// Whether the vCPU's APIC is there: IA32_APIC_BASE.EN.
+    #[must_use]
+    pub fn has_apic(&self, vcpu: usize) -> bool {
+        self.apics.get(vcpu).is_some_and(|l| l.hardware_enabled())
+    }
+
     /// Whether a maskable interrupt waits for a vCPU, whatever NMIs do.
     #[must_use]
     #[inline]

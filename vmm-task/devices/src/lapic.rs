@@ -1,10 +1,14 @@
-//! One local APIC: registers, priorities, timer (SDM 3A, chapter 11).
+//! One local APIC (SDM 3A, chapter 11): priorities and acceptance here, the timer and the registers in files of their own.
 //!
 //! The same state is shown as the xAPIC page (offsets) and as x2APIC MSRs. What concerns other processors, sending
 //! and matching of interrupt messages, is in [`crate::apic_bus`].
 
+mod registers;
+mod timer;
+
+pub use timer::ApicClocks;
+
 use crate::bits::VectorSet;
-use crate::time::Rate;
 
 /// IA32_APIC_BASE: this is the boot processor.
 pub const BASE_BSP: u64 = 1 << 8;
@@ -18,8 +22,6 @@ const LVT_MASK: u32 = 1 << 16;
 const ESR_SEND_ILLEGAL: u32 = 1 << 5;
 const ESR_RECEIVE_ILLEGAL: u32 = 1 << 6;
 const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
-/// A guest that sets a shorter period than it can live with still gets some time to run.
-const MIN_PERIOD_NS: u64 = 10_000;
 
 /// The guest tried what raises #GP(0) in x2APIC mode or on the base MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +45,6 @@ pub enum Lvt {
     Error = 5,
 }
 
-/// Bits that may be set in each LVT entry.
-const LVT_WRITABLE: [u32; 6] = [0x0007_00FF, 0x0001_07FF, 0x0001_07FF, 0x0001_A7FF, 0x0001_A7FF, 0x0001_00FF];
-
 /// What a register write means for the rest of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
@@ -64,15 +63,6 @@ pub enum CpuEvent {
     Init,
     /// Start in real mode at `vector << 12`.
     Startup(u8),
-}
-
-/// Frequencies that a local APIC knows.
-#[derive(Clone, Copy, Debug)]
-pub struct ApicClocks {
-    /// The timer's input, before the divider.
-    pub timer: Rate,
-    /// The guest's TSC, which is 0 at `now` = 0.
-    pub tsc: Rate,
 }
 
 /// A local APIC.
@@ -101,7 +91,8 @@ pub struct Lapic {
     tsc_offset: u64,
     /// When the timer fires next.
     deadline: Option<u64>,
-    nmi: bool,
+    /// NMIs that wait: two at most, as one is taken at once and another one latched meanwhile (SDM 7.7).
+    nmis: u8,
     init: bool,
     startup: Option<u8>,
     waits_for_startup: bool,
@@ -132,7 +123,7 @@ impl Lapic {
             tsc_deadline: 0,
             tsc_offset: 0,
             deadline: None,
-            nmi: false,
+            nmis: 0,
             init: false,
             startup: None,
             waits_for_startup: !boot,
@@ -282,19 +273,26 @@ impl Lapic {
 
     /// An NMI arrives.
     pub fn request_nmi(&mut self) {
-        self.nmi = true;
+        self.nmis = (self.nmis + 1).min(2);
     }
 
     /// Whether an NMI waits.
     #[must_use]
     #[inline]
     pub fn nmi_pending(&self) -> bool {
-        self.nmi
+        self.nmis != 0
     }
 
-    /// Takes the waiting NMI.
+    /// Takes a waiting NMI.
     pub fn take_nmi(&mut self) -> bool {
-        core::mem::take(&mut self.nmi)
+        let waits = self.nmi_pending();
+        self.nmis = self.nmis.saturating_sub(1);
+        waits
+    }
+
+    /// The processor is in its handler of an NMI, where it latches one more.
+    pub fn latch_nmis(&mut self) {
+        self.nmis = self.nmis.min(1);
     }
 
     /// INIT arrives.
@@ -302,7 +300,7 @@ impl Lapic {
         self.reset_registers();
         // The boot processor starts at its reset vector, the others wait (SDM 3A, 9.1).
         let boot = self.base & BASE_BSP != 0;
-        (self.init, self.startup, self.nmi, self.waits_for_startup) = (true, None, false, !boot);
+        (self.init, self.startup, self.nmis, self.waits_for_startup) = (true, None, 0, !boot);
     }
 
     /// A start-up message arrives; it is lost unless the processor waits for one.
@@ -346,7 +344,7 @@ impl Lapic {
             0 => {
                 self.request(v as u8, false);
             }
-            4 => self.nmi = true,
+            4 => self.request_nmi(),
             _ => {}
         }
     }
@@ -387,177 +385,6 @@ impl Lapic {
         let Some(vector) = self.isr.highest() else { return Written::Nothing };
         self.isr.remove(vector);
         if self.tmr.contains(vector) { Written::Eoi(vector) } else { Written::Nothing }
-    }
-
-    fn timer_mode(&self) -> u32 {
-        self.lvt[0] >> 17 & 3
-    }
-
-    /// Ticks of the timer's input for `count` counts.
-    fn input_ticks(&self, count: u32) -> u64 {
-        // Bits 3, 1, 0: 0 is 2, …, 6 is 128, 7 is 1.
-        let code = ((self.divide & 3 | self.divide >> 1 & 4) + 1) & 7;
-        u64::from(count) << code
-    }
-
-    fn arm(&mut self, now: u64, clocks: &ApicClocks) {
-        self.deadline = match self.timer_mode() {
-            0 | 1 if self.initial != 0 => {
-                self.started = now;
-                let ns = clocks.timer.ns_at(self.input_ticks(self.initial));
-                Some(now.saturating_add(if self.timer_mode() == 1 { ns.max(MIN_PERIOD_NS) } else { ns }))
-            }
-            2 if self.tsc_deadline != 0 => {
-                // A deadline before the clock's beginning has passed.
-                let at = i128::from(self.tsc_deadline) - i128::from(self.tsc_offset as i64);
-                Some(if at <= 0 { now } else { clocks.tsc.ns_at(u64::try_from(at).unwrap_or(u64::MAX)) })
-            }
-            _ => None,
-        };
-    }
-
-    fn current_count(&self, now: u64, clocks: &ApicClocks) -> u32 {
-        if self.timer_mode() > 1 || self.deadline.is_none() {
-            return 0;
-        }
-        let total = self.input_ticks(self.initial);
-        let mut passed = clocks.timer.ticks(now.saturating_sub(self.started));
-        if self.timer_mode() == 1 && total != 0 {
-            passed %= total;
-        }
-        let shift = self.input_ticks(1).trailing_zeros();
-        (total.saturating_sub(passed) >> shift) as u32
-    }
-
-    /// When the timer fires next.
-    #[must_use]
-    #[inline]
-    pub fn next_deadline(&self) -> Option<u64> {
-        self.deadline
-    }
-
-    /// Lets the timer fire if its time has come; says whether it did.
-    pub fn poll(&mut self, now: u64, clocks: &ApicClocks) -> bool {
-        let Some(at) = self.deadline.filter(|&at| now >= at) else { return false };
-        self.deadline = None;
-        match self.timer_mode() {
-            1 => {
-                // Missed periods count as one; the phase is kept.
-                let period = clocks.timer.ns(self.input_ticks(self.initial)).max(MIN_PERIOD_NS);
-                let late = (now - at) / period;
-                self.started = at.saturating_add(late * period);
-                self.deadline = Some(self.started.saturating_add(period).max(now + 1));
-            }
-            2 => self.tsc_deadline = 0,
-            _ => {}
-        }
-        self.assert_lvt(Lvt::Timer);
-        true
-    }
-
-    /// Reads IA32_TSC_DEADLINE.
-    #[must_use]
-    pub fn tsc_deadline(&self) -> u64 {
-        if self.timer_mode() == 2 { self.tsc_deadline } else { 0 }
-    }
-
-    /// Writes IA32_TSC_DEADLINE; ignored unless the timer is in that mode.
-    pub fn set_tsc_deadline(&mut self, value: u64, now: u64, clocks: &ApicClocks) {
-        if self.timer_mode() == 2 {
-            self.tsc_deadline = value;
-            self.arm(now, clocks);
-        }
-    }
-
-    /// The guest has moved its TSC (by IA32_TSC or IA32_TSC_ADJUST): from now on it is `offset` (modulo 2^64) more
-    /// than the clock says. An armed deadline moves with it.
-    pub fn set_tsc_offset(&mut self, offset: u64, now: u64, clocks: &ApicClocks) {
-        self.tsc_offset = offset;
-        if self.timer_mode() == 2 {
-            self.arm(now, clocks);
-        }
-    }
-
-    /// Reads the register at `offset` of the xAPIC page (a multiple of 10h), or x2APIC MSR 800h + offset / 10h.
-    /// `None`: there is no such register.
-    #[must_use]
-    pub fn read_register(&self, offset: u32, now: u64, clocks: &ApicClocks) -> Option<u32> {
-        let set = |s: &VectorSet| s.word((offset >> 4 & 7) as usize);
-        Some(match offset {
-            0x020 if self.x2apic() => self.id,
-            0x020 => self.id << 24,
-            0x030 => 0x0005_0014,
-            0x080 => u32::from(self.tpr),
-            0x0A0 => u32::from(self.ppr()),
-            0x0D0 => self.ldr,
-            0x0E0 if !self.x2apic() => self.dfr,
-            0x0F0 => self.svr,
-            0x100..=0x170 => set(&self.isr),
-            0x180..=0x1F0 => set(&self.tmr),
-            0x200..=0x270 => set(&self.irr),
-            0x280 => self.esr,
-            0x300 => self.icr as u32,
-            0x310 if !self.x2apic() => (self.icr >> 32) as u32,
-            0x320..=0x370 => self.lvt[(offset as usize >> 4) - 0x32],
-            0x380 => self.initial,
-            0x390 => self.current_count(now, clocks),
-            0x3E0 => self.divide,
-            _ => return None,
-        })
-    }
-
-    /// Writes a register named as in [`Self::read_register`]. `None`: there is no such writable register.
-    pub fn write_register(&mut self, offset: u32, v: u32, now: u64, clocks: &ApicClocks) -> Option<Written> {
-        match offset {
-            0x020 if !self.x2apic() => {}
-            0x080 => self.tpr = v as u8,
-            0x0B0 => return Some(self.end_of_interrupt()),
-            0x0D0 if !self.x2apic() => self.ldr = v & 0xFF00_0000,
-            0x0E0 if !self.x2apic() => self.dfr = v | 0x0FFF_FFFF,
-            0x0F0 => {
-                self.svr = v & 0x3FF;
-                if v & SVR_ENABLE == 0 {
-                    for e in &mut self.lvt {
-                        *e |= LVT_MASK;
-                    }
-                }
-            }
-            0x280 => self.esr = core::mem::take(&mut self.esr_next),
-            0x300 => {
-                self.icr = self.icr & !0xFFFF_FFFF | u64::from(v & 0x000C_CFFF);
-                return Some(Written::Command);
-            }
-            0x310 if !self.x2apic() => self.icr = self.icr & 0xFFFF_FFFF | u64::from(v & 0xFF00_0000) << 32,
-            0x320..=0x370 => self.write_lvt((offset as usize >> 4) - 0x32, v, now, clocks),
-            0x380 => {
-                if self.timer_mode() != 2 {
-                    self.initial = v;
-                    self.arm(now, clocks);
-                }
-            }
-            0x3E0 => {
-                self.divide = v & 0xB;
-                if self.timer_mode() < 2 && self.deadline.is_some() {
-                    self.arm(now, clocks);
-                }
-            }
-            _ => return None,
-        }
-        Some(Written::Nothing)
-    }
-
-    fn write_lvt(&mut self, index: usize, v: u32, now: u64, clocks: &ApicClocks) {
-        let Some(writable) = LVT_WRITABLE.get(index) else { return };
-        let old_mode = self.timer_mode();
-        self.lvt[index] = v & writable | if self.svr & SVR_ENABLE == 0 { LVT_MASK } else { 0 };
-        if index == Lvt::Timer as usize && self.timer_mode() != old_mode {
-            // A change to or from deadline mode disarms the timer; between the other two the count goes on.
-            if self.timer_mode() >= 2 || old_mode >= 2 {
-                (self.initial, self.tsc_deadline, self.deadline) = (0, 0, None);
-            } else if self.deadline.is_some() {
-                self.arm(now, clocks);
-            }
-        }
     }
 
     /// An access outside the registers was made.

@@ -34,6 +34,7 @@ pub mod pic;
 pub mod pit;
 pub mod platform;
 pub mod rtc;
+pub mod test_device;
 #[cfg(test)]
 mod test_memory;
 pub mod time;

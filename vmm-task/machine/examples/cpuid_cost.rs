@@ -25,6 +25,10 @@ fn main() {
     };
     let table = CpuidTable::new(&config, 0, &|_, _| Leaf::new(u32::MAX, 0x6874_7541, 0x444D_4163, 0x6974_6E65));
     for _ in 0..count {
-        black_box(table.answer(black_box(leaf), black_box(0), Live { osxsave: black_box(true), xcr0: black_box(7) }));
+        black_box(table.answer(
+            black_box(leaf),
+            black_box(0),
+            Live { osxsave: black_box(true), xcr0: black_box(7), apic: true },
+        ));
     }
 }

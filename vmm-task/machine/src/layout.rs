@@ -46,18 +46,20 @@ pub const BDA_EBDA_SEGMENT: u64 = 0x40E;
 /// BIOS data area word with the kilobytes of conventional memory.
 pub const BDA_CONVENTIONAL_KIB: u64 = 0x413;
 
+/// First byte of what loaders put into conventional memory: its top, because kernels for the bottom of memory exist.
+pub const BOOT_BASE: u64 = 0x8_1000;
 /// Where loaders put the initial GDT.
-pub const BOOT_GDT: u64 = 0x1000;
-/// Linux `boot_params` (one page), or the PVH start information.
-pub const BOOT_INFO: u64 = 0x2000;
+pub const BOOT_GDT: u64 = BOOT_BASE;
+/// Linux `boot_params` (one page), or the start information of PVH or Multiboot.
+pub const BOOT_INFO: u64 = 0x8_2000;
 /// Initial page tables: PML4, PDPT and four page directories.
-pub const BOOT_PAGE_TABLES: u64 = 0x4000;
+pub const BOOT_PAGE_TABLES: u64 = 0x8_4000;
 /// Command line.
-pub const BOOT_CMDLINE: u64 = 0x1_0000;
+pub const BOOT_CMDLINE: u64 = 0x9_0000;
 /// Most bytes a command line may take with its terminating zero.
-pub const BOOT_CMDLINE_MAX: u64 = 0x1_0000;
-/// First byte above all that loaders put into conventional memory.
-pub const BOOT_END: u64 = BOOT_CMDLINE + BOOT_CMDLINE_MAX;
+pub const BOOT_CMDLINE_MAX: u64 = 0xF000;
+/// First byte of conventional memory where an image may lie: below are the interrupt vectors and the BIOS data area.
+pub const LOADABLE_BASE: u64 = 0x1000;
 /// Initial stack of guests whose boot protocol promises none; it grows down from here.
 pub const BOOT_STACK_TOP: u64 = 0x8_0000;
 

@@ -169,6 +169,7 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
             if check.good("cleaning up", cleaned).is_none() {
                 return;
             }
+            lab.reuse_addresses();
             check.equal("the arena is whole", lab.arena.info().map(|info| info.free), Ok(1 << moira_lab::ARENA_BITS));
             let built = build(lab, stack + 4 * 4096);
             let Some(attacker) = check.good("a new world", built) else { return };

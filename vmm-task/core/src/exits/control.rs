@@ -97,7 +97,7 @@ pub(super) fn control(vm: &mut Vm<'_>) -> Next {
         };
         vm.page.set_gpr(found.general.into(), value);
         vm.advance(found.length);
-        return Next::Again;
+        return Next::Enter;
     }
     let value = vm.page.gpr(found.general.into());
     match found.register {

@@ -68,17 +68,23 @@ pub(crate) fn cpuid(vm: &mut Vm<'_>) -> Next {
 
 #[inline(never)]
 fn ask(vm: &mut Vm<'_>, leaf: u64, subleaf: u64, place: usize) -> Option<Leaf> {
-    let shows_state = matches!(leaf, 1 | 0xd);
+    let shows_state = matches!(leaf, 1 | 0xd | 0x8000_0001);
     let mut live = Live::default();
     if shows_state {
         if !vm.needs(group::CONTROL | group::TSC_XCR) {
             return None;
         }
-        live = Live { osxsave: vm.page.get(field::CR4) & CR4_OSXSAVE != 0, xcr0: vm.page.get(field::XCR0) };
+        live = Live {
+            osxsave: vm.page.get(field::CR4) & CR4_OSXSAVE != 0,
+            xcr0: vm.page.get(field::XCR0),
+            apic: vm.board().has_apic(vm.index),
+        };
     }
     let answer = vm.cpuid.answer(leaf as u32, subleaf as u32, live);
     // Intel answers leaves beyond the last with the last basic one, which may be the one that shows state.
-    if !shows_state && vm.cpuid.answer(leaf as u32, subleaf as u32, Live { osxsave: true, xcr0: u64::MAX }) == answer {
+    if !shows_state
+        && vm.cpuid.answer(leaf as u32, subleaf as u32, Live { osxsave: true, xcr0: u64::MAX, apic: true }) == answer
+    {
         vm.answers.asked[place] = (leaf, subleaf);
         vm.answers.given[place] = answer;
     }
@@ -157,7 +163,7 @@ pub(crate) fn hypercall(vm: &mut Vm<'_>) -> Next {
 
 fn nmi_window(vm: &mut Vm<'_>) -> Next {
     if vm.event.is_none() && vm.board().take_nmi(vm.index) {
-        vm.event = crate::event::Event::nmi();
+        vm.inject_nmi();
     }
     Next::Enter
 }

@@ -5,6 +5,7 @@ use crate::acpi_pm;
 use crate::i8042;
 use crate::pci::{BarKind, Context, ones};
 use crate::platform as p;
+use crate::test_device;
 use crate::traits::GuestMemory;
 
 impl Board {
@@ -65,6 +66,7 @@ impl Board {
             }
             port::RESET => self.pm.read_reset(),
             port::DEBUG_EXIT => 0,
+            port::TEST => self.test.read(number),
             _ => 0xFF,
         }
     }
@@ -99,6 +101,15 @@ impl Board {
                 self.flush(now);
                 return Action::DebugExit(value & ones(size));
             }
+            port::TEST_LINE => {
+                let (line, level) = ((number - test_device::LINES) as u8, value & ones(size) != 0);
+                if line < 16 {
+                    self.fabric.set_isa(line, level)
+                } else {
+                    self.fabric.set_gsi(line, level)
+                }
+                return Action::None;
+            }
             o if o >= port::BAR => {
                 self.io_bar_write(o & 0x7F, number, size, value, now, memory);
                 return Action::None;
@@ -118,6 +129,7 @@ impl Board {
     fn byte_write(&mut self, number: u16, v: u8, now: u64) -> Action {
         match self.ports.lookup(number) {
             port::PIC => self.fabric.write_pic(number, v),
+            port::TEST => self.test.write(number, v),
             port::PIT => {
                 self.pit.write(number, v, now);
                 self.deadline_stale = true;
@@ -221,6 +233,7 @@ impl Board {
                 let mut c = Context { now, memory, msi: &mut self.fabric };
                 u64::from(self.pci.ecam_read(offset, size.min(4), &mut c))
             }
+            Some((Mmio::Test, offset)) => self.test.memory_read(offset, size),
             None => u64::MAX,
         }
     }
@@ -252,6 +265,7 @@ impl Board {
                 let (slot, effect) = self.pci.ecam_write(offset, size.min(4), value as u32, &mut c);
                 self.config_changed(slot, effect);
             }
+            Some((Mmio::Test, offset)) => self.test.memory_write(offset, size, value),
             None => {}
         }
     }

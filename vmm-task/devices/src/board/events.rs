@@ -187,6 +187,12 @@ impl Board {
         self.fabric.pending(vcpu)
     }
 
+    /// Whether the vCPU's APIC is there: IA32_APIC_BASE.EN.
+    #[must_use]
+    pub fn has_apic(&self, vcpu: usize) -> bool {
+        self.fabric.has_apic(vcpu)
+    }
+
     /// Whether a maskable interrupt waits for a vCPU, whatever NMIs do.
     #[must_use]
     #[inline]

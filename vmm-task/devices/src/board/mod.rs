@@ -25,6 +25,7 @@ use crate::pci::{BARS, BarKind, ConfigEffect, PciBus, PciFunction, SLOTS};
 use crate::pit::Pit;
 use crate::platform as p;
 use crate::rtc::Rtc;
+use crate::test_device::{self, TestDevice};
 use crate::traits::ConsoleBackend;
 use crate::uart::Uart;
 use alloc::boxed::Box;
@@ -83,6 +84,8 @@ mod port {
     pub const APM: u8 = 12;
     pub const RESET: u8 = 13;
     pub const FW_CFG: u8 = 14;
+    pub const TEST: u8 = 15;
+    pub const TEST_LINE: u8 = 16;
     pub const BAR: u8 = 0x80;
 }
 
@@ -92,6 +95,7 @@ enum Mmio {
     IoApic,
     Hpet,
     Ecam,
+    Test,
     Bar { slot: u8, bar: u8 },
 }
 
@@ -106,6 +110,7 @@ pub struct Board {
     pm: AcpiPm,
     debug: DebugPorts,
     fw_cfg: FwCfg,
+    test: TestDevice,
     pci: PciBus,
     ports: PortMap,
     mmio: MmioMap<Mmio>,
@@ -145,6 +150,7 @@ impl Board {
             pm: AcpiPm::new(),
             debug: DebugPorts::new(),
             fw_cfg: FwCfg::new(config.apic_ids.len() as u16),
+            test: TestDevice::new(),
             pci,
             ports: PortMap::new(),
             mmio: MmioMap::default(),
@@ -163,7 +169,12 @@ impl Board {
         board.claim_ports();
         // The map is empty, so these cannot meet other ranges.
         let _ = board.mmio.claim(p::IOAPIC_BASE, p::IOAPIC_SIZE, Mmio::IoApic);
-        if !board.without_firmware {
+        if board.without_firmware {
+            // Test payloads come without firmware, which has its own use for these addresses.
+            board.ports.claim(test_device::PORTS, test_device::PORT_COUNT, port::TEST);
+            board.ports.claim(test_device::LINES, test_device::LINE_COUNT, port::TEST_LINE);
+            let _ = board.mmio.claim(test_device::MEMORY, test_device::MEMORY_SIZE, Mmio::Test);
+        } else {
             let _ = board.mmio.claim(p::HPET_BASE, p::HPET_SIZE, Mmio::Hpet);
         }
         board.map_ecam();
@@ -336,6 +347,7 @@ impl Board {
         self.pm = AcpiPm::new();
         self.rtc.reset();
         self.fw_cfg.reset();
+        self.test = TestDevice::new();
         (self.port_92, self.apm_status, self.intx) = (2, 0, 0);
         self.pci.reset();
         (self.next_mmio, self.next_io) = (p::PCI_MMIO_BASE, p::PCI_IO_BASE);

@@ -191,8 +191,8 @@ fn wrong_images_have_errors() {
     let mut bad = good.clone();
     bad[NOTE_AT + 18] = 0xFF;
     assert!(matches!(try_pvh(&bad), ElfError::EntryOutside { .. }));
-    assert!(matches!(try_pvh(&elf64(0x1000, &[0xF4], 0x1000)), ElfError::SegmentDoesNotFit { .. }));
-    assert!(matches!(try_pvh(&elf64(0x9_0000, &[0xF4], 0x2_0000)), ElfError::SegmentDoesNotFit { .. }));
+    assert!(matches!(try_pvh(&elf64(0xF00, &[0xF4], 0x1000)), ElfError::SegmentDoesNotFit { .. }));
+    assert!(matches!(try_pvh(&elf64(0x7_0000, &[0xF4], 0x2_0000)), ElfError::SegmentDoesNotFit { .. }));
     assert!(matches!(try_pvh(&elf64(0x20_0000, &[0xF4], 1 << 40)), ElfError::SegmentDoesNotFit { .. }));
     assert!(matches!(try_pvh(&elf64(u64::MAX, &[0xF4], 2)), ElfError::SegmentDoesNotFit { .. }));
     assert_eq!(try_pvh(&elf64(0x20_0000, &[0xF4, 0xF4], 1)), ElfError::SegmentOutsideFile { index: 0 });

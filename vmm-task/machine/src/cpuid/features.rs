@@ -99,3 +99,11 @@ pub const X21_EAX: u32 = bits(&[2, 6]);
 pub fn set_osxsave(leaf1: &mut Leaf, on: bool) {
     leaf1.ecx = if on { leaf1.ecx | OSXSAVE } else { leaf1.ecx & !OSXSAVE };
 }
+
+/// Hides the APIC of leaf 1 or 80000001h unless it is on.
+pub fn set_apic(features: &mut Leaf, on: bool) {
+    const APIC: u32 = 1 << 9;
+    if !on {
+        features.edx &= !APIC;
+    }
+}

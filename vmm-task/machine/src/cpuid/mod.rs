@@ -88,6 +88,8 @@ pub struct Live {
     pub osxsave: bool,
     /// XCR0.
     pub xcr0: u64,
+    /// IA32_APIC_BASE.EN: leaves 1 and 80000001h show an APIC only then (SDM 13.4.3, APM 2 16.3.2).
+    pub apic: bool,
 }
 
 /// First basic leaf of each of the three ranges.
@@ -96,6 +98,8 @@ pub const BASIC: u32 = 0;
 pub const HYPERVISOR: u32 = 0x4000_0000;
 /// First extended leaf.
 pub const EXTENDED: u32 = 0x8000_0000;
+/// AMD's extended features, which repeat those of leaf 1.
+const AMD_FEATURES: u32 = 0x8000_0001;
 /// Our signature in EBX, ECX, EDX of [`HYPERVISOR`].
 pub const SIGNATURE: [u8; 12] = *b"MoiraMoira  ";
 
@@ -184,7 +188,11 @@ impl CpuidTable {
         }
         let mut answer = self.leaves.get(usize::from(slot.first) + index as usize).copied().unwrap_or_default();
         match leaf {
-            1 => features::set_osxsave(&mut answer, live.osxsave),
+            1 => {
+                features::set_osxsave(&mut answer, live.osxsave);
+                features::set_apic(&mut answer, live.apic);
+            }
+            AMD_FEATURES => features::set_apic(&mut answer, live.apic),
             0xD => self.areas.set_current_size(&mut answer, subleaf, live.xcr0),
             _ => {}
         }

@@ -44,7 +44,7 @@ fn table(vendor: Vendor, cpus: u32, apic_id: u32) -> CpuidTable {
 }
 
 fn ask(table: &CpuidTable, leaf: u32, subleaf: u32) -> Leaf {
-    table.answer(leaf, subleaf, Live { osxsave: false, xcr0: 1 })
+    table.answer(leaf, subleaf, Live { osxsave: false, xcr0: 1, apic: true })
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn topology_leaves_agree() {
 #[test]
 fn xsave_sizes_follow_xcr0() {
     let t = table(Vendor::Intel, 1, 0);
-    let size = |xcr0| t.answer(0xD, 0, Live { osxsave: true, xcr0 }).ebx;
+    let size = |xcr0| t.answer(0xD, 0, Live { osxsave: true, xcr0, apic: true }).ebx;
     assert_eq!((size(1), size(3), size(7), size(XCR0)), (576, 576, 832, 2688));
     let zero = ask(&t, 0xD, 0);
     assert_eq!((zero.eax, zero.ecx, zero.edx), (XCR0 as u32, 2688, 0));
@@ -141,8 +141,8 @@ fn xsave_sizes_follow_xcr0() {
     assert_eq!(ask(&t, 0xD, 9), Leaf::default(), "PKRU");
     assert_eq!(ask(&t, 0xD, 7).ecx, 2, "alignment passes");
     // 576 + 256, then 64 and 512 packed, then 1024 aligned to 64.
-    assert_eq!(t.answer(0xD, 1, Live { osxsave: true, xcr0: XCR0 }).ebx, 832 + 64 + 512 + 1024);
-    let one = |osxsave| t.answer(1, 0, Live { osxsave, xcr0: 7 }).ecx >> 27 & 1;
+    assert_eq!(t.answer(0xD, 1, Live { osxsave: true, xcr0: XCR0, apic: true }).ebx, 832 + 64 + 512 + 1024);
+    let one = |osxsave| t.answer(1, 0, Live { osxsave, xcr0: 7, apic: true }).ecx >> 27 & 1;
     assert_eq!((one(false), one(true)), (0, 1));
 }
 
@@ -205,7 +205,7 @@ proptest! {
         let t = CpuidTable::new(&c, apic, &host);
         for leaf in [leaf, leaf & 0x1F, EXTENDED | leaf & 0x1F, 0xD, 1] {
             for subleaf in [subleaf, subleaf & 0x1F] {
-                let _ = t.answer(leaf, subleaf, Live { osxsave: true, xcr0 });
+                let _ = t.answer(leaf, subleaf, Live { osxsave: true, xcr0, apic: true });
             }
         }
         prop_assert_eq!(ask(&t, 1, 0).ecx & 1, host(1, 0).ecx & u32::from(host(0, 0).eax >= 1));

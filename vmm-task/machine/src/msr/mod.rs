@@ -44,6 +44,8 @@ pub mod number {
     pub const GS_BASE: u32 = 0xC000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xC000_0102;
     pub const TSC_AUX: u32 = 0xC000_0103;
+    pub const K7_PERFORMANCE_FIRST: u32 = 0xC001_0000;
+    pub const K7_PERFORMANCE_LAST: u32 = 0xC001_0007;
     pub const SYSCFG: u32 = 0xC001_0010;
     pub const HWCR: u32 = 0xC001_0015;
     pub const NB_CFG: u32 = 0xC001_001F;
@@ -190,8 +192,8 @@ const FEATURE_CONTROL_LOCKED: u64 = 1;
 const MICROCODE: u64 = 0xFFFF_FFFF;
 /// Fast strings; no branch trace store, no PEBS.
 const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
-/// Fast strings, limit CPUID (ignored), disable NX (ignored): what a guest may write.
-const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 22 | 1 << 34;
+/// Fast strings, thermal control, SpeedStep, MONITOR, limit of CPUID, xTPR, disable NX: what a guest may write, without effect.
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// LBR and BTF are accepted and do nothing: guests write them without asking.
 const DEBUGCTL_IGNORED: u64 = 0b11;
 /// The TSC counts at the P0 frequency; Linux calls a processor without it a firmware bug.
@@ -280,11 +282,14 @@ impl MsrPolicy {
             DEBUGCTL => Some(0),
             PLATFORM_ID if self.intel() => Some(0),
             FEATURE_CONTROL if self.intel() => Some(FEATURE_CONTROL_LOCKED),
-            MISC_ENABLE if self.intel() => Some(self.misc_enable),
+            // Not on AMD's processors, but test payloads for virtual machines touch it on both.
+            MISC_ENABLE => Some(self.misc_enable),
             ARCH_CAPABILITIES if self.intel() => self.config.arch_capabilities,
             SYSCFG if !self.intel() => Some(self.syscfg),
             HWCR if !self.intel() => Some(self.hwcr),
             NB_CFG if !self.intel() => Some(self.nb_cfg),
+            // Every AMD processor has these four counters, and guests touch them unasked: they never count.
+            K7_PERFORMANCE_FIRST..=K7_PERFORMANCE_LAST if !self.intel() => Some(0),
             // No C1E by SMI, no memory encryption.
             INT_PENDING | SEV_STATUS if !self.intel() => Some(0),
             DE_CFG if !self.intel() => Some(DE_CFG_LFENCE),
@@ -312,7 +317,7 @@ impl MsrPolicy {
             MICROCODE_REVISION => true,
             MCG_STATUS => store(&mut self.mcg_status, value, 0b111),
             DEBUGCTL => value & !DEBUGCTL_IGNORED == 0,
-            MISC_ENABLE if self.intel() => {
+            MISC_ENABLE => {
                 let fixed = MISC_ENABLE_RESET & !MISC_ENABLE_WRITABLE;
                 store(&mut self.misc_enable, value | fixed, MISC_ENABLE_WRITABLE | fixed)
             }
@@ -326,7 +331,7 @@ impl MsrPolicy {
                 self.nb_cfg = value;
                 true
             }
-            DE_CFG | INT_PENDING if !self.intel() => true,
+            DE_CFG | INT_PENDING | K7_PERFORMANCE_FIRST..=K7_PERFORMANCE_LAST if !self.intel() => true,
             _ => self.mtrr.write(msr, value),
         };
         if accepted { Write::Done } else { Write::Fault }

@@ -23,11 +23,12 @@ fn every_listed_register_reads() {
     common.extend(0x200..=0x20F);
     common.extend([0x250, 0x258, 0x259]);
     common.extend(0x268..=0x26F);
+    common.push(0x1A0);
     common.extend(0x800..=0x83F);
     common.extend(0xC000_0080..=0xC000_0084);
     common.extend(0xC000_0100..=0xC000_0103);
-    let intel = [0x3A, 0x1A0, 0x10A, 0x17];
-    let amd = [0xC001_0010, 0xC001_0015, 0xC001_001F, 0xC001_0055, 0xC001_0131, 0xC001_1029];
+    let intel = [0x3A, 0x10A, 0x17];
+    let amd = [0xC001_0000, 0xC001_0007, 0xC001_0010, 0xC001_0015, 0xC001_001F, 0xC001_0055, 0xC001_0131, 0xC001_1029];
     for vendor in [Vendor::Intel, Vendor::Amd] {
         let p = policy(vendor);
         for &msr in &common {
@@ -39,22 +40,7 @@ fn every_listed_register_reads() {
             }
         }
         // Performance counters, thermal, machine-check banks, XSS, VM_CR, VMX capabilities.
-        for msr in [
-            0xC1,
-            0xC2,
-            0xE7,
-            0xE8,
-            0x186,
-            0x38D,
-            0x19C,
-            0x400,
-            0x480,
-            0xDA0,
-            0xC001_0000,
-            0xC001_0114,
-            0xC001_0117,
-            0x49,
-        ] {
+        for msr in [0xC1, 0xC2, 0xE7, 0xE8, 0x186, 0x38D, 0x19C, 0x400, 0x480, 0xDA0, 0xC001_0114, 0xC001_0117, 0x49] {
             assert_eq!(p.read(msr), Read::Fault, "{msr:#x}");
         }
     }

@@ -10,6 +10,7 @@ use super::{TF, vmcb};
 
 /// Exit codes (APM 2 appendix C) that are looked at here.
 mod code {
+    pub const CR_WRITE_4: u64 = 0x14;
     pub const CR_WRITE_8: u64 = 0x18;
     pub const CR_READ_8: u64 = 0x08;
     pub const DR_READ: u64 = 0x20;
@@ -224,7 +225,9 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
             report(page, Exit::InvalidState, invalid::HARDWARE, 0);
             Exit::InvalidState
         }
-        code::CR_READ_8 | code::CR_WRITE_8 | code::DR_READ..=code::DR_LAST => register_move(cpu, block, page),
+        code::CR_READ_8 | code::CR_WRITE_4 | code::CR_WRITE_8 | code::DR_READ..=code::DR_LAST => {
+            register_move(cpu, block, page)
+        }
         number @ code::EXCEPTION..=code::EXCEPTION_LAST => {
             report(page, Exit::Exception, number - code::EXCEPTION, 0);
             put!(page, error_code, block.exit_info1 & 0xffff_ffff);
@@ -249,10 +252,11 @@ fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -
     Outcome::Guest { exit, groups }
 }
 
-/// MOV to or from CR8 or a debug register; decode assists name the general register.
+/// MOV to CR4, or to or from CR8 or a debug register; decode assists name the general register.
 fn register_move(cpu: &CpuVirt, block: &Vmcb, page: StatePage) -> Exit {
     let (exit, register, read) = match block.exit_code {
         code::CR_READ_8 => (Exit::ControlWrite, 8, control_write::READ),
+        code::CR_WRITE_4 => (Exit::ControlWrite, 4, 0),
         code::CR_WRITE_8 => (Exit::ControlWrite, 8, 0),
         number if number < code::DR_WRITE => (Exit::DebugRegister, number & 15, control_write::READ),
         number => (Exit::DebugRegister, number & 15, 0),

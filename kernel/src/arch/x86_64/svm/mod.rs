@@ -70,8 +70,9 @@ fn vmcb<'a>(hw: VcpuHw) -> &'a mut Vmcb {
 /// Controls and the state after reset.
 pub(super) fn init(hw: VcpuHw) {
     let vmcb = vmcb(hw);
-    // CR8 reads and writes; the other control registers are the guest's own under nested paging.
-    vmcb.intercept_cr = 1 << 8 | 1 << 24;
+    // CR8 reads and writes, and CR4 writes, or the guest could turn on what its CPUID does not show; the other control
+    // registers are the guest's own under nested paging.
+    vmcb.intercept_cr = 1 << 8 | 1 << 20 | 1 << 24;
     vmcb.intercept_dr = 0xffff_ffff;
     vmcb.intercept_exceptions = EXCEPTIONS;
     vmcb.intercept1 = Intercept1::all() - Intercept1::VINTR - Intercept1::IRET;

@@ -46,6 +46,8 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
         vmcb.cr2 = control.cr2;
         vmcb.efer = control.efer | efer::SVME;
         vmcb.clean.remove(Clean::CONTROL | Clean::CR2);
+        // The processor drops no translations for what its guest did not do itself (APM 2 15.16).
+        virt::invalidate(hw);
     }
     if mask & group::SEGMENTS != 0 {
         let (segments, cpl) = virt::read_segments(page)?;

@@ -87,6 +87,8 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     }
     if mask & group::CONTROL != 0 {
         load_control(cpu, hw, page)?;
+        // An entry drops no translations of this VPID for what its guest did not do itself (SDM 29.4.3.1).
+        virt::invalidate(hw);
     }
     if mask & group::SEGMENTS != 0 {
         let (segments, _) = virt::read_segments(page)?;
