@@ -280,7 +280,7 @@ impl Budget {
     const REMOVE: u32 = 16;
     const UNMAP: u32 = 9;
 
-    /// That of a whole hold: the longest derivation and one removal, or six removals.
+    /// That of a whole hold: the longest derivation and one removal, or five removals.
     pub const fn new() -> Budget {
         Budget { left: derivation::MAX_DEPTH as u32 + Budget::REMOVE + Budget::UNMAP, fresh: true }
     }
