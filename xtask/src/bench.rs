@@ -168,8 +168,8 @@ fn ledger_error(images: &build::Images, machine: &Machine) -> Result<Figure> {
     for (name, values) in experiment::boots() {
         let label = format!("{name} {}", values.values().cloned().collect::<Vec<_>>().join(" "));
         let compiled = system::describe(&paths::root(), &name, &values)?;
-        let tracer = Tracer { from_ms: 400, ms: 600, structural: false, port: false };
-        let booted = build::system_with(&name, images, &values, &tracer.task(&compiled)?)?;
+        let tracer = Tracer { from_ms: 400, ms: 600, attempts: 1, structural: false, port: false };
+        let booted = build::system_with(&name, images, &values, &tracer.addition(&compiled)?)?;
         let folder = paths::target().join(SYSTEMS).join("ledger").join(label.trim().replace(' ', "-"));
         let step = progress::step(format!("{LEDGER_ERROR} in {label}"));
         let watch = follow(machine, &booted, OFF, &folder)?;

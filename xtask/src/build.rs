@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::hosttools::{self, Install};
-use crate::system::PackOptions;
+use crate::system::{Addition, PackOptions};
 use crate::toolchain::{self, Toolchain};
 use crate::{paths, process};
 
@@ -161,17 +161,22 @@ pub fn is_newer(source: &Path, made: &Path) -> bool {
 ///
 /// `options` are values for the manifest's `[options]`.
 pub fn system(name: &str, images: &Images, options: &BTreeMap<String, String>) -> Result<System> {
-    system_with(name, images, options, "")
+    system_with(name, images, options, &Addition::default())
 }
 
-/// [`system`], with the text of further tasks behind its manifest.
-pub fn system_with(name: &str, images: &Images, options: &BTreeMap<String, String>, more: &str) -> Result<System> {
+/// [`system`], with something added to its manifest.
+pub fn system_with(
+    name: &str,
+    images: &Images,
+    options: &BTreeMap<String, String>,
+    addition: &Addition,
+) -> Result<System> {
     let options = PackOptions {
         root: paths::root(),
         output: Some(paths::target().join("systems")),
         cache: paths::cache()?,
         options: options.clone(),
-        more: more.to_owned(),
+        addition: addition.clone(),
     };
     let initrd = crate::system::pack(name, &images.tasks, &options)?;
     let control = crate::system::has_control(&options.root, name, &options.options)?;

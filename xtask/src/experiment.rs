@@ -30,6 +30,9 @@ use crate::toolchain::Toolchain;
 pub struct Options {
     /// atropos, crosstalk-cpu, scheduler-death or weights
     name: String,
+    /// Also with this value of what differs from run to run: a policy of your own, for `weights`
+    #[arg(long, value_name = "VALUE")]
+    also: Vec<String>,
     /// Run everything twice and compare each value
     #[arg(long)]
     twice: bool,
@@ -132,7 +135,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let folder = paths::target().join("experiments").join(experiment.name);
     fs::create_dir_all(&folder)?;
     let mut runs = Vec::new();
-    for value in experiment.values {
+    for value in experiment.values.iter().copied().chain(options.also.iter().map(String::as_str)) {
         let first = boot(experiment, value, &images, &machine, &folder)?;
         if options.twice && boot(experiment, value, &images, &machine, &folder)?.rows != first.rows {
             bail!("{} with {value} did not repeat: two runs differ", experiment.name);

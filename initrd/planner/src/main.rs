@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | capabilities `cpus` | the CPUs, with PLAN |
 //! | capabilities `contexts` | the contexts of the manifest's contracts, in the order of the book |
+//! | capabilities `schedulers` | the tables of the slack schedulers, with USE, in the order of their CPUs: contexts that take slack are put there |
 //! | region `book` | what was promised when the system started |
 //! | untyped `plans` | memory for two plans a CPU |
 //!
@@ -22,10 +23,10 @@ use log::{error, info};
 use moira_planner::{Admission, Contract, Terms};
 use moira_rt::{
     Env,
-    proto::planner::{BOOK, Book},
-    sys::{Cpu, Plan, Rights, SchedContext, Untyped, serve},
+    proto::planner::{BOOK, Book, SCHEDULERS},
+    sys::{CapTable, Cpu, Plan, Rights, SchedContext, Slot, Untyped, serve},
 };
-use server::{Holder, Planner, Processor};
+use server::{Holder, Planner, Processor, Scheduler};
 
 moira_rt::entry!(main);
 
@@ -64,13 +65,16 @@ fn start(env: Env) -> Result<Planner, String> {
     let bits = share.checked_ilog2().unwrap_or(0).min(20) as u8;
     let windows = (1_usize << bits).saturating_sub(64) / 32;
     let mut processors = Vec::new();
-    for cpu in cpus.iter() {
+    let mut tables = env.capabilities::<CapTable>(SCHEDULERS).into_iter().flat_map(|tables| tables.iter());
+    for (index, cpu) in cpus.iter().enumerate() {
         let mut plan = || -> Result<Plan, String> {
             untyped.retype_plan(bits, slot()?).map_err(|error| refused("a plan from the untyped `plans`", error))
         };
         let plans = [plan()?, plan()?];
         let bare = env.table().copy(cpu, slot()?, Rights(0)).map_err(|error| refused("a CPU", error))?;
-        processors.push(Processor { cpu, bare, plans, stale: false });
+        let first = book.newcomers.get(index).copied().filter(|first| *first > 0);
+        let scheduler = first.and_then(|first| Some(Scheduler { table: tables.next()?, first: Slot(first) }));
+        processors.push(Processor { cpu, bare, plans, stale: false, scheduler });
     }
     let quanta: Vec<Option<u64>> = book.quanta.iter().map(|quantum| (*quantum > 0).then_some(*quantum)).collect();
     let mut admission = Admission::new(&quanta, Terms::new(env.info.tsc_hz, windows));
@@ -80,7 +84,7 @@ fn start(env: Env) -> Result<Planner, String> {
             alloc::format!("{}: cannot keep what the root task promised: {}", booked.name, refused.first().1.reason)
         })?;
         // Nobody's to release: no client has this badge.
-        holders.push(Holder { id: placed.id, badge: None, context: Some(context) });
+        holders.push(Holder { id: placed.id, badge: None, context: Some(context), place: None });
     }
     let room: u64 = (0..admission.cpus()).map(|cpu| admission.room_ppm(cpu)).sum();
     info!(
@@ -91,5 +95,6 @@ fn start(env: Env) -> Result<Planner, String> {
         room % 10_000 / 100
     );
     let retry = env.ticks(1_000_000);
-    Ok(Planner { admission, processors, holders, table: env.table(), slots, buffer: env.buffer, retry })
+    let look = env.ticks(100_000_000);
+    Ok(Planner { admission, processors, holders, table: env.table(), slots, buffer: env.buffer, retry, look })
 }

@@ -1,5 +1,7 @@
 //! Answers requests, and keeps the CPUs' plans up to date with the book.
 
+mod slack;
+
 use alloc::vec::Vec;
 use moira_planner::{Admission, Contract, Refused};
 use moira_rt::{
@@ -14,6 +16,8 @@ use moira_rt::{
     },
 };
 
+pub use slack::Scheduler;
+
 /// One CPU.
 pub struct Processor {
     /// With PLAN.
@@ -24,6 +28,8 @@ pub struct Processor {
     pub plans: [Plan; 2],
     /// The plan in force is not what the book says.
     pub stale: bool,
+    /// Who hands out its slack; `None`: its plan does.
+    pub scheduler: Option<Scheduler>,
 }
 
 /// Whose a contract is, and who has its time.
@@ -34,6 +40,8 @@ pub struct Holder {
     pub badge: Option<u64>,
     /// What its windows are for; `None`: it did not come yet, or died.
     pub context: Option<SchedContext>,
+    /// Which of the slots for newcomers it has in the table of its CPU's scheduler, if it takes slack there.
+    pub place: Option<u32>,
 }
 
 /// The planner.
@@ -52,12 +60,20 @@ pub struct Planner {
     pub buffer: MessageBuffer,
     /// How long it waits for the end of a cycle before it looks again.
     pub retry: u64,
+    /// How often it looks whether schedulers that it told of contexts were made anew.
+    pub look: u64,
 }
 
 impl Planner {
-    /// How long to wait for the next request: not for ever while a plan waits for another one's cycle to end.
+    /// How long to wait for the next request: not for ever while a plan waits for another one's cycle to end, or a scheduler may forget.
     pub fn deadline(&self) -> Deadline {
-        if self.processors.iter().any(|one| one.stale) { Deadline::after(self.retry) } else { Deadline::NEVER }
+        if self.processors.iter().any(|one| one.stale) {
+            Deadline::after(self.retry)
+        } else if self.holders.iter().any(|holder| holder.place.is_some()) {
+            Deadline::after(self.look)
+        } else {
+            Deadline::NEVER
+        }
     }
 
     /// One request, or the time to look again.
@@ -74,6 +90,7 @@ impl Planner {
         for cpu in 0..self.processors.len() {
             self.install(cpu);
         }
+        self.tell_again();
         match answer {
             None => Next::Receive(self.deadline()),
             Some((message, _)) => {
@@ -128,7 +145,7 @@ impl Planner {
         let bound = (flags & BOUND != 0).then(|| usize::try_from(cpu).unwrap_or(usize::MAX));
         match self.admission.enter(contract, bound) {
             Ok(placed) => {
-                self.holders.push(Holder { id: placed.id, badge: Some(call.badge), context: None });
+                self.holders.push(Holder { id: placed.id, badge: Some(call.badge), context: None, place: None });
                 (self.yes(placed.id, placed.cpu), Vec::new())
             }
             Err(refused) => self.no(&refused),
@@ -167,11 +184,12 @@ impl Planner {
             return unknown;
         };
         let (id, old) = (holder.id, holder.context.replace(context));
+        holder.place = None;
         self.forget(old);
         if let Some(cpu) = self.cpu_of(id) {
             self.changed(cpu);
         }
-        (Message::new(DONE), Vec::new())
+        (Message::new(DONE).words([u64::from(self.takes_slack(index))]), Vec::new())
     }
 
     fn shift(&mut self, index: usize, to: u64) -> (Message, Vec<u8>) {
@@ -185,7 +203,11 @@ impl Planner {
             Some(Ok(from)) => {
                 if from != to {
                     // Its context lives on the other CPU.
-                    let old = self.holders.get_mut(index).and_then(|holder| holder.context.take());
+                    let holder = self.holders.get_mut(index);
+                    let old = holder.and_then(|holder| {
+                        holder.place = None;
+                        holder.context.take()
+                    });
                     self.forget(old);
                     self.changed(from);
                 }
@@ -204,7 +226,7 @@ impl Planner {
         }
     }
 
-    /// Lets go of a context's capability.
+    /// Lets go of a context's capability, and with it of what a scheduler has of it.
     fn forget(&mut self, context: Option<SchedContext>) {
         if let Some(context) = context {
             received::let_go(self.table, &mut self.slots, context);
@@ -218,7 +240,7 @@ impl Planner {
         };
         for holder in &mut self.holders {
             if let Some(context) = holder.context.filter(|context| gone(*context)) {
-                holder.context = None;
+                (holder.context, holder.place) = (None, None);
                 self.slots.give(context.slot(), 1);
             }
         }

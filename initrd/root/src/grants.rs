@@ -25,8 +25,8 @@ pub enum Item {
     Platform,
     /// The root task's notification: an order waits.
     Orders,
-    /// An untyped memory of so many bits.
-    Untyped(u8),
+    /// The next of the untyped memories that it is lent.
+    Untyped,
     /// A source of interrupts.
     Interrupt(Interrupt),
     /// A range of ports.
@@ -37,6 +37,10 @@ pub enum Item {
     Thread(usize),
     /// The space of a task.
     Space(usize),
+    /// The capability table of a task.
+    Table(usize),
+    /// An empty slot, for somebody else to fill.
+    Empty,
     /// The notification of one of its own further threads, by its index.
     OwnThread(usize),
     /// The same, to signal that there is something to do.
@@ -61,6 +65,21 @@ pub fn status_of(cpu: u32) -> String {
 impl Root {
     fn find(&self, name: &str) -> Result<usize, Failure> {
         self.system.tasks.iter().position(|task| task.name == name).ok_or_else(|| format!("there is no task `{name}`"))
+    }
+
+    /// The task that is the scheduler of a CPU.
+    pub fn scheduler_of(&self, cpu: u32) -> Option<usize> {
+        self.system.tasks.iter().position(|task| task.cpu == cpu && task.role == Role::Scheduler)
+    }
+
+    /// First of the slots in which a CPU's scheduler is told of newcomers; 0: it has none.
+    pub fn newcomers_of(&self, cpu: u32) -> u32 {
+        let items = self.scheduler_of(cpu).and_then(|index| self.items(index).ok()).unwrap_or_default();
+        let Some(place) = items.iter().position(|(name, _)| name == planner::NEWCOMERS) else {
+            return 0;
+        };
+        let before: usize = items.iter().take(place).map(|(_, items)| items.len()).sum();
+        slot::NAMED + before as u32
     }
 
     /// Contexts that live on the slack of a CPU, in the order of their tasks and threads.
@@ -95,6 +114,10 @@ impl Root {
             Role::Scheduler => {
                 items.push(("cpu".into(), alloc::vec![Item::Cpu(spec.cpu, Rights::DISPATCH)]));
                 items.push(("contexts".into(), self.slack_contexts(spec.cpu)));
+                if self.system.tasks.iter().any(|task| task.role == Role::Planner) {
+                    let places = planner::MOST_NEWCOMERS as usize;
+                    items.push((planner::NEWCOMERS.into(), alloc::vec![Item::Empty; places]));
+                }
             }
             Role::Planner => {
                 let cpus = 0..self.machine.cpus.len() as u32;
@@ -103,6 +126,8 @@ impl Root {
                 let own = core::iter::once(crate::time::OWN);
                 let all = own.chain(self.accounts().map(|one| one.context));
                 items.push(("contexts".into(), all.map(Item::Context).collect()));
+                let schedulers = (0..self.machine.cpus.len() as u32).filter_map(|cpu| self.scheduler_of(cpu));
+                items.push((planner::SCHEDULERS.into(), schedulers.map(Item::Table).collect()));
             }
         }
         for (name, grant) in &spec.grants {
@@ -124,7 +149,10 @@ impl Root {
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
                 (Grant::Supervisor, _) => alloc::vec![Item::Orders],
-                (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
+                (Grant::Untyped { .. } | Grant::Blocks { .. }, _) => {
+                    let lent = identity.lent.iter().find(|(lent, _)| lent == name).map(|(_, sizes)| sizes);
+                    lent.into_iter().flatten().map(|_| Item::Untyped).collect()
+                }
                 (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
                 (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
                 (_, Some(Device::Frames(frames))) => frames.iter().map(|frame| Item::Frame(*frame)).collect(),
@@ -237,7 +265,7 @@ impl Root {
         for (name, items) in self.items(index)? {
             for item in items {
                 let doing = || own(&name);
-                if let Item::Untyped(_) = item {
+                if let Item::Untyped = item {
                     let Some(memory) = lent.next() else {
                         return Err(doing());
                     };
@@ -278,22 +306,23 @@ impl Root {
             Item::Ports(ports) => done(table.copy(ports, at, all)),
             Item::Frame(frame) => done(table.copy(frame, at, all)),
             // Those of another task may not be there yet: `grant_controls` gives them.
-            Item::Thread(_) | Item::Space(_) | Item::Untyped(_) => Ok(()),
+            Item::Thread(_) | Item::Space(_) | Item::Table(_) | Item::Untyped | Item::Empty => Ok(()),
         }
     }
 
-    /// Gives task number `index` its capabilities to the threads and spaces of others, as far as the slots are empty.
+    /// Gives task number `index` its capabilities to the threads, spaces and tables of others, as far as the slots are empty.
     pub fn grant_controls(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else {
+        let Some(table) = self.tasks.get(index).filter(|built| !built.blocks.is_empty()).map(|built| built.table)
+        else {
             return Ok(());
         };
         let items = self.items(index)?.into_iter().flat_map(|(_, items)| items);
         for (item, number) in items.zip(slot::NAMED..) {
             let at = Slot(number);
-            let (Item::Thread(task) | Item::Space(task)) = item else {
+            let (Item::Thread(task) | Item::Space(task) | Item::Table(task)) = item else {
                 continue;
             };
-            let Some(other) = self.tasks.get(task).filter(|other| other.block.is_some()) else {
+            let Some(other) = self.tasks.get(task).filter(|other| !other.blocks.is_empty()) else {
                 continue;
             };
             let result = match item {
@@ -301,6 +330,8 @@ impl Root {
                     Some(main) => table.copy(*main, at, Rights::ALL).map(|_| ()),
                     None => continue,
                 },
+                // To put something into it, or to take it out again; nobody can take anything from there for himself.
+                Item::Table(_) => table.copy(other.table, at, Rights::USE).map(|_| ()),
                 _ => table.copy(other.space, at, Rights::ALL).map(|_| ()),
             };
             // A holder may have put something else there, or the capability is still good.

@@ -34,7 +34,7 @@ pub struct Account<'a> {
 }
 
 impl Root {
-    fn ticks(&self, nanoseconds: u64) -> u64 {
+    pub(crate) fn ticks(&self, nanoseconds: u64) -> u64 {
         let ticks = u128::from(nanoseconds) * u128::from(self.info.tsc_hz) / 1_000_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }
@@ -85,11 +85,11 @@ impl Root {
             extra: account.time.extra,
         });
         let quantum = |cpu| {
-            let scheduled = self.system.tasks.iter().any(|task| task.cpu == cpu && task.role == Role::Scheduler);
-            if scheduled { 0 } else { self.ticks(QUANTUM) }
+            if self.scheduler_of(cpu).is_some() { 0 } else { self.ticks(QUANTUM) }
         };
         Book {
             quanta: (0..self.machine.cpus.len() as u32).map(quantum).collect(),
+            newcomers: (0..self.machine.cpus.len() as u32).map(|cpu| self.newcomers_of(cpu)).collect(),
             contracts: core::iter::once(own).chain(tasks).collect(),
         }
     }

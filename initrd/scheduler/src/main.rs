@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | capability `cpu` | the CPU, with DISPATCH; this thread is registered as its scheduler |
 //! | capabilities `contexts` | the contexts that live on slack, in consecutive slots |
+//! | slots `newcomers`, optional | empty ones: the planner puts contexts there that came with a contract, and takes them away again |
 //! | region `status` | the CPU's status page, read-only |
 //!
 //! | region `policy`, optional | word N, the CPU's number: number of the policy that is wanted (from 1, in the order of `POLICIES`), 0: no wish; word 64 + N: this task says there which one is in force, if it may write |
@@ -23,6 +24,7 @@ use log::{error, info};
 use moira_rt::{
     Env,
     mapped::Shared,
+    proto::planner::NEWCOMERS,
     sys::{self, Capability, Caps, Cpu, Deadline, SchedContext},
 };
 use moira_scheduler::{
@@ -33,7 +35,7 @@ use moira_scheduler::{
 
 moira_rt::entry!(main);
 
-/// Missing contexts are tried again this often; also how long this task waits until it is registered.
+/// Missing contexts, and those that may be others by now, are tried again this often; also how long this task waits until it is registered.
 const RETRY_NS: u64 = 100_000_000;
 
 /// First word of region `policy` that tells which policy is in force.
@@ -54,7 +56,8 @@ fn main(env: Env) {
     };
     let contexts = env.capabilities("contexts").unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
     let quantum_us: u64 = env.argument("quantum_us").and_then(|text| text.parse().ok()).unwrap_or(1000);
-    let count = contexts.len() as usize;
+    let newcomers = env.capabilities(NEWCOMERS).unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
+    let count = (contexts.len() + newcomers.len()) as usize;
     let Some(shares) = policy::shares(count, |key| env.argument(key), |ns| env.ticks(ns)) else {
         error!("weights, slices, periods and warps are lists of numbers");
         return;
@@ -66,7 +69,7 @@ fn main(env: Env) {
         error!("no policy `{name}`");
         return;
     };
-    info!("{name} over {count} contexts, {quantum_us} us at a time");
+    info!("{name} over {} contexts, {quantum_us} us at a time", contexts.len());
     if env.argument("fail").is_some() {
         info!("data: {{\"kind\":\"policy\",\"name\":\"{name}\",\"restarts\":{}}}", env.info.restarts);
     }
@@ -76,7 +79,9 @@ fn main(env: Env) {
         cpu,
         own: env.capability(&alloc::format!("{}-context", env.info.name)),
         contexts,
-        slack: Slack::new(page, chosen, count, &[], retry, env.ticks(SHORTEST_NS)),
+        newcomers,
+        slack: Slack::new(page, chosen, count, &[], retry, env.ticks(SHORTEST_NS))
+            .changing_from(contexts.len() as usize),
         retry,
         wishes: env.shared("policy"),
         number: env.argument("cpu").and_then(|text| text.parse().ok()).unwrap_or(0) % IN_FORCE,
@@ -123,6 +128,8 @@ struct Scheduler<'a> {
     /// Its own context, where the manifest lets it name that: it may not dispatch itself.
     own: Option<SchedContext>,
     contexts: Caps<SchedContext>,
+    /// Numbered behind those.
+    newcomers: Caps<SchedContext>,
     slack: Slack<'a>,
     retry: u64,
     /// Where somebody says which policy is wanted.
@@ -145,7 +152,7 @@ impl Scheduler<'_> {
             }
             self.obey(now);
             let request = self.slack.next(now);
-            let context = request.context.and_then(|number| self.contexts.get(u32::try_from(number).ok()?));
+            let context = request.context.and_then(|number| self.context(u32::try_from(number).ok()?));
             let answer = self.cpu.dispatch(context, Deadline(request.until), request.token);
             // Not registered: sleep, since a supervisor may be about to do it.
             if !self.slack.answered(answer, sys::now())
@@ -155,6 +162,11 @@ impl Scheduler<'_> {
                 return;
             }
         }
+    }
+
+    /// The context with this number: the manifest's first, then those of the planner's contracts.
+    fn context(&self, number: u32) -> Option<SchedContext> {
+        self.contexts.get(number).or_else(|| self.newcomers.get(number.checked_sub(self.contexts.len())?))
     }
 
     /// Takes another policy if one is wanted.

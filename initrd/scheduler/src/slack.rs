@@ -38,6 +38,8 @@ pub struct Slack<'a> {
     page: Page<'a>,
     policy: Box<dyn Policy>,
     standing: Vec<Standing>,
+    /// Contexts from this number on may be others at any time, without a word.
+    changing: usize,
     /// Indices of the contexts on the status page; fewer or none if nobody told.
     indices: Vec<u32>,
     /// News read so far.
@@ -69,6 +71,7 @@ impl<'a> Slack<'a> {
             page,
             policy,
             standing,
+            changing: contexts,
             indices: indices.to_vec(),
             seen,
             retry_at: 0,
@@ -76,6 +79,14 @@ impl<'a> Slack<'a> {
             shortest: shortest.max(1),
             asked: None,
         }
+    }
+
+    /// Contexts from number `first` on come and go, and another one may come where one was: they are tried now and then even if they are thought
+    /// to be asleep.
+    #[must_use]
+    pub fn changing_from(mut self, first: usize) -> Slack<'a> {
+        self.changing = first;
+        self
     }
 
     /// The token of this moment.
@@ -129,8 +140,11 @@ impl<'a> Slack<'a> {
                 Some(Standing::Asleep { deadline, .. }) if *deadline != 0 && *deadline <= now => {
                     self.put(context, Standing::Awake, now);
                 }
-                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => next = next.min(*deadline),
                 Some(Standing::Missing) if retry => self.put(context, Standing::Awake, now),
+                Some(Standing::Asleep { .. }) if retry && context >= self.changing => {
+                    self.put(context, Standing::Awake, now);
+                }
+                Some(Standing::Asleep { deadline, .. }) if *deadline != 0 => next = next.min(*deadline),
                 _ => {}
             }
         }

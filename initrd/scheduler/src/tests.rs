@@ -241,6 +241,27 @@ impl Kernel {
     }
 }
 
+/// A place whose context fell asleep for good gets another one, without a word: it runs, if the place is known to change.
+#[test]
+fn who_comes_in_anothers_place_runs() {
+    for changing in [true, false] {
+        let mut kernel = Kernel::new(2, true);
+        let slack = Slack::new(Page::new(kernel.page).unwrap(), Box::new(RoundRobin::new(2, 100)), 2, &[], RETRY, 3);
+        let mut slack = slack.changing_from(if changing { 1 } else { 2 });
+        let round = Step::Round { between: None, during: None };
+        kernel.step(Step::Block(1, 0), &mut slack);
+        (0..10).for_each(|_| kernel.step(round.clone(), &mut slack));
+        kernel.states[1] = State::Runnable;
+        let end = kernel.now + 2 * RETRY;
+        while kernel.now < end {
+            kernel.step(round.clone(), &mut slack);
+        }
+        assert_eq!(kernel.ran[1] > 0, changing);
+        // Those that are thought to be awake are not asked for more often than a quantum says.
+        assert!(kernel.ran[0] > RETRY / 2);
+    }
+}
+
 #[test]
 fn a_refused_cpu_is_told_apart_from_a_missing_context() {
     let words: Vec<AtomicU64> = (0..512).map(|_| AtomicU64::new(0)).collect();

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 /// Label: asks for a contract. W0 slice, W1 period, W2 latency bound (0: none), W3 [`EXTRA`], [`BOUND`], W4 the CPU if bound to one.
 /// Answer: [`YES`] or [`NO`].
 pub const ASK: u32 = 1;
-/// Label: W0 contract, one capability: the `SchedContext` that gets its windows, at home on the contract's CPU. Answer: [`DONE`] or [`UNKNOWN`].
+/// Label: W0 contract, one capability: the `SchedContext` that gets its windows, at home on the contract's CPU. Answer: [`DONE`] (W0: 1 if it takes
+/// slack, else 0) or [`UNKNOWN`].
 pub const INSTALL: u32 = 2;
 /// Label: W0 contract. Ends it. Answer: [`DONE`] or [`UNKNOWN`].
 pub const RELEASE: u32 = 3;
@@ -30,7 +31,7 @@ pub const UNKNOWN: u32 = 3;
 /// Answer: the caller has as many contracts as one may have ([`MOST`]).
 pub const MANY: u32 = 4;
 
-/// Flag: takes slack too, on a CPU whose slack is handed out in windows.
+/// Flag: takes slack too.
 pub const EXTRA: u64 = 1;
 /// Flag: on the CPU of W4 only.
 pub const BOUND: u64 = 2;
@@ -44,12 +45,21 @@ pub const REFUSAL_WORDS: usize = 4;
 pub const BOOK: &str = "book";
 /// Bytes of that region at most.
 pub const BOOK_BYTES: u64 = 16 << 10;
+/// Name of the planner's capabilities to the capability tables of the slack schedulers, in the order of their CPUs.
+pub const SCHEDULERS: &str = "schedulers";
+/// Name of the empty slots of a scheduler's table where the planner puts contexts that came with a contract. There are
+/// [`MOST_NEWCOMERS`] in a system with a planner.
+pub const NEWCOMERS: &str = "newcomers";
+/// Contexts with contracts of the planner's that take slack on one CPU at a time.
+pub const MOST_NEWCOMERS: u32 = 32;
 
 /// What was promised when the planner starts: postcard bytes behind a word that has their length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Book {
     /// Longest window of slack of each CPU; 0: its scheduler hands slack out.
     pub quanta: Vec<u64>,
+    /// First of the slots [`NEWCOMERS`] in the table of each CPU's scheduler; 0: there is no scheduler.
+    pub newcomers: Vec<u32>,
     /// The contracts, in the order of the capabilities `contexts`.
     pub contracts: Vec<Booked>,
 }

@@ -18,6 +18,7 @@
 //! | `button` | waits for the power button, then switches the machine off |
 //! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
 //! | `triple` | a triple fault |
+//! | `memory` | writes and reads all of its memory, then switches itself off |
 //! | `exit` | ends by the debug exit port with 7 |
 //! | `hang` | stops with interrupts off |
 //! | `stray` | jumps to where there is no memory |
@@ -32,6 +33,7 @@ mod bench;
 mod fuzz;
 mod fuzz_devices;
 mod hardware;
+mod memory;
 mod smp;
 mod vectors;
 mod victim;
@@ -110,6 +112,10 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
         "button" => {
             while !button_pressed() {}
             say!("guest: the power button was pressed");
+            power_off()
+        }
+        "memory" => {
+            memory::run(memory);
             power_off()
         }
         "reset" => reset(),

@@ -1,6 +1,6 @@
 //! Reads the accounts. It sleeps in between and has a window of its own, so it is on nobody's time.
 
-use crate::{stretch, time};
+use crate::{moment, stretch, time};
 use alloc::{format, string::String, vec::Vec};
 use moira_rt::{
     Env,
@@ -79,7 +79,7 @@ pub fn run(env: &mut Env) {
     }
     crate::sleep_until(env, to + time(env, "print_ms", 0));
     report(&watched, &times);
-    if let Some(bounds) = env.argument("bounds") {
+    if let Some(bounds) = env.argument("bounds").filter(|bounds| !bounds.is_empty()) {
         bound(env, bounds, &watched, &times);
     }
     guard.report();
@@ -159,7 +159,7 @@ impl Guard {
             thread: env.capability(&format!("{}-control", env.argument("guard").unwrap_or("scheduler"))),
             canary: String::from(env.argument("canary").unwrap_or_default()),
             acted: None,
-            end_at: if env.argument("end") == Some("kill") { time(env, "end_ms", 0) } else { u64::MAX },
+            end_at: if env.argument("end") == Some("kill") { moment(env, "end_ms", 0) } else { u64::MAX },
         }
     }
 

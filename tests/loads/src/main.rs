@@ -1,7 +1,7 @@
 //! Loads for experiments: tasks that want time in different ways, and tasks that measure what they got.
 //!
-//! One image; the argument `role=` says what a task is. All times are absolute: `from_ms` and `to_ms` count from the TSC's zero, which all
-//! tasks of a CPU share, so that all measure the same stretch. Results are lines `data: {…}` on the console, printed after `to_ms`.
+//! One image; the argument `role=` says what a task is. All times are absolute: `from_ms` and `to_ms` count from `epoch_ms` after the TSC's zero (0, but
+//! where firmware and a boot loader take seconds), which all tasks of a CPU share, so that all measure the same stretch. Results are lines `data: {…}` on the console, printed after `to_ms`.
 //!
 //! | role | what it does |
 //! | --- | --- |
@@ -31,12 +31,17 @@ mod windows;
 
 use moira_rt::{
     Env,
+    logging::{PlatformSink, set_sink},
     sys::{self, Deadline, Event, reply_receive_short},
 };
 
 moira_rt::entry!(main);
 
 fn main(mut env: Env) {
+    static PLATFORM: spin::Once<PlatformSink> = spin::Once::new();
+    if let (None, Some(platform)) = (env.info.capability("console"), env.capability("platform")) {
+        set_sink(PLATFORM.call_once(|| PlatformSink(platform)), log::LevelFilter::Info);
+    }
     let role = alloc::string::String::from(env.argument("role").unwrap_or_default());
     match role.as_str() {
         "greedy" | "victim" => windows::run(&env),
@@ -62,9 +67,14 @@ fn time(env: &Env, key: &str, otherwise: u64) -> u64 {
     env.ticks(number(env, key, otherwise).saturating_mul(unit))
 }
 
+/// A moment among the arguments.
+fn moment(env: &Env, key: &str, otherwise: u64) -> u64 {
+    time(env, "epoch_ms", 0) + time(env, key, otherwise)
+}
+
 /// The stretch that is measured.
 fn stretch(env: &Env) -> (u64, u64) {
-    (time(env, "from_ms", 300), time(env, "to_ms", 2_300))
+    (moment(env, "from_ms", 300), moment(env, "to_ms", 2_300))
 }
 
 /// Runs until then. Plain work between looks at the clock: emulators are slow at reading it, and at pausing.

@@ -23,7 +23,7 @@ pub fn run(env: &Env) {
         log::error!("ticker: the timer's ports are not `pit`");
         return;
     }
-    let (end, mut count) = (time(env, "to_ms", 1_500), 0_u64);
+    let (end, mut count) = (crate::moment(env, "to_ms", 1_500), 0_u64);
     // What came before may have left it masked.
     let _ = interrupt.ack();
     while sys::now() < end {

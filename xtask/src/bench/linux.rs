@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::{Figure, follow};
 use crate::build::{self, Images, System};
 use crate::cpio::Archive;
-use crate::emulator::Machine;
+use crate::emulator::{Firmware, Machine};
 use crate::{guest, paths, progress};
 
 /// The system with the virtual machine.
@@ -21,6 +21,8 @@ const MEMORY_MIB: u32 = 128;
 const BOOTS: [(&str, &str); 2] = [("vm.boot.quiet", "console=ttyS0 quiet"), ("vm.boot.serial_log", "console=ttyS0")];
 /// Two processors on one CPU, compared with one.
 const SMP: &str = "vm.boot.smp2";
+/// How long SeaBIOS, GRUB and Linux take from the reset vector to the program, from a disk.
+const FIRMWARE: &str = "vm.boot.firmware";
 /// What the program measures, in the first of the boots.
 const CALLS: [&str; 4] = ["getppid", "fork_wait", "page_fault", "pipe"];
 /// What the machine takes beyond its guest's memory, told by the root task in the first of the boots.
@@ -42,7 +44,7 @@ struct Side {
 
 /// Whether only figures of this module have names with `pattern`.
 pub fn is_all_of(pattern: &str) -> bool {
-    ["vm.boot", OVERHEAD, PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
+    ["vm.boot", "vm.memory", PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
 }
 
 /// The figures whose names contain `pattern`.
@@ -82,6 +84,9 @@ pub fn measure(pattern: Option<&str>, images: &Images, machine: &Machine) -> Res
         };
         figures.push(Figure { unit: "of one".into(), ..ratio(SMP, first(2)?, first(1)?)? });
     }
+    if wanted(FIRMWARE) {
+        figures.push(firmware(images, machine)?);
+    }
     Ok(figures)
 }
 
@@ -117,7 +122,30 @@ fn in_vm(
     ];
     let options = options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let system = build::system(SYSTEM, images, &options)?;
-    boot(what, machine, &system, &folder.join(format!("vm-{cpus}")))
+    boot(what, machine, &system, &folder.join(format!("vm-{cpus}")), None)
+}
+
+/// The same disk image in a virtual machine with firmware, and directly in the emulator with its own SeaBIOS. The emulator's disk is a file of this
+/// host, whose answers come when they come: the second one does not repeat to the tick.
+fn firmware(images: &Images, machine: &Machine) -> Result<Figure> {
+    let folder = folder(FIRMWARE, machine)?;
+    let initrd = program(&folder, images)?;
+    let disk = folder.join("disk.img");
+    crate::image::build_linux(&guest::linux(&paths::cache()?)?.kernel, &initrd, "console=ttyS0 quiet", &disk)?;
+    let path = disk.to_str().context("the target folder's name is not Unicode")?;
+    let options = [("guest-disk", path.to_owned()), ("guest-memory", format!("{MEMORY_MIB}MiB"))];
+    let options = options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let system = build::system("firmware", images, &options)?;
+    let virtual_ = boot(&format!("{FIRMWARE}, in a VM"), machine, &system, &folder.join("vm"), None)?;
+    let direct = System { kernel: disk.clone(), kernel_symbols: disk, initrd, control: false };
+    let direct_machine = Machine { memory: MEMORY_MIB, firmware: Firmware::Disk, ..machine.clone() };
+    // The TSC is zero at the reset vector.
+    let direct = boot(&format!("{FIRMWARE}, direct"), &direct_machine, &direct, &folder.join("direct"), Some(0.0))?;
+    for (what, side) in [("direct", &direct), ("in a VM", &virtual_)] {
+        eprintln!("{FIRMWARE}, {what}: {}", side.about.join("; "));
+    }
+    let ticks = |side: &Side| side.ticks.get("first").map(|first| first - side.entered);
+    ratio(FIRMWARE, ticks(&virtual_), ticks(&direct))
 }
 
 /// Boots once directly and once in a virtual machine.
@@ -130,7 +158,7 @@ fn both(name: &str, cmdline: &str, images: &Images, machine: &Machine) -> Result
     let loader = image(images, "moira-bench-loader")?.to_path_buf();
     let direct = System { kernel: loader.clone(), kernel_symbols: loader, initrd: module, control: false };
     let direct_machine = Machine { memory: MEMORY_MIB, ..machine.clone() };
-    let direct = boot(&format!("{name}, direct"), &direct_machine, &direct, &folder.join("direct"))?;
+    let direct = boot(&format!("{name}, direct"), &direct_machine, &direct, &folder.join("direct"), None)?;
     let virtual_ = in_vm(&format!("{name}, in a VM"), cmdline, 1, &initrd, images, machine, &folder)?;
     for (what, side) in [("direct", &direct), ("in a VM", &virtual_)] {
         eprintln!("{name}, {what}: {}", side.about.join("; "));
@@ -169,21 +197,25 @@ fn pack(cmdline: &str, kernel: &[u8], initrd: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn boot(what: &str, machine: &Machine, system: &System, folder: &Path) -> Result<Side> {
+/// `entered`: when the guest was entered, if it cannot say so itself.
+fn boot(what: &str, machine: &Machine, system: &System, folder: &Path, entered: Option<f64>) -> Result<Side> {
     fs::create_dir_all(folder)?;
     let step = progress::step(what.to_owned());
     let watch = follow(machine, system, &format!("{} log=debug", super::OFF), folder)?;
     step.finish();
     let log = folder.join("serial.log");
     fs::write(&log, watch.text())?;
-    read(watch.text()).with_context(|| format!("{what}: the log is {}", log.display()))
+    read(watch.text(), entered).with_context(|| format!("{what}: the log is {}", log.display()))
 }
 
 /// Reads what one side said, wherever in its lines.
-fn read(log: &str) -> Result<Side> {
+fn read(log: &str, entered: Option<f64>) -> Result<Side> {
     let after =
         |key: &'static str| log.lines().filter_map(move |line| line.split_once(key).map(|(_, rest)| rest.trim()));
-    let entered = after("starts at tick ").next().context("it does not say when the kernel was entered")?;
+    let entered = match entered {
+        Some(entered) => entered,
+        None => after("starts at tick ").next().context("it does not say when the guest was entered")?.parse()?,
+    };
     let mut ticks = BTreeMap::new();
     for line in after("ticks: ") {
         let mut words = line.split_whitespace();
@@ -195,10 +227,12 @@ fn read(log: &str) -> Result<Side> {
     let idle = after("up and idle: ").next().unwrap_or("?");
     let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
     let memory = after("root: task linux: ").next().and_then(|rest| {
-        let (own, lent) = rest.split_once(" bytes of its own, ")?;
-        Some(own.parse::<f64>().ok()? + lent.strip_suffix(" lent")?.parse::<f64>().ok()?)
+        let (own, rest) = rest.split_once(" bytes of its own, ")?;
+        let (lent, regions) = rest.split_once(" lent, ")?;
+        let parts = [own, lent, regions.strip_suffix(" in regions")?].map(|part| part.parse::<f64>());
+        parts.into_iter().sum::<Result<f64, _>>().ok()
     });
-    Ok(Side { entered: entered.parse()?, ticks, about, memory })
+    Ok(Side { entered, ticks, about, memory })
 }
 
 fn ratio(name: &str, virtual_: Option<f64>, direct: Option<f64>) -> Result<Figure> {
@@ -217,12 +251,12 @@ mod tests {
 
     #[test]
     fn a_side_is_read_wherever_its_words_stand() {
-        let log = "linux: the guest starts at tick 100\nlinux: ticks: first 1100 1\r\nlinux: ticks: pipe 5000 50\ndevice: 0008\nroot: task linux: 4096 bytes of its own, 8192 lent\n";
-        let side = read(log).unwrap();
+        let log = "linux: the guest starts at tick 100\nlinux: ticks: first 1100 1\r\nlinux: ticks: pipe 5000 50\ndevice: 0008\nroot: task linux: 4096 bytes of its own, 8192 lent, 4096 in regions\n";
+        let side = read(log, None).unwrap();
         assert_eq!((side.entered, side.ticks["first"], side.ticks["pipe"]), (100.0, 1100.0, 100.0));
-        assert_eq!(side.memory, Some(12288.0));
-        assert!(read("ticks: first 1 1\n").is_err(), "no entry");
-        assert!(read("starts at tick 1\nticks: first\n").is_err(), "no number");
+        assert_eq!(side.memory, Some(16384.0));
+        assert!(read("ticks: first 1 1\n", None).is_err(), "no entry");
+        assert!(read("starts at tick 1\nticks: first\n", None).is_err(), "no number");
     }
 
     #[test]

@@ -17,7 +17,7 @@ const MODULES: &str = "--install-modules=multiboot2 normal iso9660 biosdisk conf
 /// Makes the image that `machine` starts `system` from in `folder`.
 pub fn make(system: &System, cmdline: &str, machine: &Machine, folder: &Path) -> Result<PathBuf> {
     match machine.firmware {
-        Firmware::Pvh => bail!("PVH needs no image"),
+        Firmware::Pvh | Firmware::Disk => bail!("this machine boots without an image of ours"),
         // BIOS only: Bochs knows nothing else, and without the rest the image is small and quickly made.
         Firmware::Grub => cd(system, cmdline, machine.module, folder),
         // The image that `cargo xtask image` makes for people: what is tested is what they get.

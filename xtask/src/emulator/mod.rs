@@ -62,6 +62,10 @@ pub enum Firmware {
     Ovmf,
     /// BIOS starts GRUB from a CD image
     Grub,
+    /// BIOS starts whatever is on the disk image that stands in the kernel's place, a virtio disk (QEMU); for comparisons
+    #[value(skip)]
+    #[serde(skip)]
+    Disk,
 }
 
 /// What makes the guest's instructions run.

@@ -74,6 +74,13 @@ fn boot(command: &mut Command, machine: &Machine, system: &System, cmdline: &str
         }
         return Ok(());
     }
+    if machine.firmware == Firmware::Disk {
+        let disk = format!("if=none,id=disk,format=raw,snapshot=on,file={}", system.kernel.display());
+        // Without graphics SeaBIOS shows its screen on the serial port, as in a virtual machine of ours.
+        command.args(["-machine", "graphics=off", "-drive", &disk]);
+        command.args(["-device", "virtio-blk-pci,drive=disk,disable-legacy=on"]);
+        return Ok(());
+    }
     if machine.firmware == Firmware::Ovmf {
         let variables = folder.join("uefi-variables.fd");
         fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables).context("cannot copy UEFI's variables")?;

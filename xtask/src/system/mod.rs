@@ -38,8 +38,49 @@ pub struct PackOptions {
     pub cache: PathBuf,
     /// Values for the manifest's `[options]`.
     pub options: Options,
+    /// What comes on top.
+    pub addition: Addition,
+}
+
+/// What a tool adds to a manifest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addition {
     /// Text behind the manifest's own: further tasks.
-    pub more: String,
+    pub tasks: String,
+    /// A task whose slice becomes so many thousandths of itself, to make room.
+    pub squeezed: Option<(String, u64)>,
+}
+
+impl Addition {
+    /// The manifest with it.
+    fn to(&self, source: &str) -> String {
+        let mut text = match &self.squeezed {
+            Some((task, thousandths)) => squeeze(source, task, *thousandths),
+            None => source.to_owned(),
+        };
+        text.push_str(&self.tasks);
+        text
+    }
+}
+
+/// A manifest in which the slice of one task is so many thousandths of what it was.
+fn squeeze(source: &str, task: &str, thousandths: u64) -> String {
+    const SLICE: &str = "slice = \"";
+    let header = format!("[tasks.{task}]");
+    let mut inside = false;
+    let lines = source.split_inclusive('\n').map(|line| {
+        if line.starts_with('[') {
+            inside = line.trim_end() == header;
+        }
+        let parts = line.split_once(SLICE).filter(|_| inside && line.starts_with("time"));
+        let Some((before, (slice, after))) = parts.and_then(|(before, rest)| Some((before, rest.split_once('"')?)))
+        else {
+            return line.to_owned();
+        };
+        let Some(units::Time(nanoseconds)) = units::Time::parse(slice) else { return line.to_owned() };
+        format!("{before}{SLICE}{}ns\"{after}", nanoseconds / 1_000 * thousandths)
+    });
+    lines.collect()
 }
 
 /// The names of all systems, sorted.
@@ -63,7 +104,7 @@ pub fn check_all(root: &Path) -> Result<()> {
     let known = Known { images: workspace_images(root)? };
     let mut reports = String::new();
     for name in names(root)? {
-        if let Err(error) = load(root, &name, &known, &Options::new(), "") {
+        if let Err(error) = load(root, &name, &known, &Options::new(), &Addition::default()) {
             reports.push_str(&format!("{error:#}\n"));
         }
     }
@@ -73,7 +114,7 @@ pub fn check_all(root: &Path) -> Result<()> {
 /// Reads and checks the system `name` and compiles it.
 pub fn describe(root: &Path, name: &str, options: &Options) -> Result<System> {
     let known = Known { images: workspace_images(root)? };
-    Ok(compile::compile(name, &load(root, name, &known, options, "")?))
+    Ok(compile::compile(name, &load(root, name, &known, options, &Addition::default())?))
 }
 
 /// Whether the system `name` has a control channel.
@@ -84,7 +125,7 @@ pub fn has_control(root: &Path, name: &str, options: &Options) -> Result<bool> {
 /// The binaries that a system's tasks run, without repetition; the root task's first.
 pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>> {
     let known = Known { images: workspace_images(root)? };
-    let names = images_of(&load(root, name, &known, options, "")?);
+    let names = images_of(&load(root, name, &known, options, &Addition::default())?);
     Ok(names.iter().filter_map(|image| known.binary(image)).collect())
 }
 
@@ -94,11 +135,11 @@ pub fn images(root: &Path, name: &str, options: &Options) -> Result<Vec<String>>
 /// files, all page-aligned. It is only written if its bytes changed.
 pub fn pack(name: &str, images: &HashMap<String, PathBuf>, options: &PackOptions) -> Result<PathBuf> {
     let known = Known { images: workspace_images(&options.root)? };
-    let manifest = load(&options.root, name, &known, &options.options, &options.more)?;
+    let manifest = load(&options.root, name, &known, &options.options, &options.addition)?;
     let bytes = archive(name, &manifest, &known, images, options)?;
     let folder = options.output.clone().unwrap_or_else(|| options.root.join("target/systems"));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join(file_name(name, &options.options, &options.more));
+    let path = folder.join(file_name(name, &options.options, &options.addition));
     if fs::read(&path).ok().as_deref() != Some(&bytes) {
         // Whole or not at all: another xtask may be reading.
         let mut part = tempfile::NamedTempFile::new_in(&folder)
@@ -111,11 +152,11 @@ pub fn pack(name: &str, images: &HashMap<String, PathBuf>, options: &PackOptions
 }
 
 /// Systems with options get files of their own, so that runs side by side do not take each other's.
-fn file_name(name: &str, options: &Options, more: &str) -> String {
-    if options.is_empty() && more.is_empty() {
+fn file_name(name: &str, options: &Options, addition: &Addition) -> String {
+    if options.is_empty() && *addition == Addition::default() {
         return format!("{name}.cpio");
     }
-    let hash = Sha256::digest(format!("{options:?}{more}"));
+    let hash = Sha256::digest(format!("{options:?}{addition:?}"));
     let short: String = hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     format!("{name}-{short}.cpio")
 }
@@ -123,11 +164,11 @@ fn file_name(name: &str, options: &Options, more: &str) -> String {
 /// Draws the system `name` as SVG.
 pub fn graph(root: &Path, name: &str, options: &Options) -> Result<String> {
     let known = Known { images: workspace_images(root)? };
-    let manifest = load(root, name, &known, options, "")?;
+    let manifest = load(root, name, &known, options, &Addition::default())?;
     Ok(graph::draw(&compile::compile(name, &manifest), &manifest.system.description))
 }
 
-fn load(root: &Path, name: &str, known: &Known, options: &Options, more: &str) -> Result<Manifest> {
+fn load(root: &Path, name: &str, known: &Known, options: &Options, addition: &Addition) -> Result<Manifest> {
     let shown = Path::new(MANIFESTS).join(format!("{name}.toml"));
     let source = match fs::read_to_string(root.join(&shown)) {
         Ok(source) => source,
@@ -138,7 +179,7 @@ fn load(root: &Path, name: &str, known: &Known, options: &Options, more: &str) -
             return Err(error).with_context(|| format!("cannot read {}", shown.display()));
         }
     };
-    let source = source + more;
+    let source = addition.to(&source);
     let text = options::substitute(&source, options).map_err(|finding| Report::new(&shown, &source, vec![finding]))?;
     Ok(check::check(&shown, &text, known)?)
 }

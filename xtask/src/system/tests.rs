@@ -230,3 +230,11 @@ fn the_examples_of_the_how_to_pass_the_check() {
         }
     }
 }
+
+#[test]
+fn a_task_makes_room_for_another() {
+    let source = "[tasks.a]\ntime = { slice = \"9ms\", period = \"10ms\" }\n[tasks.b]\ntime = { slice = \"1ms\", period = \"10ms\" }\n";
+    let addition = Addition { tasks: "[tasks.c]\n".into(), squeezed: Some(("a".into(), 900)) };
+    assert_eq!(addition.to(source), source.replace("9ms", "8100000ns") + "[tasks.c]\n");
+    assert_eq!(Addition::default().to(source), source);
+}

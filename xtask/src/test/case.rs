@@ -12,6 +12,7 @@ use super::expect::Step;
 use super::judge::Word;
 use crate::emulator::{Accel, Emulator, Firmware, Machine, Module};
 use crate::paths;
+use crate::trace::Tracer;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,6 +98,8 @@ pub struct Case {
     pub machine: Machine,
     /// The feature that its kernel is built with; none: the one that is shipped.
     pub kernel_feature: Option<String>,
+    /// What reads the trace meanwhile, if anything does.
+    pub tracer: Option<Tracer>,
     /// The kernel's command line.
     pub cmdline: String,
     /// What must be said, in order.
@@ -131,6 +134,7 @@ pub fn load() -> Result<Vec<Case>> {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         cases.extend(parse(&text, &file)?);
     }
+    cases.extend(super::ledger::cases(&cases));
     let mut names = HashSet::new();
     if let Some(double) = cases.iter().find(|case| !names.insert(&case.name)) {
         bail!("two cases are called {}", double.name);
@@ -179,6 +183,7 @@ impl Entry {
             options: self.options.clone(),
             machine,
             kernel_feature: self.kernel_feature.clone(),
+            tracer: None,
             cmdline: self.cmdline.clone(),
             expect: self.expect.clone(),
             forbid: self.forbid.clone(),

@@ -13,7 +13,10 @@ use crate::build::{self, Images, System};
 use crate::cli::Global;
 use crate::emulator::Emulator;
 use crate::hosttools::{self, Tool};
+use crate::paths;
+use crate::system::{self, Addition};
 use crate::toolchain::Toolchain;
+use crate::trace::Tracer;
 use case::Case;
 
 mod apart;
@@ -22,6 +25,7 @@ mod case;
 mod expect;
 mod host;
 mod judge;
+mod ledger;
 
 /// Lines of a failed case's log that are shown.
 const SHOWN: usize = 15;
@@ -152,7 +156,11 @@ fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>)
     let mut systems = HashMap::new();
     for case in cases {
         systems.entry(key(case)).or_insert_with(|| {
-            let mut system = build::system(&case.system, images, &case.options)?;
+            let addition = match &case.tracer {
+                None => Addition::default(),
+                Some(tracer) => tracer.addition(&system::describe(&paths::root(), &case.system, &case.options)?)?,
+            };
+            let mut system = build::system_with(&case.system, images, &case.options, &addition)?;
             if let Some(kernel) = case.kernel_feature.as_ref().and_then(|feature| kernels.get(feature)) {
                 system.kernel.clone_from(kernel);
                 system.kernel_symbols.clone_from(kernel);
@@ -163,11 +171,11 @@ fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>)
     systems
 }
 
-/// What a system is told apart by: name, options, the kernel's feature.
-type Key = (String, BTreeMap<String, String>, Option<String>);
+/// What a system is told apart by: name, options, the kernel's feature, what reads the trace.
+type Key = (String, BTreeMap<String, String>, Option<String>, Option<Tracer>);
 
 fn key(case: &Case) -> Key {
-    (case.system.clone(), case.options.clone(), case.kernel_feature.clone())
+    (case.system.clone(), case.options.clone(), case.kernel_feature.clone(), case.tracer)
 }
 
 /// Packed systems.

@@ -20,11 +20,15 @@ use moira_proto::system::System;
 use crate::cli::Global;
 use crate::console::End;
 use crate::emulator::{Emulator, Machine};
+use crate::system::Addition;
 use crate::toolchain::Toolchain;
 use crate::{bench, build, hosttools, paths, progress, system};
 
 /// The task that is added.
 const TRACER: &str = "trace-reader";
+
+/// What its windows take of CPU 0, and a little for whole grains.
+const SHARE: f64 = 0.15;
 
 /// What to trace.
 #[derive(clap::Args, Debug)]
@@ -86,10 +90,18 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let tracer = Tracer {
         from_ms: options.from_ms,
         ms: (options.seconds * 1000.0).max(1.0) as u64,
+        attempts: 1,
         structural: options.structural,
         port: true,
     };
-    let booted = build::system_with(&options.system, &images, &values, &tracer.task(&compiled)?)?;
+    let addition = tracer.addition(&compiled)?;
+    if let Some((task, thousandths)) = &addition.squeezed {
+        let lost = 100.0 - *thousandths as f64 / 10.0;
+        eprintln!(
+            "CPU 0 is promised away: the contract of {task} gives up {lost:.1} % of itself to the task that reads the trace"
+        );
+    }
+    let booted = build::system_with(&options.system, &images, &values, &addition)?;
     let step = progress::step(format!("tracing {}", options.system));
     let watch = bench::follow(&machine, &booted, "", &folder)?;
     step.finish();
@@ -116,6 +128,13 @@ fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
+/// What a task is promised of CPU 0, all its threads together.
+fn share_of_first_cpu(task: &moira_proto::system::Task) -> f64 {
+    let main = std::iter::once((task.cpu, &task.time));
+    let all = main.chain(task.threads.iter().map(|thread| (thread.cpu, &thread.time)));
+    all.filter(|(cpu, _)| *cpu == 0).map(|(_, time)| time.slice_ns as f64 / time.period_ns.max(1) as f64).sum()
+}
+
 /// The tasks with time of their own, the tracer last.
 fn watched(system: &System) -> Vec<String> {
     let own = system.tasks.iter().filter(|task| task.time.context).map(|task| task.name.clone());
@@ -123,12 +142,14 @@ fn watched(system: &System) -> Vec<String> {
 }
 
 /// The task that reads the trace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tracer {
     /// When it begins.
     pub from_ms: u64,
     /// How long it reads.
     pub ms: u64,
+    /// How often it begins anew, if events were overwritten before it had read them.
+    pub attempts: u64,
     /// Whether structural work is recorded.
     pub structural: bool,
     /// Whether it sends what it read.
@@ -136,20 +157,23 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// Its part of the manifest. It gets windows as often as there is room for.
+    /// What it adds to the manifest: a task with a window in each millisecond. Where CPU 0 is promised away, the task with the largest share makes room.
     ///
     /// # Errors
-    /// CPU 0 is promised away.
-    pub fn task(&self, system: &System) -> Result<String> {
+    /// No task has so much.
+    pub fn addition(&self, system: &System) -> Result<Addition> {
         let here = system.tasks.iter().filter(|task| task.cpu == 0);
-        let share = |task: &moira_proto::system::Task| task.time.slice_ns as f64 / task.time.period_ns.max(1) as f64;
+        let shares = system.tasks.iter().map(|task| (share_of_first_cpu(task), task));
         // The root task's own 5 %.
-        let free = 0.95 - here.clone().map(share).sum::<f64>();
-        let slice = match free {
-            free if free > 0.11 => "100us",
-            free if free > 0.06 => "50us",
-            free if free > 0.03 => "20us",
-            _ => bail!("CPU 0 of {} has no 3 % left for the task that reads the trace", system.name),
+        let free = 0.95 - shares.clone().map(|(share, _)| share).sum::<f64>();
+        let squeezed = if free > SHARE {
+            None
+        } else {
+            let largest = shares.max_by(|left, right| left.0.total_cmp(&right.0));
+            let (share, task) = largest.filter(|(share, _)| *share > 2.0 * SHARE).with_context(|| {
+                format!("CPU 0 of {} has no {:.0} % left for the task that reads the trace", system.name, SHARE * 100.0)
+            })?;
+            Some((task.name.clone(), ((1.0 - (SHARE - free) / share) * 1000.0) as u64))
         };
         // Results are told on the console, if it can be called.
         let console = here.clone().find(|task| task.name == "console" && task.serves && task.level > 0);
@@ -167,16 +191,18 @@ impl Tracer {
             kinds |= 1 << kind::SWITCH;
             (ports, heap) = ("ports = { trace-port = \"0x3e8-0x3ef\" }", "128MiB");
         }
-        Ok(format!(
-            "\n[tasks.{TRACER}]\nimage = \"moira-loads\"\nlevel = {level}\ntime = {{ slice = \"{slice}\", period = \"1ms\" }}\n{calls}\n{ports}\n\
+        let tasks = format!(
+            "\n[tasks.{TRACER}]\nimage = \"moira-loads\"\nlevel = {level}\ntime = {{ slice = \"100us\", period = \"1ms\" }}\n{calls}\n{ports}\n\
              platform = true\ncpu-rights = [\"dispatch\"]\nslots = 254\nmemory = {{ heap = \"{heap}\" }}\ncontexts = [{}]\n\
-             args = [\"role=tracer\", \"from_ms={}\", \"ms={}\", \"every_us=500\", \"kinds={kinds}\", \"cpus={}\", \"watch={}\", \"far={}\", \"end=1\"]\n",
+             args = [\"role=tracer\", \"from_ms={}\", \"ms={}\", \"attempts={}\", \"every_us=500\", \"kinds={kinds}\", \"cpus={}\", \"watch={}\", \"far={}\", \"end=1\"]\n",
             quoted.join(", "),
             self.from_ms,
             self.ms,
+            self.attempts,
             system.cpus,
             watched.join(","),
             far.join(","),
-        ))
+        );
+        Ok(Addition { tasks, squeezed })
     }
 }

@@ -147,7 +147,7 @@ impl Vm<'_> {
                 self.event = core::mem::take(&mut self.later);
             }
         }
-        if self.event.is_none() && board.maskable_pending(self.index) && self.interruptible() {
+        if self.event.is_none() && self.interruptible() {
             self.event = board.accept(self.index).map_or(Event::NONE, Event::interrupt);
         }
         let mut request = 0;
