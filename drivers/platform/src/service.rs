@@ -5,7 +5,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use log::{error, info, warn};
 use moira_proto::platform::{self as proto, Error, PciAddress, PciDevice, PlatformInfo};
 use moira_rt::{
-    Env,
+    Env, received,
     sys::{
         self, CapTable, Capability, Cpu, Deadline, Event, Interrupt, Message, MessageBuffer, Next, Notification,
         ObjectType, Platform, Received, Slot,
@@ -86,11 +86,7 @@ impl Server {
             return Next::Receive(Deadline::NEVER);
         };
         let answer = self.answer(&call);
-        // What a client sent unasked must not take the place of what the next one sends.
-        for slot in (0..call.caps).filter_map(|index| call.capability(index)) {
-            // Empty: it was kept, in another slot.
-            let _ = self.table.delete_fully(slot);
-        }
+        received::drop_rest(self.table, &call);
         let message = match answer {
             Ok((words, bytes)) => Message::new(0).words(words).bytes(self.buffer.write(&bytes)),
             Err((error, detail)) => Message::new(error as u32).words([detail]),

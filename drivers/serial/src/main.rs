@@ -21,12 +21,10 @@ use moira_rt::{
     Env,
     memory::Slots,
     proto::console,
-    sys::{
-        CapTable, Capability, Deadline, Error, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification,
-        ObjectType, Received, serve,
-    },
+    received,
+    sys::{CapTable, Deadline, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification, Received, serve},
 };
-use serial_core::{line::Line, uart::Registers};
+use serial_core::{line::Line, ports::Ports};
 
 moira_rt::entry!(main);
 
@@ -36,24 +34,6 @@ const MOST_BYTES: usize = 1024;
 /// must not stop the line for good.
 const AGAIN_NS: u64 = 1_000_000;
 const SENDING_NS: u64 = 50_000_000;
-
-/// The UART's registers behind the port capability.
-struct Ports {
-    ports: IoPorts,
-    first: u16,
-}
-
-impl Registers for Ports {
-    type Error = Error;
-
-    fn read(&mut self, offset: u16) -> Result<u8, Error> {
-        self.ports.in8(self.first.wrapping_add(offset))
-    }
-
-    fn write(&mut self, offset: u16, value: u8) -> Result<(), Error> {
-        self.ports.out8(self.first.wrapping_add(offset), value)
-    }
-}
 
 struct Server {
     line: Line<Ports>,
@@ -74,12 +54,11 @@ fn main(env: Env) {
         error!("the manifest grants no `ports` and `interrupt`");
         return;
     };
-    let first = env.argument("port").unwrap_or("0x2f8");
-    let Ok(first) = u16::from_str_radix(first.trim_start_matches("0x"), 16) else {
+    let Some(ports) = Ports::named(ports, env.argument("port").unwrap_or("0x2f8")) else {
         error!("`port=` is a hexadecimal number");
         return;
     };
-    let line = match Line::new(Ports { ports, first }) {
+    let line = match Line::new(ports) {
         Ok(line) => line,
         Err(error) => {
             error!("the UART's ports are not among `ports`: {error:?}");
@@ -118,10 +97,7 @@ impl Server {
         match event {
             Event::Call(call) => {
                 let answer = self.answer(&call);
-                for slot in (0..call.caps).filter_map(|index| call.capability(index)) {
-                    // Empty: it was kept, in another slot.
-                    let _ = self.table.delete_fully(slot);
-                }
+                received::drop_rest(self.table, &call);
                 let answer = match answer {
                     Answer::Word(word) => Message::new(0).words([word]),
                     Answer::Bytes(bytes) => {
@@ -158,19 +134,9 @@ impl Server {
 
     /// Keeps the client's notification; an earlier one is let go.
     fn register(&mut self, call: &Received) -> bool {
-        let Some(slot) = call.capability(0) else { return false };
-        if !self.table.inspect(slot).is_ok_and(|found| found.kind == Some(ObjectType::Notification)) {
-            return false;
-        }
-        let Some(kept) = self.slots.take(1) else { return false };
-        let Ok(notification) = self.table.move_to(Notification::new(slot), kept) else {
-            self.slots.give(kept, 1);
-            return false;
-        };
-        if let Some(old) = self.listener.replace(notification)
-            && self.table.delete_fully(old.slot()).is_ok()
-        {
-            self.slots.give(old.slot(), 1);
+        let Some(notification) = received::keep(self.table, &mut self.slots, call, 0) else { return false };
+        if let Some(old) = self.listener.replace(notification) {
+            received::let_go(self.table, &mut self.slots, old);
         }
         true
     }

@@ -21,12 +21,10 @@ use moira_rt::{
     Env,
     memory::Slots,
     proto::console,
-    sys::{
-        CapTable, Capability, Deadline, Error, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification,
-        ObjectType, Received, serve,
-    },
+    received,
+    sys::{CapTable, Deadline, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification, Received, serve},
 };
-use serial_core::uart::{Registers, Uart};
+use serial_core::{ports::Ports, uart::Uart};
 
 moira_rt::entry!(main);
 
@@ -36,24 +34,6 @@ const MOST_BYTES: usize = 1024;
 const MOST_TYPED: usize = 256;
 /// How often input is looked for if there is no interrupt.
 const POLL_NS: u64 = 20_000_000;
-
-/// The UART's registers behind the port capability.
-struct Ports {
-    ports: IoPorts,
-    first: u16,
-}
-
-impl Registers for Ports {
-    type Error = Error;
-
-    fn read(&mut self, offset: u16) -> Result<u8, Error> {
-        self.ports.in8(self.first.wrapping_add(offset))
-    }
-
-    fn write(&mut self, offset: u16, value: u8) -> Result<(), Error> {
-        self.ports.out8(self.first.wrapping_add(offset), value)
-    }
-}
 
 struct Server {
     uart: Uart<Ports>,
@@ -75,7 +55,8 @@ fn main(env: Env) {
     let ports =
         env.capability::<IoPorts>("ports").or_else(|| env.capability("uart")).expect("the manifest grants `ports`");
     let interrupt = env.capability::<Interrupt>("interrupt").or_else(|| env.capability("uart-irq"));
-    let mut uart = Uart(Ports { ports, first: first_port(&env) });
+    let first = env.argument("port").unwrap_or("0x3f8");
+    let mut uart = Uart(Ports::named(ports, first).expect("`port=` is a hexadecimal number"));
     uart.init(interrupt.is_some()).expect("the UART's ports are among `ports`");
     let mut server = Server {
         uart,
@@ -93,11 +74,6 @@ fn main(env: Env) {
     server.acknowledge();
     let error = serve(server.deadline(), |event| server.handle(event));
     panic!("cannot serve: {error:?}");
-}
-
-fn first_port(env: &Env) -> u16 {
-    let text = env.argument("port").unwrap_or("0x3f8");
-    u16::from_str_radix(text.trim_start_matches("0x"), 16).expect("`port=` is a hexadecimal number")
 }
 
 /// The clients that the manifest's arguments name.
@@ -130,7 +106,7 @@ impl Server {
         match event {
             Event::Call(call) => {
                 let reply = self.answer(&call);
-                self.drop_capabilities(&call);
+                received::drop_rest(self.table, &call);
                 self.read_line();
                 self.flush();
                 // Last, because the bytes of the answer lie in the message buffer.
@@ -174,37 +150,17 @@ impl Server {
 
     /// Keeps the client's notification; an earlier one is let go.
     fn register(&mut self, number: u16, call: &Received) -> bool {
-        let Some(slot) = call.capability(0) else {
-            return false;
-        };
-        if !self.table.inspect(slot).is_ok_and(|found| found.kind == Some(ObjectType::Notification)) {
-            return false;
-        }
         if !self.listeners.contains_key(&number) && self.listeners.len() >= MOST_CLIENTS {
             return false;
         }
-        let Some(kept) = self.slots.take(1) else {
+        let Some(notification) = received::keep(self.table, &mut self.slots, call, 0) else {
             return false;
         };
-        let Ok(notification) = self.table.move_to(Notification::new(slot), kept) else {
-            self.slots.give(kept, 1);
-            return false;
-        };
-        if let Some(old) = self.listeners.insert(number, notification)
-            && self.table.delete_fully(old.slot()).is_ok()
-        {
-            self.slots.give(old.slot(), 1);
+        if let Some(old) = self.listeners.insert(number, notification) {
+            received::let_go(self.table, &mut self.slots, old);
         }
         self.consoles.listen(number, &mut self.out);
         true
-    }
-
-    /// Empties the receive slots: what a client sent unasked must not take the place of what the next one sends.
-    fn drop_capabilities(&self, call: &Received) {
-        for slot in (0..call.caps).filter_map(|index| call.capability(index)) {
-            // Empty: it was kept, in another slot.
-            let _ = self.table.delete_fully(slot);
-        }
     }
 
     /// Takes what was typed to the client in the foreground.

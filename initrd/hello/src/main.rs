@@ -8,6 +8,7 @@
 //! | `maker` | `memory` (an untyped), `console` | makes pages from it, checks that they are zero, writes them, begins to revoke them and dies in the middle; started again, does the same but finishes |
 //! | `killer` | controls `victim`, `console` | makes its victim fault after a random time, `rounds=` times, from `seed=` |
 //! | `panicker` | `console` | panics; started again, it says so and finishes |
+//! | none | `console` | prints its arguments |
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -31,7 +32,8 @@ fn main(env: Env) {
         Some("maker") => maker(env),
         Some("panicker") => panicker(&env),
         Some("killer") => killer(env),
-        other => error!("no such role: {other:?}"),
+        Some(other) => error!("no such role: {other}"),
+        None => info!("{}", env.info.arguments.join(" ")),
     }
 }
 

@@ -96,6 +96,5 @@ fn start(env: Env) -> Result<Planner, String> {
     );
     let retry = env.ticks(1_000_000);
     let look = env.ticks(100_000_000);
-    let received = Slot(moira_rt::proto::start::slot::RECEIVE);
-    Ok(Planner { admission, processors, holders, table: env.table(), slots, buffer: env.buffer, retry, look, received })
+    Ok(Planner { admission, processors, holders, table: env.table(), slots, buffer: env.buffer, retry, look })
 }

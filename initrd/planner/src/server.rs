@@ -9,9 +9,10 @@ use moira_rt::{
     proto::planner::{
         ASK, BOUND, DONE, EXTRA, INSTALL, MANY, MOST, MOVE, NO, REFUSAL_WORDS, RELEASE, ROOM, UNKNOWN, YES,
     },
+    received,
     sys::{
         CapTable, Capability, Cpu, Deadline, Error, Event, Message, MessageBuffer, Next, ObjectType, Plan, Received,
-        SchedContext, Slot,
+        SchedContext,
     },
 };
 
@@ -61,8 +62,6 @@ pub struct Planner {
     pub retry: u64,
     /// How often it looks whether schedulers that it told of contexts were made anew.
     pub look: u64,
-    /// First of the four slots where capabilities arrive.
-    pub received: Slot,
 }
 
 impl Planner {
@@ -84,7 +83,7 @@ impl Planner {
             Event::Notified(_) | Event::Timeout => None,
         };
         if let Event::Call(call) = &event {
-            self.drop_received(call);
+            received::drop_rest(self.table, call);
         }
         // The answer may lie in the message buffer, which filling a plan overwrites.
         let bytes = answer.as_ref().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
@@ -109,9 +108,9 @@ impl Planner {
         };
         match call.label {
             ASK => self.ask(call),
-            INSTALL => match (mine(call.words[0]), call.capability(0)) {
-                (Some(index), Some(slot)) => self.give(index, slot),
-                _ => short(UNKNOWN),
+            INSTALL => match mine(call.words[0]) {
+                Some(index) => self.give(index, call),
+                None => short(UNKNOWN),
             },
             RELEASE => match mine(call.words[0]) {
                 Some(index) => {
@@ -176,16 +175,9 @@ impl Planner {
     }
 
     /// A context came for a contract.
-    fn give(&mut self, index: usize, slot: Slot) -> (Message, Vec<u8>) {
+    fn give(&mut self, index: usize, call: &Received) -> (Message, Vec<u8>) {
         let unknown = (Message::new(UNKNOWN), Vec::new());
-        if !self.table.inspect(slot).is_ok_and(|found| found.kind == Some(ObjectType::SchedContext)) {
-            return unknown;
-        }
-        let Some(kept) = self.slots.take(1) else {
-            return unknown;
-        };
-        let Ok(context) = self.table.move_to(SchedContext::new(slot), kept) else {
-            self.slots.give(kept, 1);
+        let Some(context) = received::keep::<SchedContext>(self.table, &mut self.slots, call, 0) else {
             return unknown;
         };
         let Some(holder) = self.holders.get_mut(index) else {
@@ -236,20 +228,8 @@ impl Planner {
 
     /// Lets go of a context's capability, and with it of what a scheduler has of it.
     fn forget(&mut self, context: Option<SchedContext>) {
-        let Some(slot) = context.map(Capability::slot) else {
-            return;
-        };
-        // Empty: it died, and its capabilities with it.
-        if matches!(self.table.delete_fully(slot), Ok(()) | Err(Error::Empty)) {
-            self.slots.give(slot, 1);
-        }
-    }
-
-    /// Empties the receive slots: what one client sent unasked must not take the place of what the next one sends.
-    fn drop_received(&self, call: &Received) {
-        for index in 0..u32::try_from(call.caps).unwrap_or(0) {
-            // Those that were kept are gone from here.
-            let _ = self.table.delete_fully(self.received.plus(index));
+        if let Some(context) = context {
+            received::let_go(self.table, &mut self.slots, context);
         }
     }
 

@@ -32,6 +32,7 @@ pub mod heap;
 pub mod logging;
 pub mod mapped;
 pub mod memory;
+pub mod received;
 pub mod start;
 pub mod threads;
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::{Firmware, Machine, Module};
-use crate::build::{System, is_newer};
+use crate::build::System;
 use crate::process;
 
 const NAME: &str = "boot.iso";
@@ -43,19 +43,17 @@ fn cd(system: &System, cmdline: &str, module: Module, folder: &Path) -> Result<P
     let menu = grub_menu(cmdline, module)?;
     let image = folder.join(NAME);
     let tree = folder.join("tree");
-    let menu_file = tree.join("boot/grub/grub.cfg");
-    let current = fs::read_to_string(&menu_file).is_ok_and(|old| old == menu)
-        && !is_newer(&system.kernel, &image)
-        && !is_newer(&system.initrd, &image);
-    if current {
+    let stamp = folder.join("boot.inputs");
+    let inputs = format!("{menu}{module:?}\n{}\n{}\n", identity(&system.kernel)?, identity(&system.initrd)?);
+    if image.is_file() && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
         return Ok(image);
     }
-    // Without an image an interrupted call cannot be taken for a finished one.
-    let _ = fs::remove_file(&image);
+    // An interrupted call leaves no stamp, and cannot be taken for a finished one.
+    let _ = fs::remove_file(&stamp);
     let _ = fs::remove_dir_all(&tree);
     fs::create_dir_all(tree.join("boot/grub"))?;
     fs::create_dir_all(tree.join("moira"))?;
-    fs::write(&menu_file, menu)?;
+    fs::write(tree.join("boot/grub/grub.cfg"), menu)?;
     copy(&system.kernel, &tree.join("moira/kernel"))?;
     if let Some(module) = module.of(&system.initrd, folder)? {
         copy(&module, &tree.join("moira/initrd"))?;
@@ -68,7 +66,15 @@ fn cd(system: &System, cmdline: &str, module: Module, folder: &Path) -> Result<P
             .arg(&image)
             .arg(&tree),
     )?;
+    fs::write(&stamp, inputs).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(image)
+}
+
+/// What tells a file from every other one and from itself before a change: one that is older than the image may be another one.
+fn identity(path: &Path) -> Result<String> {
+    let data = path.metadata().with_context(|| format!("cannot read {}", path.display()))?;
+    let changed = data.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{} {} {}", path.display(), data.len(), changed.as_nanos()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -79,6 +85,23 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_file_is_another_one_however_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let (one, other) = (file("one", "same"), file("other", "same"));
+        assert_ne!(identity(&one).unwrap(), identity(&other).unwrap());
+        let before = identity(&one).unwrap();
+        assert_eq!(before, identity(&one).unwrap());
+        fs::write(&one, "longer").unwrap();
+        assert_ne!(before, identity(&one).unwrap());
+        assert!(identity(&folder.path().join("nothing")).is_err());
+    }
 
     #[test]
     fn the_menu_takes_plain_command_lines_only() {
