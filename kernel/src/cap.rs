@@ -17,10 +17,11 @@ use moira_kernel_core::{
 /// Mark of a vCPU's slot for its state page.
 pub const STATE_PAGE: u16 = 2;
 
-const LINK: u64 = (1 << 48) - 1;
-/// Bits of the depth, in the upper part of `next`; above it the lower bits of the number of a flush.
-const DEPTH: u64 = 63 << 48;
-const FLUSH_SHIFT: u32 = 54;
+/// A slot's physical address. (One bit less than there is room for: the compiler then sees that it does not touch `DIRECT_MAP`.)
+const LINK: u64 = (1 << 47) - 1;
+/// The number of a flush, as far as it is kept, and the depth in the bits of `next` above the link.
+const FLUSH: u64 = 0x3ff << 48;
+const DEPTH: u64 = 63 << 58;
 
 /// A slot: word 0 (object, rights, generation), word 1 (badge, or where a frame is mapped), and the derivation links with
 /// the depth in the upper bits of `next` and a mark in those of `previous`.
@@ -55,11 +56,14 @@ impl Cap {
 
     /// A frame's physical address, if it is a frame with these rights.
     pub fn frame(self, rights: Rights) -> Result<u64, Error> {
-        if self.word.is(ObjectType::Frame, rights) {
-            Ok(self.word.address())
-        } else {
-            Err(self.why_not(ObjectType::Frame))
-        }
+        self.require(ObjectType::Frame, rights)?;
+        Ok(self.word.address())
+    }
+
+    /// Whether it is one to this type with these rights.
+    #[inline(always)]
+    pub fn require(self, kind: ObjectType, rights: Rights) -> Result<(), Error> {
+        if self.word.is(kind, rights) { Ok(()) } else { Err(self.why_not(kind)) }
     }
 
     /// Why a capability is not one to this type with the rights that were asked for.
@@ -147,12 +151,12 @@ impl Slot {
 
     /// Remembers which flush an unmapping or protecting waits for: ten bits of its number, as flushes are numbered one by one.
     pub fn await_flush(&self, number: u64) {
-        self.next.set(self.next.get() & (LINK | DEPTH) | number << FLUSH_SHIFT);
+        self.next.set(self.next.get() & !FLUSH | number << 48 & FLUSH);
     }
 
     /// That flush, or a later one up to `last`.
     pub fn awaited_flush(&self, last: u64) -> u64 {
-        last.wrapping_sub(last.wrapping_sub(self.next.get() >> FLUSH_SHIFT) & (u64::MAX >> FLUSH_SHIFT))
+        last.wrapping_sub(last.wrapping_sub(self.next.get() >> 48) & FLUSH >> 48)
     }
 
     /// Sets them.
@@ -177,7 +181,13 @@ impl Links for SlotLinks {
         slot(at).previous.get() & LINK
     }
     fn depth(&self, at: u64) -> u16 {
-        (slot(at).next.get() >> 48) as u16 & 63
+        (slot(at).next.get() >> 58) as u16
+    }
+    fn child(&self, at: u64) -> Option<u64> {
+        // The depths are the highest bits.
+        let word = slot(at).next.get();
+        let next = word & LINK;
+        (next != 0 && slot(next).next.get() > word | !DEPTH).then_some(next)
     }
     fn set_next(&self, at: u64, next: u64) {
         let at = slot(at);
@@ -189,7 +199,7 @@ impl Links for SlotLinks {
     }
     fn set_depth(&self, at: u64, depth: u16) {
         let at = slot(at);
-        at.next.set(at.next.get() & !DEPTH | (depth as u64) << 48);
+        at.next.set(at.next.get() & !DEPTH | (depth as u64) << 58);
     }
 }
 
@@ -221,7 +231,7 @@ pub fn relocate(from: Obj<Slot>, to: Obj<Slot>) -> Result<(), Error> {
     from.clear();
     derivation::replace(&SlotLinks, from.physical(), to.physical());
     to.set_mark(mark);
-    to.await_flush(from.next.get() >> FLUSH_SHIFT);
+    to.await_flush(from.next.get() >> 48);
     to.write(cap.word, cap.badge);
     Ok(())
 }
@@ -267,10 +277,10 @@ pub struct Budget {
 
 impl Budget {
     /// Removing a capability, and what a mapping adds to it.
-    const REMOVE: u32 = 12;
-    const UNMAP: u32 = 6;
+    const REMOVE: u32 = 16;
+    const UNMAP: u32 = 9;
 
-    /// That of a whole hold: the longest derivation and one removal, or six removals.
+    /// That of a whole hold: the longest derivation and one removal, or five removals.
     pub const fn new() -> Budget {
         Budget { left: derivation::MAX_DEPTH as u32 + Budget::REMOVE + Budget::UNMAP, fresh: true }
     }
@@ -335,12 +345,12 @@ pub fn delete_some(at: Obj<Slot>, budget: &mut Budget) -> bool {
 
 /// Whether anything is derived from a slot.
 pub fn has_descendants(of: Obj<Slot>) -> bool {
-    derivation::first_descendant(&SlotLinks, of.physical()).is_some()
+    SlotLinks.child(of.physical()).is_some()
 }
 
 /// Whether a slot's untyped memory is lent: the first capability derived from it names the same memory.
 pub fn is_lent(of: Obj<Slot>) -> bool {
-    derivation::first_descendant(&SlotLinks, of.physical()).is_some_and(|copy| {
+    SlotLinks.child(of.physical()).is_some_and(|copy| {
         let (copy, word) = (slot(copy).word(), of.word());
         copy.kind_code() == ObjectType::Untyped as u8 && copy.address() == word.address()
     })

@@ -15,7 +15,7 @@ use crate::{
     },
     panic,
     percpu::Cpu,
-    sched, smp, switch, trace,
+    sched, smp, switch, trace, wait,
 };
 use moira_abi::{Error, FrameSize, MESSAGE_CAPS, ObjectType, Rights, Tag, fault, time};
 
@@ -25,12 +25,6 @@ pub enum Attempt {
     Ready(Obj<Thread>),
     /// The server serves somebody else: whoever wants this call done helps it.
     Busy(Obj<Thread>),
-}
-
-#[inline(always)]
-fn done(thread: Obj<Thread>, result: Result<(), Error>) -> Obj<Thread> {
-    thread.set_status(result);
-    thread
 }
 
 /// The server that a call through an endpoint would reach, if it may.
@@ -111,11 +105,19 @@ fn link(caller: Obj<Thread>, server: Obj<Thread>) {
     caller.server.set(Some(server));
 }
 
+/// Copies the message words. One by one: the kernel is built small, with loops as they stand.
 #[inline(always)]
 fn words(from: Obj<Thread>, to: Obj<Thread>) {
-    for index in reg::WORDS {
-        to.regs[index].set(from.regs[index].get());
-    }
+    let copy = |index: usize| to.regs[index].set(from.regs[index].get());
+    let [w0, w1, w2, w3, w4, w5, w6, w7] = reg::WORDS;
+    copy(w0);
+    copy(w1);
+    copy(w2);
+    copy(w3);
+    copy(w4);
+    copy(w5);
+    copy(w6);
+    copy(w7);
 }
 
 /// Runs a thread that is ready, on the time of whoever is charged now.
@@ -126,7 +128,7 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
 
 #[inline(never)]
 fn go_slowly(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    trace::event(cpu, trace::SWITCH, thread.physical(), 0);
+    trace::of(cpu, trace::SWITCH, thread, 0);
     if switch::to(cpu, thread) { thread } else { sched::run_next(cpu) }
 }
 
@@ -180,7 +182,7 @@ fn deliver_long(cpu: &Cpu, caller: Obj<Thread>, server: Obj<Thread>, tag: Tag, b
 /// The call runs again when the thread does.
 #[cold]
 fn restart(cpu: &Cpu, thread: Obj<Thread>) {
-    trace::event(cpu, trace::RESTART, thread.physical(), 0);
+    trace::of(cpu, trace::RESTART, thread, 0);
     thread.restart_call();
 }
 
@@ -296,7 +298,7 @@ fn unhandled(thread: Obj<Thread>) {
 
 /// A thread caused an exception. It waits for its fault handler, or stops and its fault notification is signalled.
 pub fn fault(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, error: u64, address: u64) -> Obj<Thread> {
-    trace::event(cpu, trace::FAULT, thread.physical(), vector);
+    trace::of(cpu, trace::FAULT, thread, vector);
     thread.fault.set((vector + 1, error, address));
     if thread.fault_endpoint.is_empty() {
         stop_by_fault(cpu, thread);
@@ -325,7 +327,7 @@ fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool
                 Err(Error::Again) => return Err(Error::Again),
                 Err(error) => {
                     // The caller must not hang on a message that cannot be delivered: it gets this error for an answer.
-                    trace::event(cpu, trace::FAULT, caller.physical(), error as u64);
+                    trace::of(cpu, trace::FAULT, caller, error as u64);
                     tag = Tag(0);
                     status = error as u8;
                 }
@@ -356,7 +358,7 @@ pub fn reply(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
             restart(cpu, server);
             sched::resume(cpu, server)
         }
-        Err(error) => done(server, Err(error)),
+        Err(error) => server.done(Err(error)),
     }
 }
 
@@ -392,7 +394,7 @@ fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<T
             server.deadline.set(server.regs[reg::R15].get());
             // Bits and calls alternate: after a call, bits that wait come first (on the server's own time, or a helper's).
             if server.bound.get().is_some_and(|bound| bound.pending()) {
-                wakes(server, 0);
+                wait::wakes(server, 0);
             }
             if direct && !cpu.must_choose.get() { go(cpu, caller) } else { sched::run_next(cpu) }
         }
@@ -401,7 +403,7 @@ fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<T
             restart(cpu, server);
             sched::resume(cpu, server)
         }
-        Err(error) => done(server, Err(error)),
+        Err(error) => server.done(Err(error)),
     }
 }
 
@@ -409,13 +411,13 @@ fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<T
 #[inline(never)]
 pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
     if server.caller.get().is_some() {
-        return done(server, Err(Error::InUse));
+        return server.done(Err(Error::InUse));
     }
     server.caller_gone.set(false);
     server.beneficiary.set(server.context.get());
     server.state.set(State::Receiving);
     server.deadline.set(server.regs[reg::R15].get());
-    if wakes(server, 0) && server.beneficiary.get() == cpu.beneficiary.get() {
+    if wait::wakes(server, 0) && server.beneficiary.get() == cpu.beneficiary.get() {
         return server;
     }
     sched::run_next(cpu)
@@ -423,9 +425,9 @@ pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
 
 /// `park`: the faulting thread that is being served stays stopped; the server is free again.
 pub fn park(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
-    let Some(caller) = server.caller.get() else { return done(server, Err(Error::NoCaller)) };
+    let Some(caller) = server.caller.get() else { return server.done(Err(Error::NoCaller)) };
     if !caller.fault_call.replace(false) {
-        return done(server, Err(Error::BadArgument));
+        return server.done(Err(Error::BadArgument));
     }
     caller.state.set(State::Stopped);
     caller.server.set(None);
@@ -437,97 +439,15 @@ pub fn park(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
     sched::run_next(cpu)
 }
 
-/// Whether a receiving or waiting thread has something to wake up for; then it is made ready with it.
-pub fn wakes(thread: Obj<Thread>, now: u64) -> bool {
-    let waiting = thread.state.get() == State::Waiting;
-    let source = if waiting { thread.waits.get() } else { thread.bound.get() };
-    if let Some(notification) = source
-        && notification.pending()
-    {
-        let bits = notification.take();
-        if waiting {
-            notification.detach();
-            thread.waits.set(None);
-        }
-        thread.answer1(bits);
-        thread.finish(if waiting { Ok(()) } else { Err(Error::Notified) });
-        return true;
-    }
-    let deadline = thread.deadline.get();
-    if deadline != 0 && deadline <= now {
-        if let Some(notification) = thread.waits.take() {
-            notification.detach();
-        }
-        thread.finish(Err(Error::Timeout));
-        return true;
-    }
-    false
-}
-
-fn notification(thread: Obj<Thread>, rights: Rights) -> Result<(Obj<Notification>, u64), Error> {
-    let cap = thread.table()?.read(thread.regs[reg::RDI].get())?;
-    Ok((cap.object(rights)?, cap.badge))
-}
-
-/// `signal`.
-#[inline(always)]
-pub fn signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    match notification(thread, Rights::SIGNAL) {
-        Ok((target, bits)) => {
-            thread.set_status(Ok(()));
-            target.set(bits);
-            if target.waiter().is_some() { tell(cpu, thread, target) } else { thread }
-        }
-        Err(error) => done(thread, Err(error)),
-    }
-}
-
-/// Wakes the waiter of a notification; answers who runs next.
-#[inline(never)]
-fn tell(cpu: &'static Cpu, thread: Obj<Thread>, target: Obj<Notification>) -> Obj<Thread> {
-    if target.wake(cpu) { sched::run_next(cpu) } else { thread }
-}
-
-/// `wait`.
-#[inline(always)]
-pub fn wait(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    let target = match notification(thread, Rights::WAIT) {
-        Ok((target, _)) => target,
-        Err(error) => return done(thread, Err(error)),
-    };
-    if target.pending() {
-        thread.answer1(target.take());
-        return done(thread, Ok(()));
-    }
-    if let Err(error) = target.attach(thread, false) {
-        return done(thread, Err(error));
-    }
-    thread.waits.set(Some(target));
-    thread.state.set(State::Waiting);
-    thread.deadline.set(thread.regs[reg::R15].get());
-    sched::run_next(cpu)
-}
-
-/// `poll`.
-pub fn poll(thread: Obj<Thread>) -> Obj<Thread> {
-    match notification(thread, Rights::WAIT) {
-        Ok((target, _)) => {
-            thread.answer1(target.take());
-            done(thread, Ok(()))
-        }
-        Err(error) => done(thread, Err(error)),
-    }
-}
-
 /// `dispatch`: W0 context slot (0 none), W1 until, W2 token.
 #[inline(never)]
 pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     match decode_dispatch(cpu, thread) {
-        Err(error) => done(thread, Err(error)),
+        Err(error) => thread.done(Err(error)),
         Ok(d) if d.token != cpu.sequence.get() => {
             thread.answer4(time::dispatch::STALE, 0, 0, 0);
             thread.set_word(4, 0);
-            done(thread, Ok(()))
+            thread.done(Ok(()))
         }
         Ok(d) => {
             thread.dispatch.set(d);

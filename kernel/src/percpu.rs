@@ -130,7 +130,9 @@ pub struct Cpu {
     /// Contexts with a word on the status page: physical addresses. Set by any CPU.
     pub contexts: [AtomicU64; STATUS_CONTEXTS],
     /// Interrupt sources by vector: physical addresses.
-    pub vectors: [AtomicU64; 256],
+    vectors: [AtomicU64; 256],
+    /// Those that are in use, bit by bit (structural lock).
+    vectors_used: [Cell<u64>; 4],
 
     /// Mailbox: threads with messages (a stack).
     pub mailbox: AtomicU64,
@@ -236,7 +238,7 @@ impl Cpu {
             if self.chosen.get() == Some(context) {
                 self.chosen.set(None);
             }
-            crate::trace::account(self, 0);
+            crate::trace::account(self, None);
         }
         self.gone.fetch_add(context.leave(), Relaxed);
         for cell in [&self.scheduler, &self.boot_context] {
@@ -279,6 +281,26 @@ impl Cpu {
         let address = self.vectors[vector as usize].load(Acquire);
         // SAFETY: cut when the source dies.
         (address != 0).then(|| unsafe { Obj::at(address) })
+    }
+
+    /// Gives a source a vector that no other one has, from 48 to 239 (structural lock held).
+    pub fn take_vector(&self, source: Obj<Interrupt>) -> Option<u8> {
+        const USABLE: [u64; 4] = [u64::MAX << 48, u64::MAX, u64::MAX, u64::MAX >> 16];
+        let (word, used, free) = (0..4).find_map(|word| {
+            let used = self.vectors_used[word].get();
+            Some((word, used, USABLE[word] & !used)).filter(|(_, _, free)| *free != 0)
+        })?;
+        let vector = word * 64 + free.trailing_zeros() as usize;
+        self.vectors_used[word].set(used | free & free.wrapping_neg());
+        self.vectors[vector].store(source.physical(), Release);
+        Some(vector as u8)
+    }
+
+    /// Takes it back (structural lock held).
+    pub fn drop_vector(&self, vector: u8) {
+        let used = &self.vectors_used[vector as usize / 64];
+        used.set(used.get() & !(1 << (vector % 64)));
+        self.vectors[vector as usize].store(0, Release);
     }
 
     /// Whether a space is loaded here.

@@ -14,7 +14,7 @@ use crate::{
         thread::{State, Thread, reg},
     },
     percpu::Cpu,
-    smp, switch, trace,
+    smp, switch, trace, wait,
 };
 use core::sync::atomic::Ordering::*;
 use moira_abi::{
@@ -135,7 +135,8 @@ pub fn walk(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Walked {
     // The usual ends of a chain that is no chain.
     match thread.state.get() {
         State::Ready => Walked::Run(thread),
-        State::Receiving | State::Waiting if !ipc::wakes(thread, now) => Walked::Blocked(thread, thread.deadline.get()),
+        State::Receiving | State::Waiting if wait::wakes(thread, now) => Walked::Run(thread),
+        State::Receiving | State::Waiting => Walked::Blocked(thread, thread.deadline.get()),
         _ => walk_on(cpu, thread, now),
     }
 }
@@ -158,7 +159,7 @@ fn walk_on(cpu: &Cpu, first: Obj<Thread>, now: u64) -> Walked {
                 ipc::Attempt::Busy(server) => thread = server,
             },
             State::Receiving | State::Waiting => {
-                if ipc::wakes(thread, now) {
+                if wait::wakes(thread, now) {
                     return Walked::Run(thread);
                 }
                 return Walked::Blocked(thread, thread.deadline.get());
@@ -240,11 +241,11 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
         // Until the next choice: calls and replies on one context's time do not change whom they are for.
         cpu.beneficiary.set(thread.beneficiary.get());
         arch::apic::set_timer(cpu, deadline, now);
-        trace::account(cpu, thread.physical());
+        trace::account(cpu, Some(thread));
         Some(thread)
     } else {
         cpu.chosen.set(None);
-        trace::account(cpu, 0);
+        trace::account(cpu, None);
         arch::apic::set_timer(cpu, deadline, now);
         None
     }

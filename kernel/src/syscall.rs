@@ -12,7 +12,7 @@ use crate::{
         untyped, vcpu,
     },
     percpu::Cpu,
-    sched, smp, trace,
+    sched, smp, trace, wait,
 };
 use moira_abi::{Error, Method, Rights, Tag};
 
@@ -47,7 +47,7 @@ extern "C" fn syscall_run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread>
 /// `signal`, from `entry.s`.
 #[unsafe(no_mangle)]
 extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
-    checked(cpu, Method::Signal as u8, || ipc::signal(cpu, thread))
+    checked(cpu, Method::Signal as u8, || wait::signal(cpu, thread))
 }
 
 const _: () = {
@@ -73,17 +73,17 @@ extern "C" fn syscall(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<T
 
 #[inline(never)]
 fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
-    trace::event(cpu, trace::SYSCALL, thread.physical(), tag.low() as u64);
+    trace::of(cpu, trace::SYSCALL, thread, tag.low() as u64);
     match Method::from_code(tag.low()) {
         Some(Method::Reply) => ipc::reply(cpu, thread, tag),
         Some(Method::Park) => ipc::park(cpu, thread),
-        Some(Method::Wait) => ipc::wait(cpu, thread),
-        Some(Method::Poll) => ipc::poll(thread),
+        Some(Method::Wait) => wait::wait(cpu, thread),
+        Some(Method::Poll) => wait::poll(thread),
         Some(method) => {
             let result = invoke(cpu, thread, method);
             match result {
                 Err(Busy::Restart) => {
-                    trace::event(cpu, trace::RESTART, thread.physical(), method as u64);
+                    trace::of(cpu, trace::RESTART, thread, method as u64);
                     thread.restart_call();
                 }
                 Err(Busy::Answer(error)) => thread.set_status(Err(error)),
@@ -91,10 +91,7 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
             }
             sched::resume(cpu, thread)
         }
-        None => {
-            thread.set_status(Err(Error::NoMethod));
-            thread
-        }
+        None => thread.done(Err(Error::NoMethod)),
     }
 }
 
@@ -132,7 +129,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         }
         Method::PlanAppendMany => {
             let begun = arch::now();
-            trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
+            trace::of_at(cpu, begun, trace::STRUCTURAL, thread, method as u64);
             let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
             account_structural(cpu, thread, method, begun);
             return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
@@ -153,7 +150,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         return Err(Busy::Restart);
     }
     let begun = arch::now();
-    trace::event_at(cpu, begun, trace::STRUCTURAL, thread.physical(), method as u64);
+    trace::of_at(cpu, begun, trace::STRUCTURAL, thread, method as u64);
     // Until the lock was taken, others may have changed the slot: then all is decoded again.
     let result =
         if slot.word().0 == cap.word.0 { structural(cpu, thread, method, slot, cap) } else { Err(Busy::Restart) };
@@ -163,6 +160,7 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
 }
 
 /// Books structural work since then.
+#[inline(always)]
 fn account_structural(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64) {
     let ended = arch::now();
     // Part of the asker's own time: what a helper pays for is told as lost.
@@ -172,9 +170,11 @@ fn account_structural(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64
     {
         context.structural.set(context.structural.get() + (ended - begun));
     }
-    trace::event_at(cpu, ended, trace::STRUCTURAL_END, thread.physical(), method as u64);
+    trace::of_at(cpu, ended, trace::STRUCTURAL_END, thread, method as u64);
 }
 
+/// Called in one place, so worth no call.
+#[inline(always)]
 fn structural(cpu: &'static Cpu, thread: Obj<Thread>, method: Method, slot: Obj<Slot>, cap: Cap) -> Result<(), Busy> {
     const USE: Rights = Rights::USE;
     Ok(match method {

@@ -2,6 +2,8 @@
 
 use crate::{
     arch,
+    memory::Obj,
+    object::thread::Thread,
     percpu::{self, Cpu, attention},
 };
 use core::{
@@ -43,7 +45,23 @@ pub fn switch(kinds: u64) {
 #[inline(always)]
 pub fn event(cpu: &Cpu, kind: u32, a: u64, b: u64) {
     if is_on(cpu) {
-        record(cpu, arch::now(), kind, a, b);
+        record_now(cpu, kind, a, b);
+    }
+}
+
+/// Records an event of a thread. Of the thread, not its number: that is computed when the trace is on.
+#[inline(always)]
+pub fn of(cpu: &Cpu, kind: u32, thread: Obj<Thread>, b: u64) {
+    if is_on(cpu) {
+        record_of(cpu, arch::now(), kind, thread, b);
+    }
+}
+
+/// [`of`], of that moment.
+#[inline(always)]
+pub fn of_at(cpu: &Cpu, time: u64, kind: u32, thread: Obj<Thread>, b: u64) {
+    if is_on(cpu) {
+        record_of(cpu, time, kind, thread, b);
     }
 }
 
@@ -62,6 +80,17 @@ pub fn is_on(cpu: &Cpu) -> bool {
 }
 
 #[cold]
+fn record_now(cpu: &Cpu, kind: u32, a: u64, b: u64) {
+    record(cpu, arch::now(), kind, a, b);
+}
+
+#[cold]
+fn record_of(cpu: &Cpu, time: u64, kind: u32, thread: Obj<Thread>, b: u64) {
+    record(cpu, time, kind, thread.physical(), b);
+}
+
+#[cold]
+#[inline(never)]
 fn record(cpu: &Cpu, time: u64, kind: u32, a: u64, b: u64) {
     if KINDS.load(Relaxed) >> kind & 1 == 0 {
         return;
@@ -74,14 +103,16 @@ fn record(cpu: &Cpu, time: u64, kind: u32, a: u64, b: u64) {
 
 /// A choice: who is charged from now on, and for whom, if that is news; else only which thread runs.
 #[inline(always)]
-pub fn account(cpu: &Cpu, thread: u64) {
+pub fn account(cpu: &Cpu, thread: Option<Obj<Thread>>) {
     if is_on(cpu) {
         record_account(cpu, thread);
     }
 }
 
 #[cold]
-fn record_account(cpu: &Cpu, thread: u64) {
+#[inline(never)]
+fn record_account(cpu: &Cpu, thread: Option<Obj<Thread>>) {
+    let thread = thread.map_or(0, |thread| thread.physical());
     let time = cpu.account_since.get();
     let chosen = cpu.chosen.get().map_or(0, |context| context.physical());
     let whom = cpu.beneficiary.get().map_or(0, |context| context.physical());

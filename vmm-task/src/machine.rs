@@ -75,7 +75,13 @@ impl fmt::Display for Failure {
             Failure::Missing(name) => write!(f, "the manifest grants no `{name}`"),
             Failure::Kernel(what, error) => write!(f, "{what}: {error:?}"),
             Failure::Memory(what, error) => write!(f, "{what}: {error:?}"),
-            Failure::Size(error) => write!(f, "guest memory: {error:?}"),
+            Failure::Size(MapError::TooSmall { ram }) => {
+                write!(f, "{} KiB of memory: a machine has {} KiB or more", ram >> 10, MemoryMap::MIN_RAM >> 10)
+            }
+            Failure::Size(MapError::TooLarge { ram }) => {
+                write!(f, "{} GiB of memory: a machine has at most {} GiB", ram >> 30, MemoryMap::MAX_RAM >> 30)
+            }
+            Failure::Size(MapError::NotPages { ram }) => write!(f, "{ram} bytes of memory are no whole pages"),
             Failure::Firmware(error) => write!(f, "the firmware is refused: {error}"),
             Failure::FirmwareFiles(what) => write!(f, "no files for the firmware: {what}"),
         }
@@ -128,28 +134,37 @@ pub fn history(cpu: usize) -> Option<&'static History> {
 /// [`Failure`].
 pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
     let objects: Untyped = env.capability("objects").ok_or(Failure::Missing("objects"))?;
-    let guest: Untyped = env.capability("guest").ok_or(Failure::Missing("guest"))?;
-    let bytes = 1u64 << guest.info().map_err(|error| Failure::Kernel("guest memory", error))?.size_bits.min(63);
+    let guest = env.capabilities::<Untyped>("guest").ok_or(Failure::Missing("guest"))?;
+    let guest = guest.iter().map(|memory| {
+        let info = memory.info().map_err(|error| Failure::Kernel("guest memory", error))?;
+        Ok((memory, 1u64 << info.size_bits.min(47)))
+    });
+    let guest = guest.collect::<Result<Vec<_>, _>>()?;
+    let bytes = guest.iter().map(|(_, bytes)| *bytes).sum();
     let map = MemoryMap::new(bytes).map_err(Failure::Size)?;
     let image = env.file("guest-firmware");
     if let Some(image) = image {
         firmware::check(image).map_err(Failure::Firmware)?;
     }
     let mut memory = Memory::new(env, objects);
+    // Objects in the order of falling size leave no gaps between them.
+    let vcpus =
+        (0..=env.threads().len()).take(MOST_CPUS).map(|_| make_vcpu(&mut memory)).collect::<Result<Vec<_>, _>>()?;
     let space = guest_space(&mut memory, bytes)?;
+    // Page tables come from this task's other memory: all of the guest's is the guest's.
+    let tables = memory.feed_tables_with(table_bits(bytes));
+    tables.map_err(|error| Failure::Memory("page tables for the guest's memory", error))?;
     let mut notifications: Vec<Notification> =
         core::iter::once(env.notification()).chain(env.threads().iter()).collect();
     notifications.truncate(MOST_CPUS);
-    let mut vcpus = Vec::new();
     let mut frames = Vec::new();
     let mut pages = Vec::new();
     for _ in &notifications {
         let page: &Mapping = Box::leak(Box::new(small_page(&mut memory)?));
         frames.push(page.frames().next().ok_or(Failure::Missing("state page"))?);
         pages.push(StatePage::new(page.shared().words64()).ok_or(Failure::Missing("state page"))?);
-        vcpus.push(make_vcpu(&mut memory)?);
     }
-    let mut ram = guest_memory(&mut memory, guest, &map, space)?;
+    let mut ram = guest_memory(&mut memory, &guest, &map, space)?;
     if let Some(image) = image {
         let untyped: Untyped = env.capability("rom").ok_or(Failure::Missing("rom"))?;
         ram = ram.with_rom(rom(&mut memory, untyped, image, space)?);
@@ -206,17 +221,18 @@ fn small_page(memory: &mut Memory) -> Result<Mapping, Failure> {
     memory.make(abi::PAGE, FrameSize::Small).map_err(|error| Failure::Memory("state page", error))
 }
 
-/// Pages of tables that `bytes` of memory in 2 MiB frames need, with some room for the root, a second block, and a ROM.
-fn table_pages(bytes: u64) -> u64 {
-    (bytes >> 30) + 5
+/// log2 of the bytes of page tables for `bytes` of memory in large frames and an odd MiB in small ones: a directory for each GiB that
+/// they touch, the tables above these, one for the odd MiB, one for other small pages here and one for the ROM there.
+fn table_bits(bytes: u64) -> u8 {
+    let pages = (bytes >> 30) + 7;
+    12 + pages.next_power_of_two().trailing_zeros() as u8
 }
 
 fn guest_space(memory: &mut Memory, bytes: u64) -> Result<GuestSpace, Failure> {
     let failed = |error| Failure::Kernel("guest address space", error);
     let (space, tables) = (slot(memory)?, slot(memory)?);
     let space = memory.untyped.retype_guest_space(space).map_err(failed)?;
-    let bits = 12 + table_pages(bytes).next_power_of_two().trailing_zeros() as u8;
-    let tables = memory.untyped.retype_untypeds(bits, 1, tables).map_err(failed)?;
+    let tables = memory.untyped.retype_untypeds(table_bits(bytes), 1, tables).map_err(failed)?;
     let tables = tables.get(0).ok_or(Failure::Missing("tables"))?;
     space.add_memory(tables).map_err(failed)?;
     Ok(space)
@@ -228,34 +244,27 @@ fn make_vcpu(memory: &mut Memory) -> Result<Vcpu, Failure> {
     vcpus.get(0).ok_or(Failure::Missing("vCPU"))
 }
 
-/// All of `guest`, mapped here and in the guest's space at the same offsets.
+/// All of `guest`, mapped here in one piece and in the guest's space around the hole below 4 GiB.
 fn guest_memory(
     memory: &mut Memory,
-    guest: Untyped,
+    guest: &[(Untyped, u64)],
     map: &MemoryMap,
     space: GuestSpace,
 ) -> Result<Ram<'static>, Failure> {
-    let failed = |error| Failure::Memory("guest memory", error);
-    // Page tables come from this task's other memory: all of the guest's is the guest's.
-    for _ in 0..table_pages(map.ram()).div_ceil(16) {
-        memory.feed_tables().map_err(failed)?;
+    let made = memory.make_whole(guest).map_err(|error| Failure::Memory("guest memory", error))?;
+    let mapping: &Mapping = Box::leak(Box::new(made));
+    let low = map.low_end();
+    let mut offset = 0;
+    for (frame, size) in mapping.sized_frames() {
+        let copy = slot(memory)?;
+        let copy =
+            memory.table.copy(frame, copy, Rights::ALL).map_err(|error| Failure::Kernel("guest frame", error))?;
+        let at = if offset < low { offset } else { offset - low + layout::HIGH_RAM_BASE };
+        space.map(copy, at, MapFlags::GUEST_ALL).map_err(|error| Failure::Kernel("guest mapping", error))?;
+        offset += size.bytes();
     }
-    let own = core::mem::replace(&mut memory.untyped, guest);
-    let mut blocks: [&'static [AtomicU64]; 2] = [&[], &[]];
-    for ((base, bytes), block) in map.ram_blocks().zip(&mut blocks) {
-        let mapping: &Mapping = Box::leak(Box::new(memory.make(bytes, FrameSize::Large).map_err(failed)?));
-        let mut at = base;
-        for frame in mapping.frames() {
-            let copy = slot(memory)?;
-            let copy =
-                memory.table.copy(frame, copy, Rights::ALL).map_err(|error| Failure::Kernel("guest frame", error))?;
-            space.map(copy, at, MapFlags::GUEST_ALL).map_err(|error| Failure::Kernel("guest mapping", error))?;
-            at += FrameSize::Large.bytes();
-        }
-        *block = mapping.shared().words64();
-    }
-    memory.untyped = own;
-    let [low, high] = blocks;
+    let words = mapping.shared().words64();
+    let (low, high) = words.split_at_checked((low / 8) as usize).unwrap_or((words, &[]));
     Ok(Ram::new(low, high))
 }
 

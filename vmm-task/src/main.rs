@@ -2,7 +2,7 @@
 //!
 //! | capability | what for |
 //! | --- | --- |
-//! | `guest` | untyped: all of it becomes the guest's memory, so its size is the machine's |
+//! | `guest` | untyped, one or several: all of it becomes the guest's memory, so its size is the machine's |
 //! | `objects` | untyped: the vCPUs, the guest's address space and page tables |
 //! | `console` | where the serial port and the virtio console write to and read from, and this task's own log |
 //! | `guest-firmware` | file, optional: a BIOS or UEFI image, started at the reset vector in place of a kernel |

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `ping` | `pong`, `console` | calls `pong` (or `server=`) `rounds=` times (100), checks each answer, prints the mean time, finishes |
 //! | `pong` | `console`; serves | answers each call with its words plus one |
-//! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again, it says so and finishes |
+//! | `crasher` | `console` | works `rounds=` times (10), then writes to address 0; started again for the `deaths=`th time (1), it says so and finishes |
 //! | `maker` | `memory` (an untyped), `console` | makes pages from it, checks that they are zero, writes them, begins to revoke them and dies in the middle; started again, does the same but finishes |
 //! | `killer` | controls `victim`, `console` | makes its victim fault after a random time, `rounds=` times, from `seed=` |
 //! | `panicker` | `console` | panics; started again, it says so and finishes |
@@ -92,7 +92,7 @@ fn crasher(env: &Env) {
     for round in 0..rounds {
         info!("round {round}: {}", work(round));
     }
-    if env.info.restarts == 0 {
+    if u64::from(env.info.restarts) < number(env, "deaths", 1) {
         info!("writing to address 0");
         end::write_to_null();
     }

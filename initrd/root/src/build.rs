@@ -1,28 +1,16 @@
-//! Makes one task, all of it from one untyped memory and those that it is lent: revoking these ends the task and gives everything
-//! back, whatever it did with them.
+//! Makes one task, all of it from untyped memories of its own and those that it is lent: revoking these ends the task and gives
+//! everything back, whatever it did with them. What nobody can write of its program it shares with others: see [`crate::pages`].
 
-use crate::{
-    Doing, Failure, Root, TABLE,
-    grants::{Item, Mapped},
-    no_slots,
-    pool::Block,
-};
+use crate::{Doing, Failure, Root, TABLE, grants::Mapped, no_slots, pool::Block};
 use alloc::{format, string::String, vec::Vec};
 use log::debug;
-use moira_abi::{FrameSize, ObjectType, PAGE};
+use moira_abi::{ObjectType, PAGE};
 use moira_proto::{
     start::{self, StartInfo, layout, slot},
     system::{Grant, Task},
 };
-use moira_root::{
-    archive,
-    budget::{self, Budget},
-    image::{self, Access, Image},
-};
-use moira_rt::sys::{
-    AddressSpace, CapTable, Capability, Configuration, Error, Frame, MapFlags, SchedContext, Slot, Space, Thread,
-    Untyped,
-};
+use moira_root::{archive, budget, image};
+use moira_rt::sys::{AddressSpace, CapTable, Configuration, Error, Frame, SchedContext, Slot, Thread, Untyped, now};
 
 /// How a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +21,14 @@ pub enum Life {
     Finished,
     /// It died and stays dead.
     Dead,
+    /// It died and is made anew at this tick.
+    Resting(u64),
 }
 
 /// A task as it was made.
 pub struct Built {
-    /// Its memory; none: it was torn down.
-    pub block: Option<Block>,
+    /// Its memory, that of its objects first; none: it was torn down.
+    pub blocks: Vec<Block>,
     /// Memories that it is lent, in the order of its grants.
     pub lent: Vec<Block>,
     /// Slots of the root task's table that name its parts.
@@ -57,6 +47,8 @@ pub struct Built {
     pub restarts: u32,
     /// How it is.
     pub life: Life,
+    /// The tick at which it began to live.
+    born: u64,
 }
 
 impl Built {
@@ -64,7 +56,7 @@ impl Built {
     fn nothing(restarts: u32) -> Built {
         let none = Slot::NONE;
         Built {
-            block: None,
+            blocks: Vec::new(),
             lent: Vec::new(),
             slots: Vec::new(),
             table: CapTable::new(none),
@@ -74,7 +66,13 @@ impl Built {
             start_bytes: 0,
             restarts,
             life: Life::Running,
+            born: now(),
         }
+    }
+
+    /// Ticks since it was made.
+    pub fn age(&self) -> u64 {
+        now().saturating_sub(self.born)
     }
 
     /// All of it, out of its place.
@@ -82,21 +80,6 @@ impl Built {
         let nothing = Built::nothing(self.restarts);
         core::mem::replace(self, nothing)
     }
-}
-
-/// A part of the address space in small pages of the task's own.
-struct Area<'a> {
-    address: u64,
-    length: u64,
-    flags: MapFlags,
-    /// What it holds from an offset on.
-    contents: Option<(u64, &'a [u8])>,
-    /// Whether it is the next thread's message buffer.
-    buffer: bool,
-}
-
-fn area(address: u64, length: u64, flags: MapFlags) -> Area<'static> {
-    Area { address, length: length.next_multiple_of(PAGE), flags, contents: None, buffer: false }
 }
 
 impl Root {
@@ -120,156 +103,82 @@ impl Root {
         let file = archive::find(&self.files, &spec.image)
             .ok_or_else(|| format!("the system image has no file `{}`", spec.image))?;
         let image = image::read(file.bytes, limit).map_err(|why| format!("file `{}`: {why}", spec.image))?;
+        self.lend(index, spec, built)?;
         let mapped = self.mapped(index)?;
         let start = self.start_info(index, spec, built.restarts, &mapped)?;
         built.start_bytes = start.len() as u64;
-        let mut areas = areas(spec, &image, &start);
-        let large = if spec.heap >= FrameSize::Large.bytes() { spec.heap / FrameSize::Large.bytes() } else { 0 };
-        let rest = spec.heap - large * FrameSize::Large.bytes();
-        areas.push(area(layout::HEAP + large * FrameSize::Large.bytes(), rest, MapFlags::READ_WRITE));
-
-        let granted: Vec<u8> = self
-            .items(index)?
-            .into_iter()
-            .flat_map(|(_, items)| items)
-            .filter_map(|item| match item {
-                Item::Untyped(bits) => Some(bits),
-                _ => None,
-            })
-            .collect();
-        let small: u64 = areas.iter().map(|area| area.length).sum();
-        let shared = mapped.iter().flat_map(|one| &one.whole.parts).filter(|part| part.size == FrameSize::Small).count()
-            as u64
-            * PAGE;
-        let table_bits = budget::table_bits((areas.len() + mapped.len() + 1) as u64, small + shared);
-        let budget = Budget::default()
-            .frames(FrameSize::Large, large)
-            .frames(FrameSize::Small, small / PAGE)
-            .untyped(table_bits)
-            .object(ObjectType::AddressSpace, 0)
-            .object(ObjectType::CapTable, spec.table_bits);
-        let budget = (0..=spec.threads.len()).fold(budget, |budget, _| budget.object(ObjectType::Thread, 0));
-        let block = self.take_block(budget.size_bits())?;
-        built.block = Some(block);
-        for bits in granted {
-            let block = self.take_block(bits)?;
-            built.lent.push(block);
+        let layout = self.lay_out(spec, &image, &start, &mapped);
+        let sizes = layout.budget.sizes();
+        for bits in core::iter::once(&sizes.first).chain(&sizes.rest).chain(&sizes.large) {
+            let block = self.take_block(*bits)?;
+            built.blocks.push(block);
         }
-
-        let memory = block.untyped;
-        built.space = AddressSpace::new(self.part(built, 1)?);
-        built.table = CapTable::new(self.part(built, 1)?);
-        memory.retype_space(built.space.slot()).doing(|| "its space".into())?;
-        memory.retype_table(spec.table_bits, built.table.slot()).doing(|| "its table".into())?;
-        for _ in 0..=spec.threads.len() {
-            let slot = self.part(built, 1)?;
-            memory.retype_threads(1, slot).doing(|| "a thread".into())?;
-            built.threads.push(Thread::new(slot));
+        let memory = built.blocks.first().ok_or("it has no memory")?.untyped;
+        for (kind, size) in objects(spec) {
+            self.make_object(built, memory, kind, size)?;
         }
-        self.cut_upper(built, memory, large, table_bits)?;
-        for area in &areas {
-            self.make_area(built, memory, area)?;
-        }
+        self.make_pages(built, &layout, &sizes)?;
         for one in &mapped {
             self.map_whole(built, one).map_err(|why| format!("{}: {why}", one.region.name))?;
         }
         self.configure(index, spec, built, image.entry)?;
-        let lent: u64 = built.lent.iter().map(|block| 1u64 << block.bits).sum();
-        debug!("root: task {}: {} bytes of its own, {lent} lent", spec.name, 1u64 << block.bits);
+        let bytes = |blocks: &[Block]| blocks.iter().map(|block| (1u64 << block.bits) + budget::CONTROL).sum::<u64>();
+        let regions = mapped.iter().filter(|one| one.region.writable).map(|one| one.whole.length).sum::<u64>();
+        let (own, lent) = (bytes(&built.blocks), bytes(&built.lent));
+        debug!("root: task {}: {own} bytes of its own, {lent} lent, {regions} in regions", spec.name);
         self.grant(index, spec, built)
     }
 
-    /// Slots of the root task's for parts of a task.
-    fn part(&mut self, built: &mut Built, count: u32) -> Result<Slot, Failure> {
-        let first = self.memory.slots.take(count).ok_or_else(no_slots)?;
-        built.slots.push((first, count));
-        Ok(first)
-    }
-
-    fn take_block(&mut self, bits: u8) -> Result<Block, Failure> {
-        self.pool.take(bits, &mut self.memory.slots).doing(|| format!("{} KiB of memory", (1u64 << bits) >> 10))
-    }
-
-    /// Makes the page tables and the large pages of the heap, the larger ones first.
-    fn cut_upper(&mut self, built: &mut Built, memory: Untyped, large: u64, table_bits: u8) -> Result<(), Failure> {
-        let tables_first = table_bits > FrameSize::Large.bits();
-        if tables_first {
-            self.make_tables(built, memory, table_bits)?;
-        }
-        let mut heap = Vec::new();
-        for _ in 0..large {
-            let slot = self.part(built, 1)?;
-            memory.retype_frames(FrameSize::Large, 1, slot).doing(|| "its heap".into())?;
-            heap.push(Frame::new(slot));
-        }
-        if !tables_first {
-            self.make_tables(built, memory, table_bits)?;
-        }
-        for (frame, number) in heap.into_iter().zip(0u64..) {
-            let address = layout::HEAP + number * FrameSize::Large.bytes();
-            built.space.map(frame, address, MapFlags::READ_WRITE).doing(|| "its heap".into())?;
-        }
-        Ok(())
-    }
-
-    fn make_tables(&mut self, built: &mut Built, memory: Untyped, bits: u8) -> Result<(), Failure> {
+    /// Makes one of the kernel's objects that a task is.
+    fn make_object(&mut self, built: &mut Built, memory: Untyped, kind: ObjectType, size: u8) -> Result<(), Failure> {
         let slot = self.part(built, 1)?;
-        memory.retype_untypeds(bits, 1, slot).doing(|| "its page tables".into())?;
-        built.space.add_memory(Untyped::new(slot)).doing(|| "its page tables".into())
-    }
-
-    fn make_area(&mut self, built: &mut Built, memory: Untyped, area: &Area) -> Result<(), Failure> {
-        let doing = || format!("memory at {:#x}", area.address);
-        let mut offset = 0;
-        while offset < area.length {
-            let batch = ((area.length - offset) / PAGE).clamp(1, 16) as u32;
-            let first = self.part(built, batch)?;
-            let frames = memory.retype_frames(FrameSize::Small, batch, first).doing(doing)?;
-            for frame in frames.iter() {
-                if area.buffer {
-                    built.buffers.push(frame);
-                }
-                if let Some((start, bytes)) = area.contents {
-                    self.fill(frame, offset, start, bytes).doing(doing)?;
-                }
-                built.space.map(frame, area.address + offset, area.flags).doing(doing)?;
-                offset += PAGE;
+        match kind {
+            ObjectType::CapTable => {
+                memory.retype_table(size, slot).doing(|| "its table".into())?;
+                built.table = CapTable::new(slot);
+            }
+            ObjectType::AddressSpace => {
+                memory.retype_space(slot).doing(|| "its space".into())?;
+                built.space = AddressSpace::new(slot);
+            }
+            _ => {
+                memory.retype_threads(1, slot).doing(|| "a thread".into())?;
+                built.threads.push(Thread::new(slot));
             }
         }
         Ok(())
     }
 
-    /// Writes what lies in the page at `offset` of an area whose contents begin at `start`.
-    fn fill(
-        &mut self,
-        frame: Frame,
-        offset: u64,
-        start: u64,
-        bytes: &[u8],
-    ) -> Result<(), moira_rt::memory::MemoryError> {
-        let from = offset.max(start);
-        let to = (offset + PAGE).min(start + bytes.len() as u64);
-        let Some(bytes) = bytes.get(from.wrapping_sub(start) as usize..to.saturating_sub(start) as usize) else {
-            return Ok(());
-        };
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let view = self.memory.view(frame, FrameSize::Small)?;
-        view.shared().write((from - offset) as usize, bytes);
-        self.memory.release(view)
+    /// Slots of the root task's for parts of a task.
+    pub(crate) fn part(&mut self, built: &mut Built, count: u32) -> Result<Slot, Failure> {
+        let first = self.memory.slots.take(count).ok_or_else(no_slots)?;
+        built.slots.push((first, count));
+        Ok(first)
     }
 
-    fn map_whole(&mut self, built: &mut Built, one: &Mapped) -> Result<(), Failure> {
-        for part in &one.whole.parts {
-            let slot = self.part(built, 1)?;
-            let copy = TABLE.copy(part.frame, slot, moira_abi::Rights::ALL).doing(|| "copying a frame".into())?;
-            built
-                .space
-                .map(copy, one.region.address + part.offset, one.flags)
-                .doing(|| format!("mapping at {:#x}", part.offset))?;
+    /// Takes the memories that the task is lent, and notes what their sizes are.
+    fn lend(&mut self, index: usize, spec: &Task, built: &mut Built) -> Result<(), Failure> {
+        let mut sizes = Vec::new();
+        for (name, grant) in &spec.grants {
+            let blocks = match *grant {
+                Grant::Untyped { size_bits } => alloc::vec![self.take_block(size_bits)?],
+                Grant::Blocks { bytes } => {
+                    let taken = self.pool.take_all(bytes, &mut self.memory.slots);
+                    taken.map_err(|why| format!("{name}: {} MiB of memory: {why}", bytes >> 20))?
+                }
+                _ => continue,
+            };
+            sizes.push((name.clone(), blocks.iter().map(|block| block.bits).collect()));
+            built.lent.extend(blocks);
+        }
+        if let Some(identity) = self.identities.get_mut(index) {
+            identity.lent = sizes;
         }
         Ok(())
+    }
+
+    fn take_block(&mut self, bits: u8) -> Result<Block, Failure> {
+        self.pool.take(bits, &mut self.memory.slots).doing(|| format!("{} KiB of memory", (1u64 << bits) >> 10))
     }
 
     fn configure(&mut self, index: usize, spec: &Task, built: &Built, entry: u64) -> Result<(), Failure> {
@@ -325,7 +234,7 @@ impl Root {
     /// Ends a task: whatever it has, and whatever was made from its memory, is gone when this returns, and the memory is clean.
     pub fn tear_down(&mut self, built: &mut Built) -> Result<(), Failure> {
         // Its own memory first: a thread that runs on could go on making things from what it is lent.
-        let blocks: Vec<Block> = built.block.take().into_iter().chain(built.lent.drain(..)).collect();
+        let blocks: Vec<Block> = built.blocks.drain(..).chain(built.lent.drain(..)).collect();
         for block in &blocks {
             block.untyped.revoke_fully().doing(|| "ending a task".into())?;
         }
@@ -389,35 +298,14 @@ impl Root {
     }
 }
 
-fn bind(context: SchedContext, thread: Thread, cpu: moira_rt::sys::Cpu) -> Result<(), Error> {
-    context.bind(thread, cpu).map(|_| ())
+/// The kernel's objects that a task is, in the order in which they leave no gaps: that of falling size.
+pub fn objects(spec: &Task) -> Vec<(ObjectType, u8)> {
+    let mut objects = alloc::vec![(ObjectType::CapTable, spec.table_bits), (ObjectType::AddressSpace, 0)];
+    objects.extend((0..=spec.threads.len()).map(|_| (ObjectType::Thread, 0)));
+    objects.sort_by_key(|(kind, size)| core::cmp::Reverse(kind.size_bits(*size)));
+    objects
 }
 
-/// The parts of the address space in small pages, but for the heap.
-fn areas<'a>(spec: &Task, image: &Image<'a>, start: &'a [u8]) -> Vec<Area<'a>> {
-    let mut areas: Vec<Area<'a>> = image
-        .segments
-        .iter()
-        .map(|segment| {
-            let flags = match segment.access {
-                Access::Read => MapFlags::READ,
-                Access::Write => MapFlags::READ_WRITE,
-                Access::Execute => MapFlags::READ_EXECUTE,
-            };
-            Area {
-                address: segment.address,
-                length: segment.length,
-                flags,
-                contents: Some((segment.offset, segment.bytes)),
-                buffer: false,
-            }
-        })
-        .collect();
-    for number in 0..=spec.threads.len() {
-        let stack = layout::stack_top(number) - spec.stack.next_multiple_of(PAGE);
-        areas.push(area(stack, spec.stack, MapFlags::READ_WRITE));
-        areas.push(Area { buffer: true, ..area(layout::buffer(number), PAGE, MapFlags::READ_WRITE) });
-    }
-    areas.push(Area { contents: Some((0, start)), ..area(layout::START, start.len() as u64, MapFlags::READ) });
-    areas
+fn bind(context: SchedContext, thread: Thread, cpu: moira_rt::sys::Cpu) -> Result<(), Error> {
+    context.bind(thread, cpu).map(|_| ())
 }

@@ -25,8 +25,8 @@ pub enum Item {
     Platform,
     /// The root task's notification: an order waits.
     Orders,
-    /// An untyped memory of so many bits.
-    Untyped(u8),
+    /// The next of the untyped memories that it is lent.
+    Untyped,
     /// A source of interrupts.
     Interrupt(Interrupt),
     /// A range of ports.
@@ -149,7 +149,10 @@ impl Root {
                 (Grant::Cpu { cpu, rights }, _) => alloc::vec![Item::Cpu(*cpu, Rights(*rights))],
                 (Grant::Platform, _) => alloc::vec![Item::Platform],
                 (Grant::Supervisor, _) => alloc::vec![Item::Orders],
-                (Grant::Untyped { size_bits }, _) => alloc::vec![Item::Untyped(*size_bits)],
+                (Grant::Untyped { .. } | Grant::Blocks { .. }, _) => {
+                    let lent = identity.lent.iter().find(|(lent, _)| lent == name).map(|(_, sizes)| sizes);
+                    lent.into_iter().flatten().map(|_| Item::Untyped).collect()
+                }
                 (_, Some(Device::Interrupt(interrupt))) => alloc::vec![Item::Interrupt(*interrupt)],
                 (_, Some(Device::Ports(ports))) => alloc::vec![Item::Ports(*ports)],
                 (_, Some(Device::Frames(frames))) => frames.iter().map(|frame| Item::Frame(*frame)).collect(),
@@ -262,7 +265,7 @@ impl Root {
         for (name, items) in self.items(index)? {
             for item in items {
                 let doing = || own(&name);
-                if let Item::Untyped(_) = item {
+                if let Item::Untyped = item {
                     let Some(memory) = lent.next() else {
                         return Err(doing());
                     };
@@ -303,13 +306,14 @@ impl Root {
             Item::Ports(ports) => done(table.copy(ports, at, all)),
             Item::Frame(frame) => done(table.copy(frame, at, all)),
             // Those of another task may not be there yet: `grant_controls` gives them.
-            Item::Thread(_) | Item::Space(_) | Item::Table(_) | Item::Untyped(_) | Item::Empty => Ok(()),
+            Item::Thread(_) | Item::Space(_) | Item::Table(_) | Item::Untyped | Item::Empty => Ok(()),
         }
     }
 
     /// Gives task number `index` its capabilities to the threads, spaces and tables of others, as far as the slots are empty.
     pub fn grant_controls(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(table) = self.tasks.get(index).filter(|built| built.block.is_some()).map(|built| built.table) else {
+        let Some(table) = self.tasks.get(index).filter(|built| !built.blocks.is_empty()).map(|built| built.table)
+        else {
             return Ok(());
         };
         let items = self.items(index)?.into_iter().flat_map(|(_, items)| items);
@@ -318,7 +322,7 @@ impl Root {
             let (Item::Thread(task) | Item::Space(task) | Item::Table(task)) = item else {
                 continue;
             };
-            let Some(other) = self.tasks.get(task).filter(|other| other.block.is_some()) else {
+            let Some(other) = self.tasks.get(task).filter(|other| !other.blocks.is_empty()) else {
                 continue;
             };
             let result = match item {

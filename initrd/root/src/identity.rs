@@ -5,6 +5,7 @@
 use crate::{Doing, Failure, PLATFORM, Root, no_slots};
 use alloc::{format, string::String, vec::Vec};
 use moira_proto::system::{Grant, Time};
+use moira_root::restart::Deaths;
 use moira_rt::sys::{Endpoint, Frame, Interrupt, InterruptFlags, IoPorts, Notification, Rights, SchedContext, Slot};
 
 /// One task's.
@@ -21,6 +22,10 @@ pub struct Identity {
     pub threads: Vec<ThreadIdentity>,
     /// Devices by the names of the grants.
     pub devices: Vec<(String, Device)>,
+    /// What it was lent when it was made last, by the names of the grants: log2 of the bytes of each memory.
+    pub lent: Vec<(String, Vec<u8>)>,
+    /// How often it died in a row.
+    pub deaths: Deaths,
 }
 
 /// What a further thread keeps.
@@ -112,7 +117,8 @@ impl Root {
             };
             devices.push((name.clone(), device));
         }
-        self.identities.push(Identity { endpoint, notification, context, stopped, threads, devices });
+        let (lent, deaths) = (Vec::new(), Deaths::default());
+        self.identities.push(Identity { endpoint, notification, context, stopped, threads, devices, lent, deaths });
         Ok(())
     }
 }

@@ -25,10 +25,24 @@ pub struct Segment<'a> {
     pub length: u64,
     /// Where in it the file's bytes begin.
     pub offset: u64,
+    /// Where in the file these begin.
+    pub at: u64,
     /// The file's bytes; the rest is zero.
     pub bytes: &'a [u8],
     /// What it may do.
     pub access: Access,
+}
+
+impl Segment<'_> {
+    /// Where in the file the pages lie that all tasks made from it can share: what nobody may write, and what the file holds from the
+    /// first byte of a page to the last. What follows the segment in its last page is the same file's.
+    #[must_use]
+    pub fn shareable(&self, file_bytes: u64) -> Option<core::ops::Range<u64>> {
+        let end = self.at.checked_add(self.length)?;
+        let whole = self.bytes.len().next_multiple_of(PAGE as usize) as u64 == self.length;
+        let aligned = self.offset == 0 && self.at.is_multiple_of(PAGE);
+        (self.access != Access::Write && whole && aligned && end <= file_bytes).then_some(self.at..end)
+    }
 }
 
 /// A program.
@@ -95,7 +109,8 @@ pub fn read(file: &[u8], limit: u64) -> Result<Image<'_>, ImageError> {
             .zip(usize::try_from(header.p_filesz).ok())
             .and_then(|(start, length)| file.get(start..start.checked_add(length)?))
             .ok_or(ImageError::BadSegment)?;
-        segments.push(Segment { address, length: end - address, offset: header.p_vaddr - address, bytes, access });
+        let (offset, at) = (header.p_vaddr - address, header.p_offset);
+        segments.push(Segment { address, length: end - address, offset, at, bytes, access });
     }
     segments.sort_by_key(|segment| segment.address);
     let overlap =
@@ -143,6 +158,19 @@ mod tests {
         let data = &image.segments[1];
         assert_eq!((data.address, data.length, data.offset, data.bytes.len()), (0x20_1000, 0x3000, 0x800, 0x10));
         assert_eq!(data.access, Access::Write);
+    }
+
+    #[test]
+    fn whole_pages_that_nobody_writes_are_shared() {
+        let bytes = file(&[(5, 0x1000, 0x20_0000, 0x800, 0x800), (6, 0x2000, 0x20_1000, 0x800, 0x800)], 0x20_0010);
+        let image = read(&bytes, LIMIT).unwrap();
+        assert_eq!(image.segments[0].shareable(bytes.len() as u64), Some(0x1000..0x2000));
+        assert_eq!(image.segments[0].shareable(0x1fff), None, "what follows is another file's");
+        assert_eq!(image.segments[1].shareable(bytes.len() as u64), None, "writable");
+        let zeroed = file(&[(5, 0x1000, 0x20_0000, 0x800, 0x1800)], 0x20_0010);
+        assert_eq!(read(&zeroed, LIMIT).unwrap().segments[0].shareable(0x3000), None, "a page of zeroes");
+        let moved = file(&[(5, 0x1800, 0x20_0800, 0x800, 0x800)], 0x20_0810);
+        assert_eq!(read(&moved, LIMIT).unwrap().segments[0].shareable(0x3000), None, "not from a page's first byte");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | `store` | frames that hold the archive's files, shared regions |
 //! | `identity` | what outlives a task's restart: endpoint, notification, scheduling context, interrupts |
 //! | `build` | one task: space, table, thread, image, start information |
+//! | `pages` | what lies in its address space |
 //! | `grants` | what the manifest gives it |
 //! | `time` | plans and schedulers |
 //! | `orders` | what the control task orders |
@@ -26,6 +27,7 @@ mod grants;
 mod identity;
 mod machine;
 mod orders;
+mod pages;
 mod pool;
 mod store;
 mod supervise;

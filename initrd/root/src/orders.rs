@@ -63,7 +63,7 @@ impl Root {
 
     /// Ends a task because it was ordered; its restart rule does not count. Answers whether there was one.
     fn kill(&mut self, index: usize) -> Result<bool, Failure> {
-        let alive = self.tasks.get(index).is_some_and(|built| built.life == Life::Running);
+        let alive = self.tasks.get(index).is_some_and(|built| matches!(built.life, Life::Running | Life::Resting(_)));
         let Some(name) = self.system.tasks.get(index).filter(|_| alive).map(|task| task.name.clone()) else {
             return Ok(false);
         };

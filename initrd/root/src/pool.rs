@@ -1,12 +1,16 @@
 //! Physical memory. At boot it is untyped memory that nobody has zeroed, from which only smaller untyped memories can be made; one
 //! of these is zeroed by revoking it, on the root task's time. What a task leaves behind is clean and serves the next.
 
-use alloc::vec::Vec;
+use crate::Failure;
+use alloc::{format, vec::Vec};
 use moira_abi::boot::{BootInfo, slot, untyped_kind};
 use moira_rt::{
     memory::Slots,
     sys::{Error, Slot, Untyped},
 };
+
+/// log2 of the bytes of the smallest part of a memory that may be in parts.
+const ODD_BITS: u8 = 20;
 
 /// A clean untyped memory.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +53,49 @@ impl Pool {
     /// # Errors
     /// `NoMemory`; `NoSlot` (the root task's table is full).
     pub fn take(&mut self, bits: u8, slots: &mut Slots) -> Result<Block, Error> {
+        match self.take_exact(bits, slots) {
+            Err(Error::NoMemory) => {}
+            other => return other,
+        }
+        // A larger one that was given back is better than none.
+        let larger =
+            self.clean.iter().enumerate().filter(|(_, block)| block.bits > bits).min_by_key(|(_, block)| block.bits);
+        let index = larger.map(|(index, _)| index).ok_or(Error::NoMemory)?;
+        Ok(self.clean.swap_remove(index))
+    }
+
+    /// Clean untypeds of `bytes` in all, a whole number of MiB: the largest that there are first, and none below 2 MiB but for an odd
+    /// MiB at the end.
+    ///
+    /// # Errors
+    /// What is missing; nothing was taken.
+    pub fn take_all(&mut self, bytes: u64, slots: &mut Slots) -> Result<Vec<Block>, Failure> {
+        let mut taken = Vec::new();
+        let mut left = bytes;
+        let mut bits = bytes.max(1).ilog2() as u8;
+        while left > 0 && bits >= ODD_BITS {
+            let fits = left >> bits != 0 && (bits > ODD_BITS || left < 2 << ODD_BITS);
+            match if fits { self.take_exact(bits, slots) } else { Err(Error::NoMemory) } {
+                Ok(block) => {
+                    taken.push(block);
+                    left -= 1 << bits;
+                }
+                Err(Error::NoMemory) => bits -= 1,
+                Err(error) => {
+                    taken.drain(..).for_each(|block| self.give(block));
+                    return Err(format!("{error:?}"));
+                }
+            }
+        }
+        if left > 0 {
+            taken.drain(..).for_each(|block| self.give(block));
+            return Err(format!("{} MiB are missing in blocks of 2 MiB or more", left.div_ceil(1 << ODD_BITS)));
+        }
+        Ok(taken)
+    }
+
+    /// A clean untyped of `2^bits` bytes and no larger one.
+    fn take_exact(&mut self, bits: u8, slots: &mut Slots) -> Result<Block, Error> {
         if let Some(index) = self.clean.iter().position(|block| block.bits == bits) {
             return Ok(self.clean.swap_remove(index));
         }
@@ -71,11 +118,7 @@ impl Pool {
             }
         }
         slots.give(slot, 1);
-        // A larger one that was given back is better than none.
-        let larger =
-            self.clean.iter().enumerate().filter(|(_, block)| block.bits > bits).min_by_key(|(_, block)| block.bits);
-        let index = larger.map(|(index, _)| index).ok_or(Error::NoMemory)?;
-        Ok(self.clean.swap_remove(index))
+        Err(Error::NoMemory)
     }
 
     /// Takes a block back; it must be clean.

@@ -10,9 +10,10 @@ use core::fmt::Write;
 use log::{debug, error, info, warn};
 use moira_abi::FrameSize;
 use moira_proto::system::{Restart, Role, Task};
+use moira_root::restart::Next;
 use moira_rt::{
     end,
-    sys::{Capability, Deadline, Error, MessageBuffer, Outcome, Rights, Snapshot},
+    sys::{Capability, Deadline, Error, MessageBuffer, Outcome, Rights, Snapshot, now},
 };
 
 /// How a task came to its end.
@@ -42,8 +43,9 @@ impl Root {
                     Err(why) => why,
                 };
             }
-            let bits = match self.stopped.wait(Deadline::NEVER) {
+            let bits = match self.stopped.wait(self.next_restart()) {
                 Ok(bits) => bits,
+                Err(Error::Timeout) => 0,
                 Err(error) => return format!("cannot wait for tasks: {error:?}"),
             };
             if bits & orders::BIT != 0
@@ -59,14 +61,38 @@ impl Root {
                     return why;
                 }
             }
+            if let Err(why) = self.restart_rested() {
+                return why;
+            }
         }
+    }
+
+    /// When the next task is to be made anew.
+    fn next_restart(&self) -> Deadline {
+        let ticks = self.tasks.iter().filter_map(|built| match built.life {
+            Life::Resting(until) => Some(until),
+            _ => None,
+        });
+        ticks.min().map_or(Deadline::NEVER, Deadline)
+    }
+
+    /// Makes those anew whose time has come.
+    fn restart_rested(&mut self) -> Result<(), Failure> {
+        for index in 0..self.tasks.len() {
+            if let Some(Life::Resting(until)) = self.tasks.get(index).map(|built| built.life)
+                && until <= now()
+            {
+                self.make_anew(index)?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the system is at its end: when all that have an end have reached it.
     fn outcome(&self) -> Option<Result<(), Failure>> {
         let lasting = |task: &Task| task.serves || task.restart == Restart::Always || task.role != Role::None;
         let ending = || self.system.tasks.iter().zip(&self.tasks).filter(|(task, _)| !lasting(task));
-        if ending().count() == 0 || ending().any(|(_, built)| built.life == Life::Running) {
+        if ending().count() == 0 || ending().any(|(_, built)| matches!(built.life, Life::Running | Life::Resting(_))) {
             // A task that is made anew counts as long as it runs; without any that ends, only `end-system` ends it.
             return None;
         }
@@ -124,19 +150,7 @@ impl Root {
     fn died(&mut self, index: usize, spec: &Task, restarts: u32, how: &str) -> Result<(), Failure> {
         let name = &spec.name;
         match spec.restart {
-            Restart::Always | Restart::OnFailure => {
-                let restarts = restarts.saturating_add(1);
-                warn!("root: task {name}: {how}: restart {restarts}");
-                self.remove(index, Life::Dead)?;
-                let built = self.build(index, restarts)?;
-                if let Some(place) = self.tasks.get_mut(index) {
-                    *place = built;
-                }
-                for other in 0..self.tasks.len() {
-                    self.grant_controls(other)?;
-                }
-                self.activate(index)
-            }
+            Restart::Always | Restart::OnFailure => self.died_again(index, spec, restarts, how),
             Restart::Never => {
                 error!("root: task {name}: {how}: left dead");
                 self.remove(index, Life::Dead)
@@ -146,6 +160,44 @@ impl Root {
                 Err(format!("task {name} died"))
             }
         }
+    }
+
+    /// A task that may be made anew died: now, later, or once too often.
+    fn died_again(&mut self, index: usize, spec: &Task, restarts: u32, how: &str) -> Result<(), Failure> {
+        let name = &spec.name;
+        let lived = self.tasks.get(index).map_or(0, Built::age);
+        let lived = crate::microseconds(self.info, lived).saturating_mul(1000);
+        let next = self.identities.get_mut(index).map(|identity| identity.deaths.died(lived, &spec.patience));
+        let restarts = restarts.saturating_add(1);
+        match next.unwrap_or(Next::Dead(restarts)) {
+            Next::Restart(0) => {
+                warn!("root: task {name}: {how}: restart {restarts}");
+                self.remove(index, Life::Resting(now()))?;
+                self.make_anew(index)
+            }
+            Next::Restart(delay) => {
+                let microseconds = delay / 1000;
+                warn!("root: task {name}: {how}: restart {restarts} in {microseconds} us");
+                self.remove(index, Life::Resting(now().saturating_add(self.ticks(delay))))
+            }
+            Next::Dead(deaths) => {
+                error!("root: task {name}: {how}: died {deaths} times in a row: left dead");
+                self.remove(index, Life::Dead)
+            }
+        }
+    }
+
+    /// Makes a task anew that died.
+    fn make_anew(&mut self, index: usize) -> Result<(), Failure> {
+        let restarts = self.tasks.get(index).map_or(0, |built| built.restarts).saturating_add(1);
+        let built = self.build(index, restarts)?;
+        if let Some(place) = self.tasks.get_mut(index) {
+            *place = built;
+        }
+        for other in 0..self.tasks.len() {
+            self.grant_controls(other)?;
+        }
+        self.activate(index)
     }
 
     /// Ends a task, whatever it does, and takes back all it has.

@@ -34,7 +34,7 @@ pub struct Account<'a> {
 }
 
 impl Root {
-    fn ticks(&self, nanoseconds: u64) -> u64 {
+    pub(crate) fn ticks(&self, nanoseconds: u64) -> u64 {
         let ticks = u128::from(nanoseconds) * u128::from(self.info.tsc_hz) / 1_000_000_000;
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }

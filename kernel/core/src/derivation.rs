@@ -12,6 +12,11 @@ pub trait Links {
     fn previous(&self, slot: u64) -> u64;
     /// Depth of a slot.
     fn depth(&self, slot: u64) -> u16;
+    /// The next slot, if it is deeper: then it is derived from this one.
+    fn child(&self, slot: u64) -> Option<u64> {
+        let next = self.next(slot);
+        (next != 0 && self.depth(next) > self.depth(slot)).then_some(next)
+    }
     /// Sets the next slot.
     fn set_next(&self, slot: u64, next: u64);
     /// Sets the previous slot.
@@ -62,25 +67,15 @@ pub fn replace<L: Links>(links: &L, from: u64, to: u64) {
     links.set_previous(from, 0);
 }
 
-/// The first descendant of a slot, if it has any.
-pub fn first_descendant<L: Links>(links: &L, slot: u64) -> Option<u64> {
-    let next = links.next(slot);
-    (next != 0 && links.depth(next) > links.depth(slot)).then_some(next)
-}
-
 /// Goes down from a slot to a leaf below it, along first descendants and at most `steps` of them, which it counts down. Answers where it
 /// came to.
 pub fn descend<L: Links>(links: &L, mut slot: u64, steps: &mut u32) -> u64 {
-    let (mut depth, mut left) = (links.depth(slot), *steps);
-    while left > 0 {
-        let next = links.next(slot);
-        if next == 0 || links.depth(next) <= depth {
-            break;
-        }
-        left -= 1;
-        (slot, depth) = (next, links.depth(next));
+    while *steps > 0
+        && let Some(child) = links.child(slot)
+    {
+        *steps -= 1;
+        slot = child;
     }
-    *steps = left;
     slot
 }
 
@@ -143,7 +138,7 @@ mod tests {
                         used[b] = true;
                         parent[b] = Some(a);
                     }
-                    2 if a != 0 && used[a] && first_descendant(&table, a as u64 + 1).is_none() => {
+                    2 if a != 0 && used[a] && table.child(a as u64 + 1).is_none() => {
                         unlink(&table, a as u64 + 1);
                         used[a] = false;
                         parent[a] = None;

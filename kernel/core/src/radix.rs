@@ -24,20 +24,6 @@ pub enum Cache {
     WriteCombining,
 }
 
-/// An entry format.
-pub trait Format {
-    /// An entry that points to a table.
-    fn table(&self, address: u64) -> u64;
-    /// An entry that maps a page.
-    fn leaf(&self, address: u64, size: FrameSize, rights: Rights, cache: Cache) -> u64;
-    /// Whether an entry (at a level) maps a page rather than pointing to a table. Only asked of entries that are not 0.
-    fn is_leaf(&self, entry: u64, level: u8) -> bool;
-    /// Physical address in an entry.
-    fn address(&self, entry: u64) -> u64 {
-        entry & 0x000f_ffff_ffff_f000
-    }
-}
-
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
@@ -45,89 +31,62 @@ const WRITE_THROUGH: u64 = 1 << 3;
 const CACHE_DISABLE: u64 = 1 << 4;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
+const EPT_EXECUTE: u64 = 1 << 2;
 
-/// Tasks' page tables. Leaves carry USER; the PAT is the power-on one but for entry 1, which the kernel sets to write-combining
-/// (so PWT alone means write-combining).
-#[derive(Clone, Copy, Debug)]
-pub struct TaskFormat;
-
-/// AMD's nested page tables: like tasks', USER on every level, guests may execute anything they can write.
-#[derive(Clone, Copy, Debug)]
-pub struct NptFormat;
-
-/// Intel's extended page tables.
-#[derive(Clone, Copy, Debug)]
-pub struct EptFormat;
-
-const fn paging_leaf(address: u64, size: FrameSize, rights: Rights, cache: Cache) -> u64 {
-    let mut entry = address | PRESENT | USER;
-    if rights.contains(Rights::WRITE) {
-        entry |= WRITE;
-    }
-    if !rights.contains(Rights::EXECUTE) {
-        entry |= NO_EXECUTE;
-    }
-    if !matches!(size, FrameSize::Small) {
-        entry |= LARGE;
-    }
-    entry
-        | match cache {
-            Cache::WriteBack => 0,
-            Cache::Uncached => CACHE_DISABLE | WRITE_THROUGH,
-            Cache::WriteCombining => WRITE_THROUGH,
-        }
+/// An entry format. In both, bit 7 says that an entry above the lowest level maps a page rather than pointing to a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Tasks' page tables, and AMD's nested ones, where guests may execute anything they can write. Leaves carry USER; the PAT is the
+    /// power-on one but for entry 1, which the kernel sets to write-combining (so PWT alone means write-combining).
+    Paging,
+    /// Intel's extended page tables.
+    Ept,
 }
 
-impl Format for TaskFormat {
-    fn table(&self, address: u64) -> u64 {
-        address | PRESENT | WRITE | USER
-    }
-    fn leaf(&self, address: u64, size: FrameSize, rights: Rights, cache: Cache) -> u64 {
-        paging_leaf(address, size, rights, cache)
-    }
-    fn is_leaf(&self, entry: u64, level: u8) -> bool {
-        level == 0 || entry & LARGE != 0
-    }
-}
-
-impl Format for NptFormat {
-    fn table(&self, address: u64) -> u64 {
-        address | PRESENT | WRITE | USER
-    }
-    fn leaf(&self, address: u64, size: FrameSize, rights: Rights, cache: Cache) -> u64 {
-        paging_leaf(address, size, rights, cache)
-    }
-    fn is_leaf(&self, entry: u64, level: u8) -> bool {
-        level == 0 || entry & LARGE != 0
-    }
-}
-
-impl Format for EptFormat {
-    fn table(&self, address: u64) -> u64 {
+impl Format {
+    /// An entry that points to a table: everything is allowed there.
+    fn table(self, address: u64) -> u64 {
+        // The lowest three bits are present, write and user, or read, write and execute.
         address | 7
     }
-    fn leaf(&self, address: u64, size: FrameSize, rights: Rights, cache: Cache) -> u64 {
-        let memory_type = match cache {
-            Cache::WriteBack => 6,
-            Cache::Uncached => 0,
-            Cache::WriteCombining => 1,
-        };
-        // A writable page that cannot be read is a misconfiguration (SDM 28.3.3.1): READ always goes with it.
-        let mut entry = address | memory_type << 3 | 1;
-        if rights.contains(Rights::WRITE) {
-            entry |= 2;
+
+    /// An entry that maps a page.
+    #[inline(always)]
+    fn leaf(self, address: u64, size: FrameSize, rights: Rights, cache: Cache) -> u64 {
+        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+        let entry =
+            address | PRESENT | bit(rights.contains(Rights::WRITE), WRITE) | bit(size != FrameSize::Small, LARGE);
+        let execute = rights.contains(Rights::EXECUTE);
+        match self {
+            Format::Paging => {
+                let cache = match cache {
+                    Cache::WriteBack => 0,
+                    Cache::Uncached => CACHE_DISABLE | WRITE_THROUGH,
+                    Cache::WriteCombining => WRITE_THROUGH,
+                };
+                entry | USER | cache | bit(!execute, NO_EXECUTE)
+            }
+            // A writable page that cannot be read is a misconfiguration (SDM 28.3.3.1): READ (PRESENT's place) always goes with it.
+            Format::Ept => {
+                let memory_type = match cache {
+                    Cache::WriteBack => 6,
+                    Cache::Uncached => 0,
+                    Cache::WriteCombining => 1,
+                };
+                entry | memory_type << 3 | bit(execute, EPT_EXECUTE)
+            }
         }
-        if rights.contains(Rights::EXECUTE) {
-            entry |= 4;
-        }
-        if size != FrameSize::Small {
-            entry |= LARGE;
-        }
-        entry
     }
-    fn is_leaf(&self, entry: u64, level: u8) -> bool {
-        level == 0 || entry & LARGE != 0
-    }
+}
+
+/// Whether an entry at a level maps a page. Only asked of entries that are not 0.
+const fn is_leaf(entry: u64, level: u8) -> bool {
+    level == 0 || entry & LARGE != 0
+}
+
+/// Physical address in an entry.
+const fn address_of(entry: u64) -> u64 {
+    entry & 0x000f_ffff_ffff_f000
 }
 
 /// Why a mapping was refused.
@@ -139,99 +98,92 @@ pub enum MapError {
     InUse,
 }
 
-const fn index(address: u64, level: u8) -> usize {
-    (address >> (12 + 9 * level as u32) & 511) as usize
+const fn shift_of(level: u8) -> u32 {
+    12 + 9 * level as u32
 }
 
-/// The table at the level of a page size, made on the way if `make`.
-fn descend<T: Tables, F: Format>(
+const fn index(address: u64, shift: u32) -> usize {
+    (address >> shift & 511) as usize
+}
+
+/// The table at the level of a page size. `make`: missing ones are made on the way.
+#[inline(always)]
+fn descend<T: Tables>(
     tables: &T,
-    format: &F,
     root: u64,
     address: u64,
     size: FrameSize,
-    make: bool,
+    make: Option<Format>,
 ) -> Result<u64, MapError> {
-    let mut table = root;
-    let mut level = 3;
-    while level > size as u8 {
-        let entry = tables.read(table, index(address, level));
+    let (mut table, mut shift) = (root, shift_of(3));
+    while shift > shift_of(size as u8) {
+        let index = index(address, shift);
+        let entry = tables.read(table, index);
         if entry == 0 {
-            if !make {
-                return Err(MapError::InUse);
-            }
+            let format = make.ok_or(MapError::InUse)?;
             let page = tables.allocate().ok_or(MapError::NoMemory)?;
-            tables.write(table, index(address, level), format.table(page));
+            tables.write(table, index, format.table(page));
             table = page;
-        } else if format.is_leaf(entry, level) {
+        } else if entry & LARGE != 0 {
             return Err(MapError::InUse);
         } else {
-            table = format.address(entry);
+            table = address_of(entry);
         }
-        level -= 1;
+        shift -= 9;
     }
     Ok(table)
 }
 
-/// Maps one page at an aligned virtual address. Tables made on the way stay when the last step fails.
+/// A page and what it is to be mapped to.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping {
+    /// Aligned virtual address.
+    pub address: u64,
+    /// Aligned physical address.
+    pub physical: u64,
+    /// Its size.
+    pub size: FrameSize,
+}
+
+/// Maps one page. Tables made on the way stay when the last step fails.
 ///
 /// # Errors
 /// [`MapError`].
-#[allow(clippy::too_many_arguments)]
-pub fn map<T: Tables, F: Format>(
+#[inline(always)]
+pub fn map<T: Tables>(
     tables: &T,
-    format: &F,
+    format: Format,
     root: u64,
-    address: u64,
-    physical: u64,
-    size: FrameSize,
+    page: Mapping,
     rights: Rights,
     cache: Cache,
 ) -> Result<(), MapError> {
-    let table = descend(tables, format, root, address, size, true)?;
-    let index = index(address, size as u8);
+    let table = descend(tables, root, page.address, page.size, Some(format))?;
+    let index = index(page.address, shift_of(page.size as u8));
     if tables.read(table, index) != 0 {
         return Err(MapError::InUse);
     }
-    tables.write(table, index, format.leaf(physical, size, rights, cache));
+    tables.write(table, index, format.leaf(page.physical, page.size, rights, cache));
     Ok(())
 }
 
-/// Replaces or removes (`rights` none) the mapping of a page, if exactly `physical` is mapped there with that size. Answers
-/// whether it was.
-pub fn change<T: Tables, F: Format>(
+/// Replaces or removes (`rights` none) a mapping, if exactly that is there. Answers whether it was.
+pub fn change<T: Tables>(
     tables: &T,
-    format: &F,
+    format: Format,
     root: u64,
-    address: u64,
-    physical: u64,
-    size: FrameSize,
+    page: Mapping,
     rights: Option<(Rights, Cache)>,
 ) -> bool {
-    let Ok(table) = descend(tables, format, root, address, size, false) else { return false };
-    let index = index(address, size as u8);
+    let Mapping { address, physical, size } = page;
+    let Ok(table) = descend(tables, root, address, size, None) else { return false };
+    let index = index(address, shift_of(size as u8));
     let entry = tables.read(table, index);
-    if entry == 0 || !format.is_leaf(entry, size as u8) || format.address(entry) & !(size.bytes() - 1) != physical {
+    if entry == 0 || !is_leaf(entry, size as u8) || address_of(entry) & !(size.bytes() - 1) != physical {
         return false;
     }
     tables.write(table, index, rights.map_or(0, |(rights, cache)| format.leaf(physical, size, rights, cache)));
     true
-}
-
-/// What is mapped at an address: the leaf entry and its level.
-pub fn lookup<T: Tables, F: Format>(tables: &T, format: &F, root: u64, address: u64) -> Option<(u64, u8)> {
-    let mut table = root;
-    for level in (0..4).rev() {
-        let entry = tables.read(table, index(address, level));
-        if entry == 0 {
-            return None;
-        }
-        if format.is_leaf(entry, level) {
-            return Some((entry, level));
-        }
-        table = format.address(entry);
-    }
-    None
 }
 
 #[cfg(test)]
@@ -263,7 +215,23 @@ mod tests {
         }
     }
 
-    fn run<F: Format>(format: F, ops: Vec<(u8, u8, u8, u8)>) -> Result<(), TestCaseError> {
+    /// What is mapped at an address: the leaf entry and its level.
+    fn lookup(tables: &Fake, address: u64) -> Option<(u64, u8)> {
+        let mut table = 0x1000;
+        for level in (0..4).rev() {
+            let entry = tables.read(table, index(address, shift_of(level)));
+            if entry == 0 {
+                return None;
+            }
+            if is_leaf(entry, level) {
+                return Some((entry, level));
+            }
+            table = address_of(entry);
+        }
+        None
+    }
+
+    fn run(format: Format, ops: Vec<(u8, u8, u8, u8)>) -> Result<(), TestCaseError> {
         let tables = Fake { words: RefCell::default(), next: RefCell::new(1), limit: 64 };
         let mut model: Vec<(u64, u64, FrameSize)> = Vec::new();
         for (op, place, size, frame) in ops {
@@ -274,7 +242,8 @@ mod tests {
             let overlaps =
                 |other: &(u64, u64, FrameSize)| other.0 < address + size.bytes() && address < other.0 + other.2.bytes();
             if op % 3 < 2 {
-                let answer = map(&tables, &format, 0x1000, address, physical, size, Rights::READ, Cache::WriteBack);
+                let page = Mapping { address, physical, size };
+                let answer = map(&tables, format, 0x1000, page, Rights::READ, Cache::WriteBack);
                 match answer {
                     Ok(()) => {
                         prop_assert!(!model.iter().any(overlaps));
@@ -285,14 +254,15 @@ mod tests {
                 }
             } else {
                 let found = model.iter().position(|page| *page == (address, physical, size));
-                prop_assert_eq!(change(&tables, &format, 0x1000, address, physical, size, None), found.is_some());
+                let page = Mapping { address, physical, size };
+                prop_assert_eq!(change(&tables, format, 0x1000, page, None), found.is_some());
                 if let Some(found) = found {
                     model.swap_remove(found);
                 }
             }
             for (address, physical, size) in &model {
-                let (entry, level) = lookup(&tables, &format, 0x1000, *address).unwrap();
-                prop_assert_eq!((format.address(entry) & !(size.bytes() - 1), level), (*physical, *size as u8));
+                let (entry, level) = lookup(&tables, *address).unwrap();
+                prop_assert_eq!((address_of(entry) & !(size.bytes() - 1), level), (*physical, *size as u8));
             }
         }
         Ok(())
@@ -301,11 +271,11 @@ mod tests {
     proptest! {
         #[test]
         fn tasks_agree_with_the_model(ops in prop::collection::vec(any::<(u8, u8, u8, u8)>(), 1..80)) {
-            run(TaskFormat, ops)?;
+            run(Format::Paging, ops)?;
         }
         #[test]
         fn ept_agrees_with_the_model(ops in prop::collection::vec(any::<(u8, u8, u8, u8)>(), 1..80)) {
-            run(EptFormat, ops)?;
+            run(Format::Ept, ops)?;
         }
     }
 
@@ -313,10 +283,10 @@ mod tests {
     fn no_entry_grants_more_than_asked() {
         for bits in 0..8 {
             let rights = Rights(bits);
-            let entry = TaskFormat.leaf(0, FrameSize::Small, rights, Cache::WriteBack);
+            let entry = Format::Paging.leaf(0, FrameSize::Small, rights, Cache::WriteBack);
             assert_eq!(entry & WRITE != 0, rights.contains(Rights::WRITE));
             assert_eq!(entry & NO_EXECUTE == 0, rights.contains(Rights::EXECUTE));
-            let entry = EptFormat.leaf(0, FrameSize::Small, rights, Cache::WriteBack);
+            let entry = Format::Ept.leaf(0, FrameSize::Small, rights, Cache::WriteBack);
             assert_eq!(entry & 2 != 0, rights.contains(Rights::WRITE));
             assert_eq!(entry & 4 != 0, rights.contains(Rights::EXECUTE));
         }

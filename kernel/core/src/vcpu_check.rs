@@ -141,20 +141,22 @@ pub struct Debug {
     pub dr6: u64,
     /// DR7.
     pub dr7: u64,
+    /// Exceptions that the VMM asks for.
+    pub exceptions: u64,
 }
 
 impl Debug {
     /// The checked group, with the fixed bits of DR6 and DR7 as the hardware wants them (SDM 17.2).
     ///
     /// # Errors
-    /// [`invalid::RESERVED`] for the upper halves, [`invalid::CANONICAL`] for DR0–DR3.
+    /// [`invalid::RESERVED`] for the upper halves and for exceptions that nobody may ask for, [`invalid::CANONICAL`] for DR0–DR3.
     pub fn checked(self) -> Result<Debug, u64> {
-        reserved(self.dr6 >> 32 == 0 && self.dr7 >> 32 == 0)?;
+        reserved(self.dr6 >> 32 == 0 && self.dr7 >> 32 == 0 && self.exceptions & !vcpu::EXITS_ON_REQUEST == 0)?;
         if !self.dr.iter().all(|&address| canonical(address)) {
             return Err(invalid::CANONICAL);
         }
         let dr6 = self.dr6 & 0xe00f | 0xffff_0ff0;
-        Ok(Debug { dr: self.dr, dr6, dr7: self.dr7 & 0xffff_2bff | 0x400 })
+        Ok(Debug { dr6, dr7: self.dr7 & 0xffff_2bff | 0x400, ..self })
     }
 }
 

@@ -75,7 +75,7 @@ impl Kernel {
         loop {
             at = derivation::descend(self, at, &mut { derivation::MAX_DEPTH as u32 });
             if at == name(of) {
-                return derivation::first_descendant(self, at).is_none();
+                return self.child(at).is_none();
             }
             if removals == 0 {
                 return false;

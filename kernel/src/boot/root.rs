@@ -24,7 +24,7 @@ use moira_abi::{
 };
 use moira_kernel_core::{
     capword::CapWord,
-    radix::{self, Cache, TaskFormat},
+    radix::{self, Cache, Format, Mapping},
     untyped::first_block,
 };
 
@@ -51,16 +51,9 @@ impl Maker<'_> {
     }
 
     fn map(&mut self, address: u64, physical: u64, rights: Rights) {
-        let done = radix::map(
-            &self.space,
-            &TaskFormat,
-            self.space.root.get(),
-            address,
-            physical,
-            FrameSize::Small,
-            rights,
-            Cache::WriteBack,
-        );
+        let page = Mapping { address, physical, size: FrameSize::Small };
+        let root = self.space.root.get();
+        let done = radix::map(&self.space, Format::Paging, root, page, rights, Cache::WriteBack);
         if done.is_err() {
             super::fail(format_args!("the root task's image overlaps or is too large at {address:#x}"));
         }

@@ -18,7 +18,7 @@ use core::{
 use moira_abi::{Error, ObjectType, Rights, USER_END, method::map, object::space_kind};
 use moira_kernel_core::{
     flush::{self, Own, Reason},
-    radix::{self, Cache, EptFormat, MapError, NptFormat, Tables, TaskFormat},
+    radix::{self, Cache, Format, MapError, Mapping, Tables},
 };
 
 /// Spaces that can exist at once on the machine.
@@ -92,20 +92,14 @@ impl Tables for Obj<AddressSpace> {
     }
 }
 
-/// Calls a radix function with the entry format of a space's kind.
-macro_rules! with_format {
-    ($space:expr, $format:ident => $body:expr) => {
-        if $space.kind.get() == space_kind::TASK {
-            let $format = &TaskFormat;
-            $body
-        } else if arch::vm::is_vmx() {
-            let $format = &EptFormat;
-            $body
-        } else {
-            let $format = &NptFormat;
-            $body
-        }
-    };
+impl Obj<AddressSpace> {
+    fn is_task(self) -> bool {
+        self.kind.get() == space_kind::TASK
+    }
+
+    fn format(self) -> Format {
+        if !self.is_task() && arch::vm::is_vmx() { Format::Ept } else { Format::Paging }
+    }
 }
 
 /// Whether `init` will find numbers for that many new spaces: asked before any is made, so that `retype` fails as a whole.
@@ -177,7 +171,7 @@ pub fn donate(space: Obj<AddressSpace>, base: u64, end: u64) {
     if space.root.get() == 0
         && let Some(root) = space.allocate()
     {
-        if space.kind.get() == space_kind::TASK {
+        if space.is_task() {
             arch::paging::copy_kernel_half(root);
             space.load.set(root);
         }
@@ -200,7 +194,7 @@ fn check_rights(space: Obj<AddressSpace>, cap: Cap, rights: Rights) -> Result<()
         return Err(Error::NoRight);
     }
     let both = Rights::WRITE.or(Rights::EXECUTE);
-    if space.kind.get() == space_kind::TASK && rights.contains(both) {
+    if space.is_task() && rights.contains(both) {
         return Err(Error::NoRight);
     }
     Ok(())
@@ -222,7 +216,7 @@ pub fn map_slot(space: Obj<AddressSpace>, slot: Obj<Slot>, address: u64, flags: 
         return Err(Error::InUse);
     }
     let size = cap.word.frame_size();
-    let limit = if space.kind.get() == space_kind::TASK { USER_END } else { 1 << 46 };
+    let limit = if space.is_task() { USER_END } else { 1 << 46 };
     if address & (size.bytes() - 1) != 0 || address >= limit || size.bytes() > limit - address {
         return Err(Error::BadArgument);
     }
@@ -233,12 +227,12 @@ pub fn map_slot(space: Obj<AddressSpace>, slot: Obj<Slot>, address: u64, flags: 
         return Err(Error::NoMemory);
     }
     let root = space.root.get();
-    let done = with_format!(space, format => radix::map(&space, format, root, address, physical, size, rights, cache));
-    match done {
-        Ok(()) => {}
-        Err(MapError::NoMemory) => return Err(Error::NoMemory),
-        Err(MapError::InUse) => return Err(Error::InUse),
-    }
+    radix::map(&space, space.format(), root, Mapping { address, physical, size }, rights, cache).map_err(|error| {
+        match error {
+            MapError::NoMemory => Error::NoMemory,
+            MapError::InUse => Error::InUse,
+        }
+    })?;
     // Never 0, even for page 0: numbers start at 1.
     slot.set_mapping(address >> 12 | space.id.get() << 36);
     slot.set_mark(0);
@@ -303,13 +297,14 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
 /// Replaces or removes the entry of a mapped frame and starts the flushes. Answers whether there was an entry.
 fn change(space: Obj<AddressSpace>, cap: Cap, rights: Option<(Rights, Cache)>) -> bool {
     let address = (cap.badge & ((1 << 36) - 1)) << 12;
-    let (root, size, physical) = (space.root.get(), cap.word.frame_size(), cap.word.address());
+    let page = Mapping { address, physical: cap.word.address(), size: cap.word.frame_size() };
+    let root = space.root.get();
     if root == 0 {
         return false;
     }
-    let found = with_format!(space, format => radix::change(&space, format, root, address, physical, size, rights));
+    let found = radix::change(&space, space.format(), root, page, rights);
     if found {
-        match flush::after_change(space.kind.get() != space_kind::TASK) {
+        match flush::after_change(!space.is_task()) {
             Own::Page => {
                 trace::event(arch::cpu(), trace::FLUSH, Reason::Page as u64, address);
                 arch::paging::invalidate(address);

@@ -99,7 +99,7 @@ pub fn empty_some(table: Obj<CapTable>, budget: &mut Budget) -> bool {
     while table.cursor.get() < table.slots.get() {
         let Ok(slot) = cap::slot_of(table, table.cursor.get() + 2) else { return true };
         // Empty slots are cheap, but not free.
-        if !budget.spend(2) || !slot.is_empty() && !cap::delete_some(slot, budget) {
+        if !budget.spend(3) || !slot.is_empty() && !cap::delete_some(slot, budget) {
             return false;
         }
         table.cursor.set(table.cursor.get() + 1);

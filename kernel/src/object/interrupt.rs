@@ -10,7 +10,7 @@ use crate::{
     memory::{Obj, Object},
     percpu::Cpu,
 };
-use core::{cell::Cell, sync::atomic::Ordering::*};
+use core::cell::Cell;
 use moira_abi::{Error, ObjectType, Rights};
 
 /// An interrupt source: 128 bytes.
@@ -37,27 +37,26 @@ impl Object for Interrupt {
 }
 
 impl Obj<Interrupt> {
-    /// The account of the thread that waits for it, or is bound to its notification, if that lives on this CPU.
+    /// The source fired on its CPU. Answers who its handling is charged to: the account of the thread that waits for it, or is bound to
+    /// its notification, if that lives here.
     #[inline(always)]
-    pub fn owner(self, cpu: &Cpu) -> Option<Obj<SchedContext>> {
-        let waiter = Obj::<Notification>::from_word(self.target.read().word)?.waiter()?;
-        if waiter.header.home() == cpu.index { waiter.context.get() } else { None }
-    }
-
-    /// The source fired on its CPU. Answers whether to choose.
-    #[inline(always)]
-    pub fn fire(self, cpu: &Cpu) -> bool {
+    pub fn fire(self, cpu: &Cpu) -> Option<Obj<SchedContext>> {
         self.count.set(self.count.get() + 1);
-        self.line.get().mask(true);
-        match (self.target.embedded::<Notification>(), self.target.read_quiet()) {
-            (Some(notification), Some(cap)) => notification.signal(cpu, cap.badge),
-            (Some(_), None) => {
-                // The binding is being replaced at this moment: let it come again.
-                self.line.get().mask(false);
-                false
-            }
-            _ => false,
+        let line = self.line.get();
+        line.mask(true);
+        let Some(cap) = self.target.read_quiet() else {
+            // The binding is being replaced at this moment: let it come again.
+            line.mask(false);
+            return None;
+        };
+        let notification = Obj::<Notification>::from_word(cap.word)?;
+        notification.set(cap.badge);
+        let waiter = notification.waiter()?;
+        if notification.wake_thread(cpu, waiter) {
+            cpu.must_choose.set(true);
         }
+        // A waiter stays one until its own CPU looks at the bits, which it does not do under our hands.
+        if waiter.header.home() == cpu.index { waiter.context.get() } else { None }
     }
 }
 
@@ -95,8 +94,7 @@ pub fn message(interrupt: Obj<Interrupt>, caller: Obj<Thread>) -> Result<(), Err
 pub fn retire(interrupt: Obj<Interrupt>) {
     if interrupt.vector.get() != 0 {
         interrupt.line.get().mask(true);
-        let home = crate::percpu::by_index(interrupt.header.home());
-        home.vectors[interrupt.vector.replace(0) as usize].store(0, Release);
+        crate::percpu::by_index(interrupt.header.home()).drop_vector(interrupt.vector.replace(0));
     }
     let target = Obj::from_ref(&interrupt.target);
     if !target.is_empty() {

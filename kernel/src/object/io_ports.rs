@@ -12,9 +12,7 @@ pub fn word(first: u16, last: u16) -> CapWord {
 
 /// The range in a capability.
 pub fn range(cap: Cap) -> Result<(u16, u16), Error> {
-    if !cap.word.is(ObjectType::IoPorts, Rights::USE) {
-        return Err(cap.why_not(ObjectType::IoPorts));
-    }
+    cap.require(ObjectType::IoPorts, Rights::USE)?;
     Ok(((cap.word.address() >> 6) as u16, (cap.word.address() >> 22) as u16))
 }
 

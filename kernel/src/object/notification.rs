@@ -73,17 +73,20 @@ impl Obj<Notification> {
     /// Wakes the waiter. Answers whether this CPU has to choose again.
     #[inline(always)]
     pub fn wake(self, cpu: &Cpu) -> bool {
-        match self.waiter() {
-            None => false,
-            Some(thread) if thread.header.home() == cpu.index => sched::wake(cpu, thread),
-            Some(thread) => {
-                // An inactive one has no CPU yet; it looks at the bits when it comes to wait.
-                if thread.header.life() == life::ACTIVE {
-                    smp::post_thread(thread, smp::mail::WAKE);
-                }
-                false
-            }
+        self.waiter().is_some_and(|thread| self.wake_thread(cpu, thread))
+    }
+
+    /// [`Obj::wake`], of the waiter that was found.
+    #[inline(always)]
+    pub fn wake_thread(self, cpu: &Cpu, thread: Obj<Thread>) -> bool {
+        if thread.header.home() == cpu.index {
+            return sched::wake(cpu, thread);
         }
+        // An inactive one has no CPU yet; it looks at the bits when it comes to wait.
+        if thread.header.life() == life::ACTIVE {
+            smp::post_thread(thread, smp::mail::WAKE);
+        }
+        false
     }
 
     /// Sets bits and wakes the waiter. Answers whether this CPU has to choose again.

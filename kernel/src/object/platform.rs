@@ -112,14 +112,13 @@ pub fn make_interrupt(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error
     if interrupt.header.life() != life::INACTIVE {
         return Err(Error::InUse);
     }
-    let vector =
-        (48..=239u8).find(|vector| home.vectors[*vector as usize].load(Relaxed) == 0).ok_or(Error::NoMemory)?;
-    cap::derive(cap::slot_of(table, caller.word(5))?, Obj::from_ref(&interrupt.target), Rights::SIGNAL, None)?;
+    let vector = home.take_vector(interrupt).ok_or(Error::NoMemory)?;
+    cap::derive(cap::slot_of(table, caller.word(5))?, Obj::from_ref(&interrupt.target), Rights::SIGNAL, None)
+        .inspect_err(|_| home.drop_vector(vector))?;
     interrupt.header.home.store(home.index, Relaxed);
     interrupt.header.life.store(life::ACTIVE, Relaxed);
     interrupt.vector.set(vector);
     interrupt.message.set(message == 1);
-    home.vectors[vector as usize].store(interrupt.physical(), Release);
     if message == 0 {
         interrupt.line.set(arch::ioapic::route(gsi as u32, vector, home.apic_id.get(), flags & 1 != 0, flags & 2 != 0));
     }

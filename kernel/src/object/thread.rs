@@ -3,10 +3,7 @@
 //! The capabilities a thread was configured with stand in slots inside the object, so revoking them needs no search and nothing
 //! cached can outlive them.
 
-use super::{
-    Header, address_space::AddressSpace, cap_table::CapTable, endpoint::Endpoint, life, notification::Notification,
-    sched_context::SchedContext, vcpu::Vcpu,
-};
+use super::{Header, cap_table::CapTable, life, notification::Notification, sched_context::SchedContext, vcpu::Vcpu};
 use crate::{
     cap::{self, Slot},
     memory::{self, Obj, Object},
@@ -17,7 +14,7 @@ use core::{
     cell::Cell,
     sync::atomic::{AtomicU64, Ordering::*},
 };
-use moira_abi::{Error, ObjectType, Rights, Tag, USER_END, fault};
+use moira_abi::{Error, FrameSize, ObjectType, Rights, Tag, USER_END, fault};
 use static_assertions::const_assert_eq;
 
 /// What a thread is doing (`sched.rs` says what follows from it).
@@ -166,7 +163,7 @@ impl Thread {
     /// Its capability table.
     #[inline(always)]
     pub fn table(&self) -> Result<Obj<CapTable>, Error> {
-        self.table.get().ok_or(Error::Inactive)
+        self.table.embedded().ok_or(Error::Inactive)
     }
 
     /// Physical address of its message buffer.
@@ -219,8 +216,26 @@ impl Thread {
     }
 }
 
-fn derive_into(caller: Obj<Thread>, index: u64, slot: &Slot) -> Result<(), Error> {
-    cap::derive(cap::slot_of(caller.table()?, index)?, Obj::from_ref(slot), Rights::ALL, None)
+impl Obj<Thread> {
+    /// Answers its system call with a status. It runs on.
+    #[inline(always)]
+    pub fn done(self, result: Result<(), Error>) -> Obj<Thread> {
+        self.set_status(result);
+        self
+    }
+}
+
+/// Gives a thread one of its capabilities: number `index` of the caller's, if it is what belongs there.
+fn give(table: Obj<CapTable>, index: u64, slot: &Slot, kind: ObjectType, rights: Rights) -> Result<(), Error> {
+    let from = cap::slot_of(table, index)?;
+    let cap = from.read();
+    cap.require(kind, rights)?;
+    if kind == ObjectType::Frame && cap.word.frame_size() != FrameSize::Small {
+        return Err(Error::BadArgument);
+    }
+    // As `cap::derive` does it for these types: frames come without their mapping.
+    let badge = if kind == ObjectType::Frame { 0 } else { cap.badge };
+    cap::insert(from, Obj::from_ref(slot), cap.word, badge)
 }
 
 /// `configure`: see the ABI page. The thread must be inactive and not configured before.
@@ -231,36 +246,21 @@ pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> 
     if !thread.table.is_empty() || !thread.space.is_empty() {
         return Err(Error::InUse);
     }
-    let table = caller.table()?;
-    table.read(caller.word(0))?.object::<AddressSpace>(Rights::USE)?;
-    table.read(caller.word(1))?.object::<CapTable>(Rights::USE)?;
-    if caller.word(2) != 0 {
-        let cap = table.read(caller.word(2))?;
-        cap.frame(Rights::READ.or(Rights::WRITE))?;
-        if cap.word.frame_size() != moira_abi::FrameSize::Small {
-            return Err(Error::BadArgument);
-        }
-    }
-    if caller.word(4) != 0 {
-        table.read(caller.word(4))?.object::<Endpoint>(Rights::CALL)?;
-    }
-    if caller.word(5) != 0 {
-        table.read(caller.word(5))?.object::<Notification>(Rights::SIGNAL)?;
-    }
     if caller.word(3) > 7 || caller.word(6) >= USER_END || caller.word(7) > USER_END {
         return Err(Error::BadArgument);
     }
-    let mut result = derive_into(caller, caller.word(0), &thread.space);
-    for (word, slot) in
-        [(1, &thread.table), (2, &thread.buffer), (4, &thread.fault_endpoint), (5, &thread.fault_notification)]
-    {
-        if result.is_ok() && (word == 1 || caller.word(word) != 0) {
-            result = derive_into(caller, caller.word(word), slot);
+    let table = caller.table()?;
+    for (word, slot, kind, rights) in [
+        (0, &thread.space, ObjectType::AddressSpace, Rights::USE),
+        (1, &thread.table, ObjectType::CapTable, Rights::USE),
+        (2, &thread.buffer, ObjectType::Frame, Rights::READ.or(Rights::WRITE)),
+        (4, &thread.fault_endpoint, ObjectType::Endpoint, Rights::CALL),
+        (5, &thread.fault_notification, ObjectType::Notification, Rights::SIGNAL),
+    ] {
+        // The last three may be missing.
+        if word < 2 || caller.word(word) != 0 {
+            give(table, caller.word(word), slot, kind, rights).inspect_err(|_| empty_slots(thread))?;
         }
-    }
-    if result.is_err() {
-        empty_slots(thread);
-        return result;
     }
     thread.level.set(caller.word(3) as u8);
     thread.regs[reg::RIP].set(caller.word(6));

@@ -37,13 +37,14 @@ const ZERO_STEP: u64 = 4096;
 mod phase {
     pub const IDLE: u8 = 0;
     pub const CAPS: u8 = 1;
-    pub const UNLINKED: u8 = 2;
-    pub const RETIRE: u8 = 3;
-    pub const AWAIT: u8 = 4;
-    pub const FLUSH: u8 = 5;
-    pub const GRACE: u8 = 6;
-    pub const MAIL: u8 = 7;
-    pub const ZERO: u8 = 8;
+    pub const UNLINK: u8 = 2;
+    pub const UNLINKED: u8 = 3;
+    pub const RETIRE: u8 = 4;
+    pub const AWAIT: u8 = 5;
+    pub const FLUSH: u8 = 6;
+    pub const GRACE: u8 = 7;
+    pub const MAIL: u8 = 8;
+    pub const ZERO: u8 = 9;
 }
 
 /// The control block.
@@ -140,9 +141,9 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     }
     // Room for all of them, before the first is made.
     let free = Free { low: untyped.low.get(), high: untyped.high.get() };
-    room(free, kind, bits, count)?;
+    let all = room(free, kind, bits, count)?;
     let part = count.min(per_hold(kind));
-    let (control, first, free) = room(free, kind, bits, part)?;
+    let (control, first, free) = if part == count { all } else { room(free, kind, bits, part)? };
     // What is taken from above is made from above, so that its addresses rise with its slots.
     let above = matches!(kind, ObjectType::Frame | ObjectType::Untyped);
     let part_slot = first_slot + if above { count - part } else { 0 };
@@ -251,9 +252,12 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         phase::IDLE => untyped.phase.set(phase::CAPS),
         phase::CAPS => {
             if cap::revoke_some(slot, &mut Budget::new()) {
-                untyped.grace.set(Grace::begin(cpu));
-                untyped.phase.set(phase::UNLINKED);
+                untyped.phase.set(phase::UNLINK);
             }
+        }
+        phase::UNLINK => {
+            untyped.grace.set(Grace::begin(cpu));
+            untyped.phase.set(phase::UNLINKED);
         }
         phase::UNLINKED => {
             // A CPU that read a capability before it was removed may still be about to link its object somewhere.
@@ -360,7 +364,8 @@ fn walk(
         let header = unsafe { Obj::<Header>::at(at) };
         match ObjectType::from_code(header.kind.load(Relaxed)) {
             None => {
-                // A gap before an aligned object.
+                // A gap before an aligned object: a step of its own costs more than one on the way to something.
+                budget.spend(1);
                 untyped.cursor.set(at + 64);
             }
             Some(ObjectType::Untyped) => {
@@ -388,7 +393,7 @@ fn walk(
 
 fn without_mail(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
     if header.mail.load(Acquire) == 0 {
-        return Ok(budget.spend(5));
+        return Ok(budget.spend(7));
     }
     smp::collect(header.home());
     Err(Error::Retiring)
@@ -407,7 +412,7 @@ fn dead(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error
             Some(kind @ ObjectType::Thread) if budget.spend(cost(kind)) => thread::empty_slots(Obj::at(at)),
             Some(kind @ ObjectType::Vcpu) if budget.spend(cost(kind)) => vcpu::empty_slots(Obj::at(at)),
             Some(ObjectType::Thread | ObjectType::Vcpu) => return Ok(false),
-            _ => return Ok(budget.spend(6)),
+            _ => return Ok(budget.spend(8)),
         }
     }
     Ok(true)
@@ -418,22 +423,25 @@ fn cost(kind: ObjectType) -> u32 {
     match kind {
         ObjectType::CapTable => 0,
         // The most that the budget of a hold has after eight nested untypeds.
-        ObjectType::Thread => 52,
-        ObjectType::Vcpu => 46,
-        ObjectType::AddressSpace | ObjectType::Interrupt => 36,
-        ObjectType::SchedContext => 30,
-        _ => 25,
+        ObjectType::Thread => 58,
+        ObjectType::Vcpu => 50,
+        ObjectType::AddressSpace | ObjectType::Interrupt => 40,
+        ObjectType::SchedContext => 34,
+        _ => 29,
     }
 }
 
 fn is_dead(header: Obj<Header>) -> bool {
-    let kind = header.kind.load(Relaxed);
-    if kind == ObjectType::Notification as u8 {
-        // SAFETY: the header says so.
-        return unsafe { Obj::<notification::Notification>::at(header.physical()) }.waiter().is_none();
+    match ObjectType::from_code(header.kind.load(Relaxed)) {
+        Some(ObjectType::Notification) => {
+            // SAFETY: the header says so.
+            unsafe { Obj::<notification::Notification>::at(header.physical()) }.waiter().is_none()
+        }
+        Some(ObjectType::Thread | ObjectType::SchedContext | ObjectType::Vcpu | ObjectType::Plan) => {
+            header.life() == life::DEAD
+        }
+        _ => true,
     }
-    let homed = [ObjectType::Thread, ObjectType::SchedContext, ObjectType::Vcpu, ObjectType::Plan];
-    !homed.iter().any(|homed| *homed as u8 == kind) || header.life() == life::DEAD
 }
 
 /// Retires one object: at once if it is inactive or lives here, else by a message to its home CPU.

@@ -187,10 +187,7 @@ pub fn run(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
             }
         }
         Ok(None) => thread,
-        Err(error) => {
-            thread.set_status(Err(error));
-            thread
-        }
+        Err(error) => thread.done(Err(error)),
     }
 }
 
@@ -207,12 +204,12 @@ fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<Option<Parts>, Error>
     if vcpu.header.home() != cpu.index {
         return Err(Error::WrongCpu);
     }
-    let me = thread.physical();
-    if vcpu.thread.load(Relaxed) != me {
+    // Each names the other, or neither does.
+    if thread.vcpu.get() != Some(vcpu) {
         if vcpu.thread.load(Relaxed) != 0 || thread.vcpu.get().is_some() {
             return Err(Error::InUse);
         }
-        vcpu.thread.store(me, Release);
+        vcpu.thread.store(thread.physical(), Release);
         thread.vcpu.set(Some(vcpu));
     }
     let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(cpu)) else { return Err(Error::Inactive) };
@@ -248,11 +245,13 @@ fn due(vcpu: Obj<Vcpu>, thread: Obj<Thread>, now: u64) -> Option<Exit> {
     if vcpu.kicked.load(Relaxed) && vcpu.kicked.swap(false, AcqRel) {
         return Some(Exit::Kicked);
     }
-    let until = thread.guest_until.get();
-    if thread.bound.get().is_some_and(|bound| bound.pending()) || (until != 0 && until <= now) {
+    if let Some(bound) = thread.bound.get()
+        && bound.pending()
+    {
         return Some(Exit::Until);
     }
-    None
+    let until = thread.guest_until.get();
+    if until != 0 && until <= now { Some(Exit::Until) } else { None }
 }
 
 /// Enters the guest that a thread runs already: [`go`].
@@ -284,7 +283,9 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, 
             refuse(vcpu, thread, moira_abi::vcpu::invalid::HARDWARE);
             return true;
         }
-        checks::before_guest(cpu, vcpu.seen.get(), vcpu.space());
+        if checks::ON {
+            checks::before_guest(cpu, vcpu.seen.get(), vcpu.space());
+        }
         let until = thread.guest_until.get();
         if until != 0 && until < cpu.timer.get() {
             arch::apic::set_timer(cpu, until, now);
@@ -297,7 +298,7 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, 
         smp::enter_kernel(cpu);
         // Nearly all exits are the VMM's.
         if let Outcome::Guest { exit, groups } = outcome {
-            trace::event(cpu, trace::EXIT, thread.physical(), exit as u64);
+            trace::of(cpu, trace::EXIT, thread, exit as u64);
             complete(thread, exit, groups);
             return true;
         }

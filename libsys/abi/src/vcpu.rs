@@ -17,7 +17,7 @@ pub mod group {
     pub const TABLES: u64 = 1 << 5;
     /// SYSCALL and SYSENTER MSRs, KERNEL_GS_BASE, PAT.
     pub const MSRS: u64 = 1 << 6;
-    /// DR0–3, DR6, DR7.
+    /// DR0–3, DR6, DR7, exceptions that exit.
     pub const DEBUG: u64 = 1 << 7;
     /// TSC offset, TSC_AUX, XCR0, SPEC_CTRL.
     pub const TSC_XCR: u64 = 1 << 8;
@@ -50,7 +50,8 @@ pub enum Exit {
     /// VMCALL or VMMCALL.
     Hypercall = 8,
     /// An exception that is intercepted: `qualification` is the vector, `error_code` its code, `address` CR2 of a page fault,
-    /// or what a debug exception (1) has to set in DR6 (B0–B3, BD, BS, BT), if DR6 does not have it yet.
+    /// or what a debug exception (1) has to set in DR6 (B0–B3, BD, BS, BT), if DR6 does not have it yet. `length` is 0 but for INT1
+    /// (a debug exception that sets nothing): RIP stands at that instruction.
     Exception = 9,
     /// Interrupts can be injected now.
     InterruptWindow = 10,
@@ -368,6 +369,8 @@ pub struct VcpuState {
     pub dr6: u64,
     /// Group DEBUG.
     pub dr7: u64,
+    /// Group DEBUG: exceptions that shall exit beside those that always do, a bit for each vector; only [`EXITS_ON_REQUEST`].
+    pub exceptions: u64,
     /// Group TSC_XCR: added to the host's TSC.
     pub tsc_offset: u64,
     /// Group TSC_XCR: C0000103h.
@@ -379,6 +382,9 @@ pub struct VcpuState {
     /// Group PDPTE.
     pub pdpte: [u64; 4],
 }
+
+/// Exceptions that a VMM may ask for: #UD.
+pub const EXITS_ON_REQUEST: u64 = 1 << 6;
 
 /// Message label with which a VMM's entry failure names the check in `qualification`.
 pub mod invalid {

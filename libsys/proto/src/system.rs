@@ -36,6 +36,8 @@ pub struct Task {
     pub role: Role,
     /// What happens when it dies.
     pub restart: Restart,
+    /// How long it is made anew when it dies again and again.
+    pub patience: Patience,
     /// Bytes of stack (a multiple of 4096).
     pub stack: u64,
     /// Bytes of heap (a multiple of 4096).
@@ -103,6 +105,23 @@ pub enum Restart {
     EndSystem,
 }
 
+/// With whom dies again and again: the first time it is made anew at once, then after a delay that doubles with each death, up to a
+/// second, until it is left dead. Who has lived for two seconds begins from the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patience {
+    /// Deaths in a row after which it is left dead; 0: it is made anew for ever.
+    pub limit: u32,
+    /// The delay of the second time in nanoseconds; 0: it is made anew at once always.
+    pub delay_ns: u64,
+}
+
+impl Default for Patience {
+    /// Sixteen deaths, from a millisecond on: some six seconds.
+    fn default() -> Patience {
+        Patience { limit: 16, delay_ns: 1_000_000 }
+    }
+}
+
 /// A capability granted to a task, under a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Grant {
@@ -149,6 +168,12 @@ pub enum Grant {
     Untyped {
         /// log2 of the bytes.
         size_bits: u8,
+    },
+    /// Untyped memories of its own that add up to so many bytes, a whole number of MiB: the largest first, each a power of two of 1 MiB
+    /// or more, all but the last of 2 MiB or more. They are zeroed.
+    Blocks {
+        /// Bytes in all.
+        bytes: u64,
     },
     /// A file of the archive, mapped read-only.
     File {

@@ -132,9 +132,8 @@ impl Default for Addresses {
 #[derive(Debug)]
 pub struct Mapping {
     address: u64,
-    size: FrameSize,
-    frames: Vec<Caps<Frame>>,
-    mapped: u32,
+    bytes: u64,
+    frames: Vec<(Caps<Frame>, FrameSize)>,
 }
 
 impl Mapping {
@@ -147,12 +146,17 @@ impl Mapping {
     /// Bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
-        self.mapped as u64 * self.size.bytes()
+        self.bytes
     }
 
     /// The frames in the order of their addresses, to be mapped elsewhere too or granted to others.
     pub fn frames(&self) -> impl Iterator<Item = Frame> + '_ {
-        self.frames.iter().flat_map(Caps::iter)
+        self.frames.iter().flat_map(|(frames, _)| frames.iter())
+    }
+
+    /// The same with the size of each.
+    pub fn sized_frames(&self) -> impl Iterator<Item = (Frame, FrameSize)> + '_ {
+        self.frames.iter().flat_map(|(frames, size)| frames.iter().map(|frame| (frame, *size)))
     }
 
     /// Its contents. They stay mapped as long as the mapping is borrowed.
@@ -204,35 +208,69 @@ impl Memory {
         let count = u32::try_from(count).map_err(|_| MemoryError::NoSlots)?;
         let address =
             self.addresses.take(u64::from(count) * size.bytes(), size.bytes()).ok_or(MemoryError::NoAddresses)?;
-        let mut mapping = Mapping { address, size, frames: Vec::new(), mapped: 0 };
-        match self.fill(&mut mapping, count) {
-            Ok(()) => Ok(mapping),
-            Err(error) => {
-                // `unmake` gives back what was mapped; the addresses above that were never used.
-                let used = mapping.bytes();
-                self.addresses.give(address + used, u64::from(count) * size.bytes() - used);
-                self.unmake(mapping);
-                Err(error)
-            }
-        }
+        let mut mapping = Mapping { address, bytes: 0, frames: Vec::new() };
+        let made = self.fill(&mut mapping, self.untyped, size, count);
+        self.made(made, mapping, u64::from(count) * size.bytes())
     }
 
-    fn fill(&mut self, mapping: &mut Mapping, count: u32) -> Result<(), MemoryError> {
-        while mapping.mapped < count {
-            let batch = BATCH.min(count - mapping.mapped);
+    /// Makes all of several untyped memories into frames, one mapping: large frames, and small ones of memories that are smaller. The
+    /// memories must be clean and whole, the larger ones first. Page tables come from this memory's own untyped.
+    ///
+    /// # Errors
+    /// As [`Memory::make`].
+    pub fn make_whole(&mut self, memories: &[(Untyped, u64)]) -> Result<Mapping, MemoryError> {
+        let large = FrameSize::Large;
+        let bytes = memories.iter().map(|(_, bytes)| *bytes).sum();
+        if bytes == 0 {
+            return Err(MemoryError::Nothing);
+        }
+        let address = self.addresses.take(bytes, large.bytes()).ok_or(MemoryError::NoAddresses)?;
+        let mut mapping = Mapping { address, bytes: 0, frames: Vec::new() };
+        let made = memories.iter().try_for_each(|(untyped, bytes)| {
+            let size = if *bytes < large.bytes() { FrameSize::Small } else { large };
+            let count = u32::try_from(bytes / size.bytes()).map_err(|_| MemoryError::NoSlots)?;
+            self.fill(&mut mapping, *untyped, size, count)
+        });
+        self.made(made, mapping, bytes)
+    }
+
+    /// The mapping of `bytes`, or nothing left of it.
+    fn made(&mut self, made: Result<(), MemoryError>, mapping: Mapping, bytes: u64) -> Result<Mapping, MemoryError> {
+        if let Err(error) = made {
+            // `unmake` gives back what was mapped; the addresses above that were never used.
+            let used = mapping.bytes();
+            self.addresses.give(mapping.address + used, bytes - used);
+            self.unmake(mapping);
+            return Err(error);
+        }
+        Ok(mapping)
+    }
+
+    /// Makes `count` frames and maps them behind what is mapped already.
+    fn fill(
+        &mut self,
+        mapping: &mut Mapping,
+        untyped: Untyped,
+        size: FrameSize,
+        count: u32,
+    ) -> Result<(), MemoryError> {
+        let mut left = count;
+        while left > 0 {
+            let batch = BATCH.min(left);
             let first = self.slots.take(batch).ok_or(MemoryError::NoSlots)?;
-            let frames = match self.untyped.retype_frames(mapping.size, batch, first) {
+            let frames = match untyped.retype_frames(size, batch, first) {
                 Ok(frames) => frames,
                 Err(error) => {
                     self.slots.give(first, batch);
                     return Err(error.into());
                 }
             };
-            mapping.frames.push(frames);
+            mapping.frames.push((frames, size));
             for frame in frames.iter() {
-                self.map(frame, mapping.address + mapping.bytes(), MapFlags::READ_WRITE)?;
-                mapping.mapped += 1;
+                self.map(frame, mapping.address + mapping.bytes, MapFlags::READ_WRITE)?;
+                mapping.bytes += size.bytes();
             }
+            left -= batch;
         }
         Ok(())
     }
@@ -256,10 +294,18 @@ impl Memory {
     /// # Errors
     /// Of `retype` and `add_memory`.
     pub fn feed_tables(&mut self) -> Result<(), MemoryError> {
+        self.feed_tables_with(TABLE_BITS)
+    }
+
+    /// Donates `2^bits` bytes for page tables.
+    ///
+    /// # Errors
+    /// Of `retype` and `add_memory`.
+    pub fn feed_tables_with(&mut self, bits: u8) -> Result<(), MemoryError> {
         let slot = self.slots.take(1).ok_or(MemoryError::NoSlots)?;
         let donated = self
             .untyped
-            .retype_untypeds(TABLE_BITS, 1, slot)
+            .retype_untypeds(bits, 1, slot)
             .and_then(|made| made.get(0).map_or(Err(Error::NoSlot), |untyped| self.space.add_memory(untyped)));
         if donated.is_err() {
             // The slot may hold an untyped that was made in vain, or nothing.
@@ -279,7 +325,7 @@ impl Memory {
             self.addresses.give(address, size.bytes());
             return Err(error);
         }
-        Ok(Mapping { address, size, frames: alloc::vec![Caps::new(frame.slot(), 1)], mapped: 1 })
+        Ok(Mapping { address, bytes: size.bytes(), frames: alloc::vec![(Caps::new(frame.slot(), 1), size)] })
     }
 
     /// Unmaps the frames, which live on; addresses are free again.
@@ -296,7 +342,7 @@ impl Memory {
 
     /// Unmaps and deletes the frames; slots and addresses are free again.
     pub fn unmake(&mut self, mapping: Mapping) {
-        for frames in &mapping.frames {
+        for (frames, _) in &mapping.frames {
             for frame in frames.iter() {
                 // Unmapped first, so that no CPU sees the old page when the address is used again. Not mapped: `make` failed half-way.
                 let _ = self.space.unmap_fully(frame);

@@ -17,6 +17,7 @@ mod table;
 mod thread;
 mod time;
 mod untyped;
+mod vcpu;
 
 use moira_lab::Lab;
 
@@ -36,5 +37,6 @@ fn main(info: &'static moira_abi::boot::BootInfo, buffer: moira_sys::MessageBuff
     ipc::all(&mut lab);
     device::all(&mut lab);
     time::all(&mut lab);
+    vcpu::all(&mut lab);
     lab.finish("conformance")
 }

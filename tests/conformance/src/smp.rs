@@ -18,7 +18,7 @@ pub fn all(lab: &mut Lab) {
     };
     log::info!("conformance: {} processors", cpus.len());
     lab.experiment("smp-wrong-cpu", |lab, check| wrong_cpu(lab, check, &cpus));
-    lab.experiment("smp-wrong-cpu-vcpu", |lab, check| vcpu(lab, check, &cpus));
+    crate::vcpu::endings::several(lab, &cpus);
     lab.experiment("smp-signal-across", |lab, check| signal(lab, check, &cpus));
     let stacks: Vec<u64> = cpus.iter().filter_map(|_| lab.memory(4).ok()).map(|(at, _)| at + 4 * 4096).collect();
     lab.keep();
@@ -82,32 +82,6 @@ fn wrong_cpu(lab: &mut Lab, check: &mut Check, cpus: &[Cpu]) {
     if let Some(fresh) = fresh {
         check.equal("activate away from its account", fresh.thread.activate(other(cpus), [0, 0]), wrong);
     }
-}
-
-fn vcpu(lab: &mut Lab, check: &mut Check, cpus: &[Cpu]) {
-    if lab.info.virtualization == 0 {
-        for _ in 0..3 {
-            check.holds("no hardware for it", true);
-        }
-        return;
-    }
-    let slot = lab.slots(5);
-    let made = || {
-        let vcpu = lab.arena.retype_vcpus(1, slot)?.get(0).ok_or(Error::NoSlot)?;
-        let frame = lab.arena.retype_frames(FrameSize::Small, 1, slot.plus(1))?.get(0).ok_or(Error::NoSlot)?;
-        let space = lab.arena.retype_guest_space(slot.plus(2))?;
-        let memory = lab.arena.retype_untypeds(15, 1, slot.plus(3))?.get(0).ok_or(Error::NoSlot)?;
-        space.add_memory(memory)?;
-        vcpu.configure(frame, space, other(cpus))?;
-        Ok::<_, Error>((vcpu, space))
-    };
-    let Some((vcpu, space)) = check.good("vCPU", made()) else { return };
-    check.equal("run", vcpu.run_raw(0, Deadline::NEVER).err(), Some(Error::WrongCpu));
-    check.equal("set space", vcpu.set_space(space), Err(Error::WrongCpu));
-    check.equal("allow MSR", vcpu.allow_msr(0x10, true, false), Err(Error::WrongCpu));
-    let ports = check.good("ports", Lab::PLATFORM.make_ports(0x80, 0x80, slot.plus(4)));
-    check.equal("allow ports", ports.map(|ports| vcpu.allow_ports(ports)), Some(Err(Error::WrongCpu)));
-    check.good("kick, from anywhere", vcpu.kick());
 }
 
 /// A thread there waits, is signalled from here, and answers.

@@ -66,6 +66,14 @@ fn start_timer() {
     }
 }
 
+/// Lets the APIC's timer tick as fast as it can, with interrupts off.
+pub fn tick_fast() {
+    for (register, value) in [(0xf0, 0x1ff_u32), (0x320, 0x2_0020), (0x3e0, 0xb), (0x380, 100)] {
+        // SAFETY: registers of this processor's APIC; interrupts are off.
+        unsafe { ((APIC + register) as *mut u32).write_volatile(value) };
+    }
+}
+
 /// Reads the current count in one of four forms of instruction.
 #[inline(always)]
 fn read_count(turn: u64) {

@@ -14,12 +14,16 @@
 //! | `smp-off COUNT`, `smp-fault COUNT` | ends the machine while the others run |
 //! | `ipi` | measures an interrupt between two processors |
 //! | `off` | switches the machine off by ACPI |
+//! | `count COUNT` | so many processors count, for a debugger, until the power button is pressed |
 //! | `button` | waits for the power button, then switches the machine off |
 //! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
 //! | `triple` | a triple fault |
+//! | `memory` | writes and reads all of its memory, then switches itself off |
 //! | `exit` | ends by the debug exit port with 7 |
 //! | `hang` | stops with interrupts off |
 //! | `stray` | jumps to where there is no memory |
+//! | `lost-table` | loads a segment register by a table where there is no memory, while its timer ticks |
+//! | `lost-event` | takes an interrupt on a stack where there is no memory |
 #![no_std]
 #![no_main]
 
@@ -29,10 +33,12 @@ mod bench;
 mod fuzz;
 mod fuzz_devices;
 mod hardware;
+mod memory;
 mod smp;
 mod vectors;
 mod victim;
 
+use core::arch::asm;
 use hardware::{halt, in8, out8, out16};
 
 core::arch::global_asm!(
@@ -99,10 +105,17 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             smp::measure();
             power_off()
         }
+        "count" => {
+            smp::count_for_debugger(count(&bytes));
+            power_off()
+        }
         "button" => {
-            // PM1 status, bit 8 (ACPI 6.5, 4.8.3.1.1).
-            while in8(0x601) & 1 == 0 {}
+            while !button_pressed() {}
             say!("guest: the power button was pressed");
+            power_off()
+        }
+        "memory" => {
+            memory::run(memory);
             power_off()
         }
         "reset" => reset(),
@@ -114,10 +127,22 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
         "hang" => halt(),
         "stray" => {
             // SAFETY: the program ends here.
-            unsafe { core::arch::asm!("jmp {}", in(reg) 0xd000_0000_u64, options(noreturn)) }
+            unsafe { asm!("jmp {}", in(reg) 0xd000_0000_u64, options(noreturn)) }
         }
+        "lost-table" => {
+            bench::tick_fast();
+            let nowhere = [0xd000_0000_u64 << 16 | 0xff, 0];
+            // SAFETY: the program ends here.
+            unsafe { asm!("lgdt [{}]", "mov ds, {1:e}", in(reg) &nowhere, in(reg) 0x18, options(noreturn)) }
+        }
+        "lost-event" => smp::interrupt_without_stack(),
         _ => power_off(),
     }
+}
+
+/// PM1 status, bit 8 (ACPI 6.5, 4.8.3.1.1).
+fn button_pressed() -> bool {
+    in8(0x601) & 1 != 0
 }
 
 /// The line's second word as a number of processors.

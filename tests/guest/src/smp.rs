@@ -96,7 +96,21 @@ global_asm!(
     stamp = sym TAKEN,
 );
 
+// What a debugger stops at: counts at RDI.
+global_asm!(
+    ".pushsection .text.count, \"ax\", @progbits",
+    ".globl count_here",
+    "count_here:",
+    "inc qword ptr [rdi]",
+    "mov rax, [rdi]",
+    ".globl count_done",
+    "count_done:",
+    "ret",
+    ".popsection",
+);
+
 unsafe extern "C" {
+    fn count_here(counter: *mut u64);
     static smp_start: u8;
     static smp_end: u8;
     fn smp_nmi();
@@ -116,7 +130,7 @@ static ALIVE: AtomicU32 = AtomicU32::new(0);
 static CHANGED: AtomicU32 = AtomicU32::new(0);
 /// When the handler of [`STAMP`] began.
 static TAKEN: AtomicU64 = AtomicU64::new(0);
-/// What the others do once they are there: 0 halt, 1 spin.
+/// What the others do once they are there: 0 halt, 1 spin, 2 count.
 static SPIN: AtomicU32 = AtomicU32::new(0);
 
 fn x2apic() -> bool {
@@ -205,13 +219,36 @@ extern "C" fn other() -> ! {
     prepare();
     ALIVE.fetch_or(1 << id(), SeqCst);
     loop {
-        if SPIN.load(SeqCst) != 0 {
-            core::hint::spin_loop();
-        } else {
-            // SAFETY: interrupts have handlers.
-            unsafe { asm!("sti", "hlt", options(nostack)) };
+        match SPIN.load(SeqCst) {
+            0 => {
+                // SAFETY: interrupts have handlers.
+                unsafe { asm!("sti", "hlt", options(nostack)) };
+            }
+            1 => core::hint::spin_loop(),
+            _ => count_once(),
         }
     }
+}
+
+/// Counts in the way that a debugger can stop at.
+fn count_once() {
+    let mut counter = u64::from(COUNTS[id() as usize % MOST].load(SeqCst));
+    // SAFETY: the routine adds one to the number.
+    unsafe { count_here(&raw mut counter) };
+    COUNTS[id() as usize % MOST].store(counter as u32, SeqCst);
+}
+
+/// All of `count` processors count until the power button is pressed.
+pub fn count_for_debugger(count: u32) {
+    SPIN.store(2, SeqCst);
+    if count > 1 {
+        start(count.min(MOST as u32));
+    }
+    say!("guest: {count} processors count");
+    while !crate::button_pressed() {
+        count_once();
+    }
+    say!("guest: all have counted: {}", counts(count).iter().take(count as usize).all(|&number| number > 0));
 }
 
 /// Waits until something is so; so long that on a busy host nobody is only late.
@@ -330,6 +367,14 @@ pub fn run(count: u32) {
     send(1, STARTUP | (START >> 12) as u32);
     eventually("second start", || ALIVE.load(SeqCst) >> 1 & 1 != 0);
     say!("smp: done");
+}
+
+/// An interrupt for this processor, whose stack is where there is no memory.
+pub fn interrupt_without_stack() -> ! {
+    start(1);
+    send(0, SELF | u32::from(COUNT));
+    // SAFETY: the program ends here.
+    unsafe { asm!("mov rsp, {}", "sti", "2: jmp 2b", in(reg) 0xd000_0000_u64, options(noreturn)) }
 }
 
 /// Lets the others spin and ends the machine: by a triple fault, or by switching it off.

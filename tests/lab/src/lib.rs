@@ -11,6 +11,7 @@
 extern crate alloc;
 
 mod check;
+pub mod guest;
 mod puppet;
 mod raw;
 mod smp;
@@ -19,6 +20,7 @@ mod stubs;
 mod lab;
 
 pub use check::Check;
+pub use guest::{Guest, Mode};
 pub use lab::{ARENA_BITS, Lab};
 pub use puppet::{Outcome, Puppet, With, taken};
 pub use raw::{Answer, code_of, invoke, store, stored};

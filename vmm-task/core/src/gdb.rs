@@ -61,6 +61,8 @@ struct Guest<'a> {
     /// Processors with an order of their own at the next resume, and whether the others stay.
     acted: u64,
     locked: bool,
+    /// The processor that stopped last: break points are set where its tables lead.
+    looks_at: usize,
 }
 
 /// A session, or the wait for one.
@@ -74,7 +76,7 @@ impl<'a> Gdb<'a> {
     /// For a machine with these state pages, in the order of its processors.
     #[must_use]
     pub fn new(machine: &'a Machine<'a>, pages: Vec<StatePage<'a>>) -> Gdb<'a> {
-        let guest = Guest { machine, pages, acted: 0, locked: false };
+        let guest = Guest { machine, pages, acted: 0, locked: false, looks_at: 0 };
         Gdb { guest, out: Out::default(), state: None }
     }
 
@@ -132,9 +134,11 @@ impl<'a> Gdb<'a> {
             }
             Some(State::Running(inner)) if all_out => match debug.take_stop() {
                 Some((cpu, why)) => {
+                    guest.looks_at = cpu;
                     let reason = match why {
                         Why::Step => Stop::SignalWithThread { tid: tid(cpu), signal: Signal::SIGTRAP },
                         Why::Break => Stop::HwBreak(tid(cpu)),
+                        Why::Planted => Stop::SwBreak(tid(cpu)),
                     };
                     inner.report_stop(guest, reason).ok()
                 }
@@ -243,6 +247,7 @@ impl MultiThreadBase for Guest<'_> {
             if self.machine.ram.read(gpa, part).is_err() {
                 break;
             }
+            self.machine.debug().show(gpa, part);
             done = end;
         }
         if done == 0 && !data.is_empty() { Err(TargetError::NonFatal) } else { Ok(done) }
@@ -254,8 +259,9 @@ impl MultiThreadBase for Guest<'_> {
         while done < data.len() {
             let (gpa, left) = self.find(&page, start.wrapping_add(done as u64), true).ok_or(TargetError::NonFatal)?;
             let end = (done + left.max(1)).min(data.len());
-            let part = data.get(done..end).unwrap_or_default();
-            self.machine.ram.write(gpa, part).map_err(|_| TargetError::NonFatal)?;
+            let mut part = data.get(done..end).unwrap_or_default().to_vec();
+            self.machine.debug().cover(gpa, &mut part);
+            self.machine.ram.write(gpa, &part).map_err(|_| TargetError::NonFatal)?;
             done = end;
         }
         Ok(())
@@ -323,12 +329,16 @@ impl Breakpoints for Guest<'_> {
 }
 
 impl SwBreakpoint for Guest<'_> {
+    /// In memory, or where that cannot be written (firmware) in a debug register.
     fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        self.set_point(address)
+        let page = self.pages.get(self.looks_at).copied().ok_or(TargetError::NonFatal)?;
+        let found = self.find(&page, address, true);
+        let planted = found.is_some_and(|(gpa, _)| self.machine.debug().plant(address, gpa, &self.machine.ram));
+        if planted { Ok(true) } else { self.set_point(address) }
     }
 
     fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
-        self.clear_point(address)
+        if self.machine.debug().uproot(address, &self.machine.ram) { Ok(true) } else { self.clear_point(address) }
     }
 }
 

@@ -237,7 +237,11 @@ impl<'a> Machine<'a> {
 
     /// Tells processors that there is something for them. `me` tells itself by the mark alone.
     pub(crate) fn tell(&self, cpus: u64, me: usize) {
-        for (cpu, seat) in self.seats().enumerate().filter(|(cpu, _)| cpus >> cpu & 1 != 0) {
+        let mut left = cpus & ((1 << self.cpus) - 1);
+        while left != 0 {
+            let cpu = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let seat = self.seat(cpu);
             seat.news.store(true, SeqCst);
             fence(SeqCst);
             if cpu == me {
@@ -290,6 +294,9 @@ impl<'a> Machine<'a> {
 
     /// A debugger comes, and the guest stands still, or it goes, and the guest goes on.
     pub fn attach(&self, on: bool, me: usize) {
+        if !on {
+            self.debug.uproot_all(&self.ram);
+        }
         self.debug.set_on(on);
         self.debug_hold(if on { !0 } else { 0 }, me);
     }
@@ -406,7 +413,10 @@ impl Drop for Devices<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.guard.has_news() {
-            self.after.to_tell = self.after.machine.publish(&mut self.guard, self.after.me);
+            self.after.to_tell = match self.guard.may_have_moved_deadlines() {
+                true => self.after.machine.publish(&mut self.guard, self.after.me),
+                false => self.guard.take_kicks(),
+            };
         }
     }
 }

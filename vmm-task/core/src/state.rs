@@ -43,7 +43,7 @@ pub mod field {
         REQUEST = request; CR0 = cr0; CR2 = cr2; CR3 = cr3; CR4 = cr4; EFER = efer; CPL = cpl; SEGMENT = segment;
         GDTR = gdtr; IDTR = idtr; STAR = star; LSTAR = lstar; CSTAR = cstar; SFMASK = sfmask;
         KERNEL_GS_BASE = kernel_gs_base; SYSENTER_CS = sysenter_cs; SYSENTER_ESP = sysenter_esp;
-        SYSENTER_EIP = sysenter_eip; PAT = pat; DR = dr; DR6 = dr6; DR7 = dr7; TSC_OFFSET = tsc_offset;
+        SYSENTER_EIP = sysenter_eip; PAT = pat; DR = dr; DR6 = dr6; DR7 = dr7; EXCEPTIONS = exceptions; TSC_OFFSET = tsc_offset;
         TSC_AUX = tsc_aux; XCR0 = xcr0; SPEC_CTRL = spec_ctrl;
     }
 }

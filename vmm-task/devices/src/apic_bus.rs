@@ -183,6 +183,11 @@ impl ApicBus {
             self.turn = n + 1;
             return self.deliver_to(n, &Message { delivery: Delivery::Fixed, ..*m });
         }
+        // A machine's processors are usually numbered by their places, and no two have the same number.
+        let place = m.dest as usize;
+        if !m.logical && self.lapics.get(place).is_some_and(|l| l.id() == m.dest) {
+            return self.lapics.get(place).is_some_and(Lapic::hardware_enabled) && self.deliver_to(place, m);
+        }
         let mut taken = false;
         for n in 0..self.lapics.len() {
             if self.lapics.get(n).is_some_and(|l| l.hardware_enabled() && l.matches(m.dest, m.logical, m.wide)) {

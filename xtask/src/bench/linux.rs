@@ -44,7 +44,7 @@ struct Side {
 
 /// Whether only figures of this module have names with `pattern`.
 pub fn is_all_of(pattern: &str) -> bool {
-    ["vm.boot", OVERHEAD, PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
+    ["vm.boot", "vm.memory", PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
 }
 
 /// The figures whose names contain `pattern`.
@@ -227,8 +227,10 @@ fn read(log: &str, entered: Option<f64>) -> Result<Side> {
     let idle = after("up and idle: ").next().unwrap_or("?");
     let about = vec![format!("PCI devices {}", devices.join(", ")), format!("seconds up and idle {idle}")];
     let memory = after("root: task linux: ").next().and_then(|rest| {
-        let (own, lent) = rest.split_once(" bytes of its own, ")?;
-        Some(own.parse::<f64>().ok()? + lent.strip_suffix(" lent")?.parse::<f64>().ok()?)
+        let (own, rest) = rest.split_once(" bytes of its own, ")?;
+        let (lent, regions) = rest.split_once(" lent, ")?;
+        let parts = [own, lent, regions.strip_suffix(" in regions")?].map(|part| part.parse::<f64>());
+        parts.into_iter().sum::<Result<f64, _>>().ok()
     });
     Ok(Side { entered, ticks, about, memory })
 }
@@ -249,10 +251,10 @@ mod tests {
 
     #[test]
     fn a_side_is_read_wherever_its_words_stand() {
-        let log = "linux: the guest starts at tick 100\nlinux: ticks: first 1100 1\r\nlinux: ticks: pipe 5000 50\ndevice: 0008\nroot: task linux: 4096 bytes of its own, 8192 lent\n";
+        let log = "linux: the guest starts at tick 100\nlinux: ticks: first 1100 1\r\nlinux: ticks: pipe 5000 50\ndevice: 0008\nroot: task linux: 4096 bytes of its own, 8192 lent, 4096 in regions\n";
         let side = read(log, None).unwrap();
         assert_eq!((side.entered, side.ticks["first"], side.ticks["pipe"]), (100.0, 1100.0, 100.0));
-        assert_eq!(side.memory, Some(12288.0));
+        assert_eq!(side.memory, Some(16384.0));
         assert!(read("ticks: first 1 1\n", None).is_err(), "no entry");
         assert!(read("starts at tick 1\nticks: first\n", None).is_err(), "no number");
     }

@@ -6,7 +6,7 @@ use super::units::Size;
 use moira_abi::Rights;
 use moira_abi::object::cap_table_slots;
 use moira_proto::mailbox;
-use moira_proto::system::{Grant, Restart, Role, System, Task, Thread, Time};
+use moira_proto::system::{Grant, Patience, Restart, Role, System, Task, Thread, Time};
 use std::collections::BTreeMap;
 use toml::Spanned;
 
@@ -18,6 +18,11 @@ const HEAP: u64 = 64 << 10;
 const NO_TIME: Time = Time { context: false, slice_ns: 0, period_ns: 0, latency_ns: 0, extra: false };
 /// Slots of a task that names none: a table of one page.
 const SLOTS: u32 = cap_table_slots(12);
+/// The memory of a monitor that its virtual processors are made from, and the bytes of each: the kernel's object and its state page.
+const OBJECTS: &str = "objects";
+const VCPU: u64 = 36 << 10;
+/// Page tables for a further GiB of its guest, here and there, with what rounding up to powers of two costs.
+const TABLES: u64 = 16 << 10;
 /// What kernel, root task and page tables take beside the tasks' own memory.
 const BASE: u64 = 16 << 20;
 
@@ -59,6 +64,7 @@ fn cpus(manifest: &Manifest, tasks: &[Task]) -> u32 {
 fn memory_of(task: &Task) -> u64 {
     let untyped = task.grants.iter().map(|(_, grant)| match grant {
         Grant::Untyped { size_bits } => 1 << size_bits,
+        Grant::Blocks { bytes } => *bytes,
         _ => 0,
     });
     task.stack * (1 + task.threads.len() as u64) + task.heap + (1 << task.table_bits) + untyped.sum::<u64>()
@@ -121,7 +127,12 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
     grants.extend(rights(manifest, name, task));
     let mut threads = threads_of(task).into_iter();
     let time = threads.next().map_or(NO_TIME, |main| main.time);
-    let slots = task.slots.as_ref().map_or(SLOTS, |slots| *slots.get_ref());
+    let slots = task.slots.as_ref().map_or_else(|| SLOTS + slots_of_blocks(task), |slots| *slots.get_ref());
+    let usual = Patience::default();
+    let patience = Patience {
+        limit: task.restart_limit.as_ref().map_or(usual.limit, |limit| *limit.get_ref()),
+        delay_ns: task.restart_delay.as_ref().map_or(usual.delay_ns, |delay| delay.get_ref().0),
+    };
     Task {
         name: name.get_ref().clone(),
         image: image_of(name, task).to_owned(),
@@ -140,6 +151,7 @@ fn compile_task(manifest: &Manifest, bits: &Bits, name: &Name, task: &manifest::
             Some(manifest::Restart::EndSystem) => Restart::EndSystem,
             Some(manifest::Restart::Never) | None => Restart::Never,
         },
+        patience,
         stack: size(&task.memory.stack, STACK),
         heap: size(&task.memory.heap, HEAP),
         table_bits: (7..=21).find(|bits| cap_table_slots(*bits) >= slots).unwrap_or(21),
@@ -177,12 +189,29 @@ fn mapped(manifest: &Manifest, task: &manifest::Task) -> Grants {
         let writable = *access == Access::ReadWrite;
         (region.clone(), Grant::Region { region: region.clone(), writable })
     });
+    let further = threads_of(task).len().saturating_sub(1) as u64;
+    let more = task.blocks.values().map(|size| (size.get_ref().0 >> 30).saturating_sub(1)).sum::<u64>();
     let untyped = in_file_order(&task.untyped).into_iter().map(|(name, size)| {
-        // A power of two, as the check has made sure.
-        let size_bits = u8::try_from(size.get_ref().0.trailing_zeros()).unwrap_or(0);
+        // Powers of two, as the check has made sure.
+        let bytes = match task.vcpus {
+            Some(_) if name == OBJECTS => (size.get_ref().0 + VCPU * further + TABLES * more).next_power_of_two(),
+            _ => size.get_ref().0,
+        };
+        let size_bits = u8::try_from(bytes.trailing_zeros()).unwrap_or(0);
         (name.clone(), Grant::Untyped { size_bits })
     });
-    files.chain(regions).chain(untyped).collect()
+    let blocks = in_file_order(&task.blocks).into_iter();
+    let blocks = blocks.map(|(name, size)| (name.clone(), Grant::Blocks { bytes: size.get_ref().0 }));
+    files.chain(regions).chain(untyped).chain(blocks).collect()
+}
+
+/// Slots for the frames of its blocks: of 2 MiB, of 4 KiB for an odd MiB. A monitor maps each twice.
+fn slots_of_blocks(task: &manifest::Task) -> u32 {
+    let frames = task.blocks.values().map(|size| {
+        let bytes = size.get_ref().0;
+        bytes / (2 << 20) + bytes % (2 << 20) / (4 << 10)
+    });
+    u32::try_from(2 * frames.sum::<u64>()).unwrap_or(u32::MAX - SLOTS)
 }
 
 fn devices(bits: &Bits, name: &Name, task: &manifest::Task) -> Grants {

@@ -78,13 +78,17 @@ pub struct Task {
     pub role: Option<Spanned<Role>>,
     /// What happens when the task dies.
     pub restart: Option<Spanned<Restart>>,
+    /// Deaths in a row after which a task that is made anew is left dead; 0: never. None: 16.
+    pub restart_limit: Option<Spanned<u32>>,
+    /// How long it stays dead the second time; each death in a row doubles it, up to a second. None: a millisecond.
+    pub restart_delay: Option<Spanned<Time>>,
     /// Words handed to the task at its start.
     #[serde(default)]
     pub args: Vec<String>,
     /// Bytes for heap and stack.
     #[serde(default)]
     pub memory: Memory,
-    /// Slots of the capability table at least; none: 126.
+    /// Slots of the capability table at least; none: 126, and two for each frame that `blocks` are cut into.
     pub slots: Option<Spanned<u32>>,
     /// Takes calls on an endpoint of its own.
     #[serde(default)]
@@ -104,6 +108,9 @@ pub struct Task {
     /// Untyped memory to make objects from, by name; each a power of two.
     #[serde(default)]
     pub untyped: BTreeMap<Name, Spanned<Size>>,
+    /// Untyped memory in as many blocks as it takes, by name: any whole number of MiB.
+    #[serde(default)]
+    pub blocks: BTreeMap<Name, Spanned<Size>>,
     /// Port ranges by name, `"0x3f8-0x3ff"` or `"0x70"`.
     #[serde(default)]
     pub ports: BTreeMap<Name, Spanned<String>>,

@@ -12,13 +12,19 @@ pub fn make(shares: &[Share], quantum: u64) -> Box<dyn Policy> {
     Box::new(RoundRobin::new(shares.len(), quantum))
 }
 
-/// Round robin. What blocks within its quantum goes to the end of the line when it wakes.
+/// Round robin. What blocks within its turn has the rest of it at once when it wakes: who answers a message need not wait for whoever
+/// sent it. A turn is one quantum however often it is broken off, so nobody waits longer than a quantum of each of the others.
 #[derive(Debug)]
 pub struct RoundRobin {
     line: VecDeque<usize>,
-    awake: Vec<bool>,
+    contexts: Vec<Context>,
     quantum: u64,
-    /// What is left of the quantum of the first in line.
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Context {
+    awake: bool,
+    /// What is left of its turn; 0: it has not begun.
     left: u64,
 }
 
@@ -27,29 +33,27 @@ impl RoundRobin {
     #[must_use]
     pub fn new(contexts: usize, quantum: u64) -> RoundRobin {
         let line = VecDeque::with_capacity(contexts);
-        let quantum = quantum.max(1);
-        RoundRobin { line, awake: vec![false; contexts], quantum, left: quantum }
+        RoundRobin { line, contexts: vec![Context::default(); contexts], quantum: quantum.max(1) }
     }
 }
 
 impl Policy for RoundRobin {
     fn wake(&mut self, context: usize, _now: u64) {
-        if let Some(awake) = self.awake.get_mut(context)
-            && !*awake
+        if let Some(known) = self.contexts.get_mut(context)
+            && !known.awake
         {
-            *awake = true;
-            self.line.push_back(context);
+            known.awake = true;
+            if known.left > 0 { self.line.push_front(context) } else { self.line.push_back(context) }
         }
     }
 
     fn block(&mut self, context: usize, _now: u64) {
-        if let Some(awake) = self.awake.get_mut(context)
-            && *awake
+        if let Some(known) = self.contexts.get_mut(context)
+            && known.awake
         {
-            *awake = false;
+            known.awake = false;
             if self.line.front() == Some(&context) {
                 self.line.pop_front();
-                self.left = self.quantum;
             } else {
                 self.line.retain(|other| *other != context);
             }
@@ -60,16 +64,21 @@ impl Policy for RoundRobin {
         if self.line.front() != Some(&context) {
             return;
         }
-        self.left = self.left.saturating_sub(used);
-        if self.left == 0 {
-            self.line.rotate_left(1);
-            self.left = self.quantum;
+        if let Some(known) = self.contexts.get_mut(context) {
+            known.left = known.left.saturating_sub(used);
+            if known.left == 0 {
+                self.line.rotate_left(1);
+            }
         }
     }
 
     fn choose(&mut self, now: u64) -> Option<Choice> {
         let context = *self.line.front()?;
-        Some(Choice { context, until: now.saturating_add(self.left) })
+        let known = self.contexts.get_mut(context)?;
+        if known.left == 0 {
+            known.left = self.quantum;
+        }
+        Some(Choice { context, until: now.saturating_add(known.left) })
     }
 }
 
@@ -98,5 +107,29 @@ mod tests {
         policy.wake(9, 0); // no such context
         policy.block(0, 170);
         assert_eq!(policy.choose(170), None);
+    }
+
+    #[test]
+    fn who_wakes_within_its_turn_goes_on_at_once_and_no_turn_is_longer_than_a_quantum() {
+        let choice = |context, until| Some(Choice { context, until });
+        let mut policy = RoundRobin::new(2, 100);
+        policy.wake(0, 0);
+        policy.choose(0);
+        policy.ran(0, 30, 30);
+        policy.block(0, 30);
+        policy.wake(1, 30);
+        assert_eq!(policy.choose(30), choice(1, 130));
+        policy.ran(1, 20, 50);
+        policy.wake(0, 50);
+        assert_eq!(policy.choose(50), choice(0, 120), "the rest of its turn");
+        policy.ran(0, 40, 90);
+        policy.block(0, 90);
+        policy.wake(0, 95);
+        assert_eq!(policy.choose(95), choice(0, 125));
+        policy.ran(0, 30, 125);
+        assert_eq!(policy.choose(125), choice(1, 205), "the turn that was broken off");
+        policy.block(0, 130);
+        policy.wake(0, 131);
+        assert_eq!(policy.choose(131), choice(1, 211), "a new turn has to wait");
     }
 }

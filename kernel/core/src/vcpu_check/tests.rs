@@ -117,7 +117,7 @@ proptest! {
     #[test]
     fn debug_registers_come_out_loadable(raw in any::<([u64; 4], u32, u32)>()) {
         let low = raw.0.map(|address| address & 0x7fff_ffff_ffff);
-        let debug = Debug { dr: low, dr6: raw.1.into(), dr7: raw.2.into() }.checked().unwrap();
+        let debug = Debug { dr: low, dr6: raw.1.into(), dr7: raw.2.into(), exceptions: 0 }.checked().unwrap();
         prop_assert_eq!((debug.dr6 >> 32, debug.dr7 >> 32), (0, 0));
         prop_assert_eq!(debug.dr7 & 0xd400, 0x400);
         prop_assert_eq!(debug.checked(), Ok(debug));

@@ -1,7 +1,14 @@
 //! Exceptions and interrupts, from user mode and from the few places in the kernel where interrupts are let in.
 
 use super::{apic, paging};
-use crate::{checks, ipc, memory::Obj, object::thread::Thread, panic, percpu::Cpu, sched, smp, trace};
+use crate::{
+    checks, ipc,
+    memory::Obj,
+    object::{sched_context::SchedContext, thread::Thread},
+    panic,
+    percpu::Cpu,
+    sched, smp, trace,
+};
 
 /// From user mode (`entry.s`): answers the thread to resume.
 #[unsafe(no_mangle)]
@@ -22,36 +29,38 @@ extern "C" fn user_trap(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, err
 /// Handles an interrupt. The kernel must choose afterwards if `must_choose` is set.
 #[inline(always)]
 pub fn interrupt(cpu: &Cpu, vector: u8) {
-    let seen = |time| trace::event_at(cpu, time, trace::INTERRUPT, vector as u64, 0);
+    let seen = || trace::event(cpu, trace::INTERRUPT, vector as u64, 0);
     match vector {
         apic::TIMER => {
-            seen(super::now());
+            seen();
             apic::timer_fired(cpu);
             apic::end_of_interrupt();
             cpu.must_choose.set(true);
         }
         apic::CALL => {
-            seen(super::now());
+            seen();
             apic::end_of_interrupt();
             cpu.must_choose.set(true);
         }
         apic::SPURIOUS => {}
         _ => {
-            seen(sched::charge(cpu));
-            let source = cpu.source(vector);
-            // Before it fires: the owner is who waits for it.
-            let owner = source.and_then(|source| source.owner(cpu));
-            if let Some(source) = source
-                && source.fire(cpu)
-            {
-                cpu.must_choose.set(true);
-            }
+            let begun = sched::charge(cpu);
+            let owner = cpu.source(vector).and_then(|source| source.fire(cpu));
             apic::end_of_interrupt();
             sched::charge_interrupt(cpu, owner);
-            let whose = owner.map_or(0, |owner| owner.physical());
-            trace::event_at(cpu, cpu.account_since.get(), trace::INTERRUPT_END, vector as u64, whose);
+            if trace::is_on(cpu) {
+                trace_handled(cpu, begun, vector, owner);
+            }
         }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn trace_handled(cpu: &Cpu, begun: u64, vector: u8, owner: Option<Obj<SchedContext>>) {
+    trace::event_at(cpu, begun, trace::INTERRUPT, vector as u64, 0);
+    let whose = owner.map_or(0, |owner| owner.physical());
+    trace::event_at(cpu, cpu.account_since.get(), trace::INTERRUPT_END, vector as u64, whose);
 }
 
 /// In the kernel (`entry.s`): an interrupt where the kernel waits for one, or a bug.

@@ -174,7 +174,7 @@ pub fn reset_control() -> Control {
 ///
 /// # Errors
 /// A [`vcpu::invalid`] code; groups before the refused one have been loaded.
-#[inline]
+#[inline(always)]
 pub fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
     match cpu.vendor {
         Vendor::Svm => svm::load_state(cpu, hw, page, mask),
@@ -205,7 +205,7 @@ pub fn end_run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: 
 /// # Safety
 /// Interrupts are off, this is the vCPU's home CPU and `cpu` is this CPU's; [`set_space`] named a translation that stays
 /// valid; no other vCPU's vector state is in the registers.
-#[inline]
+#[inline(always)]
 pub unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     // SAFETY: handed on.
     unsafe {
@@ -232,7 +232,7 @@ pub fn invalidate(hw: VcpuHw) {
 
 /// Puts back what [`run`] leaves in the registers for its vCPU's own VMM: call before anything else runs on this CPU.
 /// Two instructions if there is nothing to do.
-#[inline]
+#[inline(always)]
 pub fn settle(cpu: &mut CpuVirt) {
     if cpu.resident != 0 {
         settle_resident(cpu);

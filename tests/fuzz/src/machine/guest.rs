@@ -2,18 +2,16 @@
 
 use super::attack::Random;
 use core::mem::offset_of;
-use moira_abi::vcpu::{VcpuState, event, group, seg};
-use moira_lab::{store, stored};
+use moira_abi::vcpu::{VcpuState, event, group};
+use moira_lab::{
+    Mode,
+    guest::{CODE, IDT, STACK, basis},
+    store, stored,
+};
 
 /// Bytes of the guest's memory.
 pub const MEMORY: u64 = 32 * 4096;
-/// Tables of its long mode: all of the first GiB where it is, in 2 MiB pages.
-const TABLES: u64 = 0x1000;
-const GDT: u64 = 0x4000;
-const IDT: u64 = 0x5000;
-const TSS: u64 = 0x6000;
-/// Where its code is: 16 bytes a piece.
-const CODE: u64 = 0x8000;
+/// Pieces of code, 16 bytes each.
 const PIECES: u64 = (MEMORY - CODE) / 16;
 
 /// Instructions, most of which end in an exit somewhere.
@@ -93,27 +91,7 @@ pub fn furnish(base: u64) {
     for word in 0..MEMORY / 8 {
         store(base + word * 8, 0);
     }
-    store(base + TABLES, TABLES + 0x1007);
-    store(base + TABLES + 0x1000, TABLES + 0x2007);
-    for page in 0..512 {
-        store(base + TABLES + 0x2000 + page * 8, page << 21 | 0x87);
-    }
-    // Null, code and data of 64, 32 and 16 bits for both levels, a TSS at 0x40.
-    let descriptors = [
-        0,
-        0x00af_9b00_0000_ffff,
-        0x00cf_9300_0000_ffff,
-        0x00cf_9b00_0000_ffff,
-        0x00af_fb00_0000_ffff,
-        0x00cf_f300_0000_ffff,
-        0x0000_9b00_0000_ffff,
-        0x0000_9300_0000_ffff,
-        0x0000_8900_0000_2067 | (TSS & 0xffff) << 16,
-        0,
-    ];
-    for (index, descriptor) in descriptors.into_iter().enumerate() {
-        store(base + GDT + index as u64 * 8, descriptor);
-    }
+    moira_lab::guest::furnish(base);
     for vector in 0..256u64 {
         // Eight-byte gates for protected mode below, where long mode reads gates of sixteen bytes: some make sense in both.
         let gate = if vector == 0x20 { 0x0000_8500_0040_0000 } else { 0x0000_8e00_0018_0000 | CODE | vector * 16 };
@@ -172,26 +150,19 @@ pub fn piece(random: &Random, base: u64, svm: bool) -> u64 {
     at
 }
 
-fn segment(page: u64, index: usize, selector: u64, rights: u64, limit: u64, at: u64) {
-    let place = page + offset_of!(VcpuState, segment) as u64 + index as u64 * 24;
-    store(place, selector | rights << 32);
-    store(place + 8, limit);
-    store(place + 16, at);
-}
-
 macro_rules! set {
     ($page:expr, $($field:ident = $value:expr),+ $(,)?) => { $(store($page + offset_of!(VcpuState, $field) as u64, $value);)+ };
 }
 
 /// The victim's state: real mode, at its code.
 pub fn victim(page: u64) {
-    basis(page, CODE, 0);
-    set!(page, rflags = 0x202, interruptibility = 0, request = 0, cr2 = 0, tsc_offset = 0);
+    basis(page, CODE, Mode::Real);
+    set!(page, rflags = 0x202);
 }
 
 /// A state that can be entered, in one of three modes.
 pub fn good(random: &Random, page: u64, rip: u64) {
-    basis(page, rip, random.below(3));
+    basis(page, rip, [Mode::Real, Mode::Protected, Mode::Long][random.below(3) as usize % 3]);
     set!(page, rflags = 2 | random.of(&[0, 0, 0x200, 0x200, 0x100, 0x1_0000]));
     set!(page, interruptibility = random.of(&[0, 0, 0, 1, 2, 8]));
     set!(page, request = if random.one_in(4) { random.below(4) } else { 0 });
@@ -201,36 +172,6 @@ pub fn good(random: &Random, page: u64, rip: u64) {
         let cr4 = page + offset_of!(VcpuState, cr4) as u64;
         store(cr4, stored(cr4) | 1 << 18);
     }
-}
-
-/// A state in one mode: real, protected, long.
-fn basis(page: u64, rip: u64, mode: u64) {
-    let (cr0, cr4, efer, code, data, limit) = match mode {
-        0 => (0x10, 0, 0, 0x9b, 0x93, 0xffff),
-        1 => (0x11, 0, 0, 0xc09b, 0xc093, 0xffff_ffff),
-        _ => (0x8000_0011, 0x20, 0x500, 0xa09b, 0xc093, 0xffff_ffff),
-    };
-    set!(page, rip = rip, inject = 0, inject_length = 0);
-    set!(page, cr0 = cr0, cr3 = TABLES, cr4 = cr4, efer = efer, cpl = 0);
-    set!(page, star = 0, lstar = CODE, cstar = 0, sfmask = 0, kernel_gs_base = 0);
-    set!(page, sysenter_cs = 8, sysenter_esp = 0x7000, sysenter_eip = CODE, pat = 0x0007_0406_0007_0406);
-    set!(page, dr6 = 0xffff_0ff0, dr7 = 0x400, tsc_aux = 0, xcr0 = 1, spec_ctrl = 0);
-    for breakpoint in 0..4 {
-        store(page + offset_of!(VcpuState, dr) as u64 + breakpoint * 8, CODE + breakpoint * 0x100);
-        store(page + offset_of!(VcpuState, pdpte) as u64 + breakpoint * 8, 0);
-    }
-    let table = |offset: usize, base: u64, limit: u64| {
-        store(page + offset as u64, base);
-        store(page + offset as u64 + 8, limit);
-    };
-    table(offset_of!(VcpuState, gdtr), GDT, 0x4f);
-    table(offset_of!(VcpuState, idtr), IDT, 0x7ff);
-    for index in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
-        segment(page, index, if mode == 0 { 0 } else { 0x10 }, data, limit, 0);
-    }
-    segment(page, seg::CS, [0, 0x18, 8][mode as usize], code, limit, 0);
-    segment(page, seg::LDTR, 0, 0x1_0082, 0xffff, 0);
-    segment(page, seg::TR, 0x40, 0x8b, 0x2067, TSS);
 }
 
 /// General registers that lead somewhere.
@@ -246,7 +187,7 @@ pub fn registers(random: &Random, page: u64) {
     }
     // The stack is in memory, mostly.
     if !random.one_in(8) {
-        store(page + 32, 0x7f00);
+        store(page + 32, STACK);
     }
 }
 
@@ -269,7 +210,7 @@ fn group_of(offset: usize) -> u64 {
         group::TABLES
     } else if at(offset, offset_of!(VcpuState, star), offset_of!(VcpuState, pat)) {
         group::MSRS
-    } else if at(offset, offset_of!(VcpuState, dr), offset_of!(VcpuState, dr7)) {
+    } else if at(offset, offset_of!(VcpuState, dr), offset_of!(VcpuState, exceptions)) {
         group::DEBUG
     } else if at(offset, offset_of!(VcpuState, tsc_offset), offset_of!(VcpuState, spec_ctrl)) {
         group::TSC_XCR

@@ -12,10 +12,8 @@ use core::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 use moira_abi::{Error, boot::virtualization, vcpu::Exit};
-use moira_lab::{Check, Lab, stored};
-use moira_sys::{
-    CapTable, Configuration, Deadline, FrameSize, GuestSpace, MapFlags, Rights, SchedContext, Slot, Space, Vcpu,
-};
+use moira_lab::{Check, Guest, Lab, stored};
+use moira_sys::{CapTable, Configuration, Deadline, FrameSize, Rights, SchedContext, Slot, Space, Vcpu};
 
 /// One turn of the attacker, in microseconds.
 const TURN: u64 = 20_000;
@@ -33,32 +31,6 @@ const COUNTER: u64 = 0x9000;
 /// Exits of the victim's machine: it has no reason for any.
 static VICTIM_EXITS: AtomicU64 = AtomicU64::new(0);
 static VICTIM_PAGE: AtomicU64 = AtomicU64::new(0);
-
-/// A vCPU with its state page and space, made from `from`: answers them and where the page is mapped.
-fn machine(lab: &mut Lab, from: moira_sys::Untyped) -> Result<(Vcpu, GuestSpace, u64), Error> {
-    let s = lab.slots(5);
-    let vcpu = first(from.retype_vcpus(1, s)?)?;
-    let space = from.retype_guest_space(s.plus(1))?;
-    space.add_memory(first(from.retype_untypeds(15, 1, s.plus(2))?)?)?;
-    let state = first(from.retype_frames(FrameSize::Small, 1, s.plus(3))?)?;
-    vcpu.configure(state, space, moira_sys::Cpu::new(Slot::NONE))?;
-    let page = lab.address(1);
-    Lab::SPACE.map(state, page, MapFlags::READ_WRITE)?;
-    Ok((vcpu, space, page))
-}
-
-/// Pages that the guest has at 0 and everybody here at the address that is answered.
-fn memory(lab: &mut Lab, from: moira_sys::Untyped, space: GuestSpace, pages: u32) -> Result<u64, Error> {
-    let at = lab.address(u64::from(pages));
-    let s = lab.slots(pages * 2);
-    for page in 0..pages {
-        let frame = first(from.retype_frames(FrameSize::Small, 1, s.plus(page * 2))?)?;
-        let copy = Lab::TABLE.copy(frame, s.plus(page * 2 + 1), Rights::ALL)?;
-        Lab::SPACE.map(frame, at + u64::from(page) * 4096, MapFlags::READ_WRITE)?;
-        space.map(copy, u64::from(page) * 4096, MapFlags::GUEST_ALL)?;
-    }
-    Ok(at)
-}
 
 /// A thread with an account, and the table that it gets.
 fn thread(
@@ -91,8 +63,7 @@ fn build(lab: &mut Lab, stack: u64) -> Result<SchedContext, Error> {
     let arena = lab.arena;
     let s = lab.slots(5);
     let table = arena.retype_table(8, s)?;
-    let (vcpu, space, page) = machine(lab, arena)?;
-    let at = memory(lab, arena, space, PAGES)?;
+    let Guest { vcpu, space, page, memory: at, .. } = lab.guest_here(arena, PAGES)?;
     guest::furnish(at);
     let other = arena.retype_guest_space(s.plus(1))?;
     other.add_memory(first(arena.retype_untypeds(15, 1, s.plus(2))?)?)?;
@@ -125,8 +96,7 @@ extern "C" fn victim_main() -> ! {
 fn victim(lab: &mut Lab) -> Result<(SchedContext, u64), Error> {
     let home = lab.home;
     let s = lab.slots(3);
-    let (vcpu, space, page) = machine(lab, home)?;
-    let at = memory(lab, home, space, 10)?;
+    let Guest { vcpu, page, memory: at, .. } = lab.guest_here(home, 10)?;
     // inc dword [0x9000]; jmp back
     moira_lab::store(at + 0x8000, 0x00f9_eb90_0006_ff66);
     let table = home.retype_table(7, s)?;

@@ -173,12 +173,22 @@ fn exception(vm: &mut Vm<'_>) -> Next {
     let number = vm.page.get(field::QUALIFICATION) as u8;
     match number {
         vector::DEBUG => {
-            let conditions = vm.page.get(field::ADDRESS);
+            let (conditions, int1) = (vm.page.get(field::ADDRESS), vm.page.get(field::LENGTH));
+            if int1 != 0 {
+                if vm.planted() {
+                    return Next::Enter;
+                }
+                // The guest's own.
+                vm.set_rip(vm.page.get(field::RIP).wrapping_add(int1));
+                return vm.raise(vector::DEBUG, None);
+            }
             if vm.trapped(conditions) {
                 return Next::Enter;
             }
             debug_exception(vm, conditions)
         }
+        // Asked for by a debugger.
+        vector::UNDEFINED if vm.planted() => Next::Enter,
         vector::ALIGNMENT => vm.raise(vector::ALIGNMENT, Some(0)),
         // The others are intercepted by nobody; if one comes, it is the guest's.
         8 | 10..=14 => {

@@ -3,7 +3,7 @@
 use super::Vm;
 use crate::debug::{BS, TF, Why};
 use crate::state::field;
-use moira_abi::vcpu::group;
+use moira_abi::vcpu::{group, seg};
 
 impl Vm<'_> {
     /// A debugger has come, and the page does not show all of the processor: enters the guest once more, only to leave it at once.
@@ -40,6 +40,29 @@ impl Vm<'_> {
         let flags = self.page.get(field::RFLAGS);
         self.page.set(field::RFLAGS, if on { flags | TF } else { flags & !TF });
         self.changed |= group::RIP;
+    }
+
+    /// INT1 (or #UD, where it does not exist): whether it is a debugger's break point.
+    #[cold]
+    pub(crate) fn planted(&mut self) -> bool {
+        const LMA: u64 = 1 << 10;
+        let debug = self.machine.debug();
+        if !debug.on() {
+            return false;
+        }
+        let code = self.page.segment(seg::CS);
+        let wide = self.page.get(field::EFER) & LMA != 0 && code.rights & 1 << 13 != 0;
+        let base = if wide { 0 } else { code.base };
+        if !debug.planted(base.wrapping_add(self.page.get(field::RIP))) {
+            return false;
+        }
+        // A step that was to be taken is over: the guest stops here.
+        if debug.take_step(self.index) {
+            self.set_trap(false);
+        }
+        self.machine.debug_stop(self.index, Why::Planted);
+        self.attention = true;
+        true
     }
 
     /// A debug exception with these conditions (DR6): whether it is a debugger's business.

@@ -14,14 +14,16 @@ pub(super) const IF: u64 = 1 << 9;
 pub(super) const RF: u64 = 1 << 16;
 
 impl Vm<'_> {
-    /// An event whose delivery the exit interrupted goes in again.
+    /// An event whose delivery the exit interrupted goes in again; answers whether there is one.
     #[inline(always)]
-    pub(super) fn take_delivering(&mut self) {
+    pub(super) fn take_delivering(&mut self) -> bool {
         let delivering = Event::from_page(self.page.get(field::DELIVERING));
-        if !delivering.is_none() {
-            self.event = delivering;
-            self.attention = true;
+        if delivering.is_none() {
+            return false;
         }
+        self.event = delivering;
+        self.attention = true;
+        true
     }
 
     /// After an exit that was none of the guest's doing, the kernel still holds what it did not get to inject.
@@ -40,6 +42,7 @@ impl Vm<'_> {
     }
 
     pub(super) fn window(&mut self, request: u64) {
+        self.no_exit_of_the_guest();
         self.requested &= !request;
         self.shadow = Shadow::Page;
         self.attention = true;
@@ -144,7 +147,7 @@ impl Vm<'_> {
                 self.event = core::mem::take(&mut self.later);
             }
         }
-        if self.event.is_none() && board.maskable_pending(self.index) && self.interruptible() {
+        if self.event.is_none() && self.interruptible() {
             self.event = board.accept(self.index).map_or(Event::NONE, Event::interrupt);
         }
         let mut request = 0;

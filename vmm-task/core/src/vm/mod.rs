@@ -27,7 +27,7 @@ use crate::ram::Ram;
 use crate::state::{StatePage, field};
 use core::sync::atomic::Ordering::Relaxed;
 use events::RF;
-use moira_abi::vcpu::{Exit, group, request};
+use moira_abi::vcpu::{Exit, access, group, request};
 use vmm_machine::cpuid::CpuidTable;
 use vmm_machine::msr::{MsrConfig, MsrPolicy};
 
@@ -222,13 +222,39 @@ impl<'a> Vm<'a> {
     /// An exit came to nothing. What the guest does to its code or its tables meanwhile can do that, but not for ever.
     #[inline(never)]
     fn again(&mut self) -> Option<Ending> {
+        self.stalled().then_some(Ending::Unsupported("an instruction that cannot be read"))
+    }
+
+    /// The guest executed nothing since its last exit but one; answers whether that was so too often in a row.
+    fn stalled(&mut self) -> bool {
         /// Most exits in a row at one instruction.
         const MOST: u32 = 1000;
-        let rip = self.page.get(field::RIP);
-        let in_a_row = self.stalled_at == (rip, self.seat.history.total().wrapping_sub(1));
-        self.stalls = if in_a_row { self.stalls + 1 } else { 0 };
-        self.stalled_at = (rip, self.seat.history.total());
-        (self.stalls > MOST).then_some(Ending::Unsupported("an instruction that cannot be read"))
+        let (rip, total) = (self.page.get(field::RIP), self.seat.history.total());
+        if self.stalled_at != (rip, total) {
+            let in_a_row = self.stalled_at == (rip, total.wrapping_sub(1));
+            self.stalls = if in_a_row { self.stalls + 1 } else { 0 };
+            self.stalled_at = (rip, total);
+        }
+        self.stalls > MOST
+    }
+
+    /// An exit that came from outside, or that a window asked for: it says nothing of the guest's progress, and ends no row of exits without any.
+    pub(super) fn no_exit_of_the_guest(&mut self) {
+        if self.stalled_at.1 == self.seat.history.total().wrapping_sub(1) {
+            self.stalled_at.1 = self.seat.history.total();
+        }
+    }
+
+    /// The exit came while an event was being delivered.
+    #[cold]
+    fn undelivered(&mut self, exit: Exit) -> Option<Next> {
+        let elsewhere = access::FETCH | access::WALK;
+        if exit == Exit::Memory && self.page.get(field::QUALIFICATION) & elsewhere == 0 {
+            // All RAM is mapped: no table and no stack is where this one went.
+            return Some(self.end(Ending::Unsupported("an event whose table or stack is outside of memory")));
+        }
+        // An exception in the delivery of an exception, again and again.
+        self.stalled().then(|| self.end(Ending::Unsupported("an event that cannot be delivered")))
     }
 
     /// Ends the machine.
@@ -248,13 +274,18 @@ impl<'a> Vm<'a> {
             Exit::NmiWindow => self.window(request::NMI_WINDOW),
             _ => {}
         }
-        self.take_delivering();
+        if self.take_delivering()
+            && let Some(next) = self.undelivered(exit)
+        {
+            return next;
+        }
         exits::other(self, exit, cpu)
     }
 
     /// The run ended from outside.
     #[inline(never)]
     fn interrupted(&mut self, cpu: &mut impl Processor) -> Next {
+        self.no_exit_of_the_guest();
         self.shadow = Shadow::Page;
         self.attention = true;
         self.take_armed();

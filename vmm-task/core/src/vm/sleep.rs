@@ -83,7 +83,7 @@ impl Vm<'_> {
             self.set_deadline(deadline);
         }
         let bits = self.seat.while_asleep(|| cpu.sleep(self.until));
-        self.news(cpu, bits)
+        if bits == 0 { None } else { self.news(cpu, bits) }
     }
 
     #[inline(never)]

@@ -142,7 +142,14 @@ impl Board {
     #[must_use]
     #[inline(always)]
     pub fn has_news(&self) -> bool {
-        self.deadline_stale | self.deadlines_changed | self.fabric.apics.has_kicks()
+        self.may_have_moved_deadlines() | self.fabric.apics.has_kicks()
+    }
+
+    /// Whether deadlines may have changed since [`Self::take_deadlines_changed`].
+    #[must_use]
+    #[inline(always)]
+    pub fn may_have_moved_deadlines(&self) -> bool {
+        self.deadline_stale | self.deadlines_changed
     }
 
     /// Whether deadlines may have changed since the last call.

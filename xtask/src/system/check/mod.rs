@@ -252,6 +252,14 @@ impl<'a> Checker<'a> {
                 supervisor = Some((name, *task.level.get_ref()));
             }
         }
+        for task in manifest.tasks.values().map(Spanned::get_ref) {
+            let anew = task.restart.as_ref().is_some_and(|restart| restart.get_ref().makes_anew());
+            let spans = task.restart_limit.as_ref().map(Spanned::span);
+            for span in spans.into_iter().chain(task.restart_delay.as_ref().map(Spanned::span)).filter(|_| !anew) {
+                let hint = "add `restart = \"always\"` or `restart = \"on-failure\"`";
+                self.report(span, "this task is not made anew when it dies", hint);
+            }
+        }
         let Some((supervisor, above)) = supervisor else {
             return;
         };
@@ -281,7 +289,7 @@ fn capability_names(task: &Task) -> Vec<(String, Range<usize>)> {
     let mut add = |name: &Name, suffix: &str| names.push((format!("{}{suffix}", name.get_ref()), name.span()));
     let plain = task.calls.iter().chain(&task.files).chain(task.maps.keys());
     let devices = task.ports.keys().chain(task.interrupts.keys()).chain(task.device_memory.keys());
-    for name in plain.chain(devices).chain(task.untyped.keys()) {
+    for name in plain.chain(devices).chain(task.untyped.keys()).chain(task.blocks.keys()) {
         add(name, "");
     }
     for (list, suffix) in [(&task.signals, "-signal"), (&task.contexts, "-context"), (&task.controls, "-control")] {

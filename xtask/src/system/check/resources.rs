@@ -8,6 +8,10 @@ use toml::Spanned;
 
 /// Bytes of the smallest page.
 const PAGE: u64 = 4096;
+/// Most memory in blocks: its frames of 2 MiB, twice, and an odd MiB in small frames, fit into the largest table.
+const MOST_BLOCKS: u64 = 60 << 30;
+/// What blocks of memory are measured in.
+const MIB: u64 = 1 << 20;
 /// Interrupt sources end here: more I/O APIC inputs than any machine has.
 const GSI_LIMIT: u32 = 1024;
 /// Bits of a notification.
@@ -57,6 +61,18 @@ impl<'a> Checker<'a> {
                     let up = up.map_or("make it smaller".to_owned(), |up| format!("the next one is {up}"));
                     let message = format!("untyped memory `{}` of {}", label.get_ref(), size.get_ref());
                     self.report(size.span(), message, format!("sizes are powers of two, a page or more; {up}"));
+                }
+            }
+            for (label, size) in &task.blocks {
+                let bytes = size.get_ref().0;
+                needed = needed.saturating_add(bytes);
+                if bytes == 0 || !bytes.is_multiple_of(MIB) {
+                    let message = format!("blocks `{}` of {}", label.get_ref(), size.get_ref());
+                    self.report(size.span(), message, "sizes are whole MiB, at least one");
+                } else if bytes > MOST_BLOCKS {
+                    let message = format!("blocks `{}` of {}", label.get_ref(), size.get_ref());
+                    let hint = format!("a capability table has slots for the frames of {}", Size(MOST_BLOCKS));
+                    self.report(size.span(), message, hint);
                 }
             }
             self.references(task);

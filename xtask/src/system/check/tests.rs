@@ -182,6 +182,10 @@ fn sizes() {
     one(&client("memory = { heap = 100 }"), 4, "heap of `client`: 100 bytes", "whole pages");
     one(&client("memory = { stack = \"0KiB\" }"), 4, "stack of `client`", "whole pages");
     one(&client("untyped = { x = \"12KiB\" }"), 4, "untyped memory `x` of 12 KiB", "the next one is 16 KiB");
+    one(&client("blocks = { x = \"512KiB\" }"), 4, "blocks `x` of 512 KiB", "whole MiB");
+    one(&client("blocks = { x = \"61GiB\" }"), 4, "blocks `x` of 61 GiB", "60 GiB");
+    one(&client("restart = \"never\"\nrestart-limit = 3"), 5, "not made anew", "on-failure");
+    one(&client("restart-delay = \"1ms\""), 4, "not made anew", "always");
     one(&client("untyped = { x = \"1KiB\" }"), 4, "untyped memory `x` of 1 KiB", "4 KiB");
     one(&format!("{CONSOLE}[regions.x]\nsize = \"5000\"\n"), 6, "region `x`", "whole pages");
     let source = format!("{HEAD}memory = \"1MiB\"\n{}", client("untyped = { x = \"2MiB\" }"));

@@ -162,6 +162,7 @@ fn grant_line(name: &str, grant: &Grant) -> Option<String> {
             format!("device {physical:#x}, {} ({name})", Size(*length))
         }
         Grant::Untyped { size_bits } => format!("untyped {} ({name})", Size(1 << size_bits)),
+        Grant::Blocks { bytes } => format!("untyped {} ({name})", Size(*bytes)),
         Grant::File { file } => format!("file {file}"),
         Grant::Region { region, writable: true } => format!("region {region}, read and write"),
         Grant::Region { region, writable: false } => format!("region {region}, read"),
@@ -236,6 +237,7 @@ mod tests {
             },
             role: Role::None,
             restart: Restart::Always,
+            patience: Default::default(),
             stack: 16384,
             heap: 65536,
             table_bits: 12,

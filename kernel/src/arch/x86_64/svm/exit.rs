@@ -30,6 +30,7 @@ mod code {
     pub const MSR: u64 = 0x7c;
     pub const TASK_SWITCH: u64 = 0x7d;
     pub const VMMCALL: u64 = 0x81;
+    pub const ICEBP: u64 = 0x88;
     pub const NESTED_FAULT: u64 = 0x400;
     pub const INVALID: u64 = u64::MAX;
     /// The same, from an emulator that keeps 32 bits.
@@ -40,6 +41,7 @@ mod code {
 /// DR6's condition bits: B0–B3, BD, BS, BT.
 const DR6_CONDITIONS: u64 = 0xe00f;
 const DR6_BS: u64 = 1 << 14;
+const DR6_POINTS: u64 = 15;
 /// CS.L in the VMCB's packed attributes.
 const CS_LONG: u16 = 1 << 9;
 
@@ -129,24 +131,32 @@ fn classify_slowly(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> 
     outcome
 }
 
+/// Before an entry to step over an IRET: sets TF, and clears DR6, where conditions of earlier traps stand until the guest clears them.
+pub(super) fn begin_step(hw: VcpuHw) {
+    let block = vmcb(hw);
+    hw.shadow().stepped_dr6 = block.dr6;
+    block.rflags |= TF;
+    block.dr6 &= !DR6_CONDITIONS;
+    block.clean.remove(Clean::DEBUG);
+}
+
 /// After an entry with TF set to step over an IRET. True: NMIs are open now and the exit was nothing but the step.
 fn finish_step(hw: VcpuHw) -> bool {
     let block = vmcb(hw);
     let shadow = hw.shadow();
+    // B0-B3 mean something only where DR7 enables the break point (APM 2 13.1.1.3). Bochs exits before it sets DR6.
+    let enabled = (0..4).filter(|point| block.dr7 >> (2 * point) & 3 != 0).fold(0, |bits, point| bits | 1 << point);
+    let own = if shadow.stepped_flag != 0 { DR6_BS } else { 0 };
+    let conditions = block.dr6 & DR6_CONDITIONS & (enabled | own | !(DR6_POINTS | DR6_BS));
+    block.dr6 = shadow.stepped_dr6 | conditions;
+    block.clean.remove(Clean::DEBUG);
     if block.rip == shadow.stepped_rip {
         // Something came first (a host interrupt, a nested fault on the stack): the flag is not the guest's.
         block.rflags = block.rflags & !TF | shadow.stepped_flag;
         return false;
     }
     state::set_nmi(hw, Nmi::Open);
-    // Bochs exits before it sets DR6.
-    let only_step =
-        block.exit_code == code::DB && block.dr6 & DR6_CONDITIONS & !DR6_BS == 0 && shadow.stepped_flag == 0;
-    if only_step {
-        block.dr6 &= !DR6_BS;
-        block.clean.remove(Clean::DEBUG);
-    }
-    only_step
+    block.exit_code == code::DB && conditions == 0 && shadow.stepped_flag == 0
 }
 
 /// NMIs can be injected: tells the VMM if it asked.
@@ -232,6 +242,13 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
             report(page, Exit::Exception, number - code::EXCEPTION, 0);
             put!(page, error_code, block.exit_info1 & 0xffff_ffff);
             put!(page, address, if number == code::DB { debug_conditions(block) } else { block.exit_info2 });
+            Exit::Exception
+        }
+        code::ICEBP => {
+            // INT1: the debug exception that it raises, which VT-x reports before it moves RIP, too.
+            report(page, Exit::Exception, 1, length(block).max(1));
+            put!(page, error_code, 0);
+            put!(page, address, 0);
             Exit::Exception
         }
         number => {

@@ -155,7 +155,7 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
             apic::interrupt_this();
         }
         if shadow.nmi == Nmi::Stepping {
-            block.rflags |= TF;
+            exit::begin_step(hw);
         }
         if shadow.slow & slow::SPEC_CTRL != 0 {
             write_spec_ctrl(shadow.spec_ctrl);

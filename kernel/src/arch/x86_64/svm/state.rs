@@ -3,8 +3,8 @@ use moira_abi::vcpu::{Segment, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 
 use super::super::virt::{self, CpuVirt, Nmi, StatePage, VcpuHw, get, put, slow};
-use super::vmcb;
 use super::vmcb::{Clean, Intercept1, SvmSegment, Vmcb, vintr};
+use super::{EXCEPTIONS, vmcb};
 
 const SHADOW: u64 = 1;
 
@@ -72,7 +72,8 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     if mask & group::DEBUG != 0 {
         let debug = virt::read_debug(cpu, hw, page)?;
         (vmcb.dr6, vmcb.dr7) = (debug.dr6, debug.dr7);
-        vmcb.clean.remove(Clean::DEBUG);
+        vmcb.intercept_exceptions = EXCEPTIONS | debug.exceptions as u32;
+        vmcb.clean.remove(Clean::DEBUG | Clean::INTERCEPTS);
     }
     if mask & group::TSC_XCR != 0 {
         virt::read_tsc_xcr(cpu, hw, page)?;

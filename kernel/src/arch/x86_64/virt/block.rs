@@ -74,6 +74,8 @@ pub(in super::super) struct Shadow {
     pub(in super::super) cr2: u64,
     pub(in super::super) dr: [u64; 4],
     pub(in super::super) dr6: u64,
+    /// Exceptions that the VMM asked for, a bit for each vector.
+    pub(in super::super) exceptions: u64,
     pub(in super::super) tsc_offset: u64,
     pub(in super::super) tsc_aux: u64,
     pub(in super::super) xcr0: u64,
@@ -83,8 +85,9 @@ pub(in super::super) struct Shadow {
     pub(in super::super) slow: u32,
     /// SVM: bytes that RIP was advanced for an injected software event.
     pub(in super::super) soft_length: u32,
-    /// SVM: guest's own TF, and RIP of the IRET, while stepping.
+    /// SVM: guest's own TF and DR6, and RIP of the IRET, while stepping.
     pub(in super::super) stepped_flag: u64,
+    pub(in super::super) stepped_dr6: u64,
     pub(in super::super) stepped_rip: u64,
     pub(in super::super) msr_open: bool,
     pub(in super::super) io_open: bool,

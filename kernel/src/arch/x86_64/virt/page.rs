@@ -114,10 +114,11 @@ pub(in super::super) fn read_msrs(page: StatePage) -> Result<Msrs, u64> {
 
 /// Group DEBUG, checked; DR0–DR3 and DR6 go to the shadow, and to the registers if the vCPU is resident.
 pub(in super::super) fn read_debug(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) -> Result<Debug, u64> {
-    let raw = Debug { dr: get!(page, dr), dr6: get!(page, dr6), dr7: get!(page, dr7) };
+    let raw =
+        Debug { dr: get!(page, dr), dr6: get!(page, dr6), dr7: get!(page, dr7), exceptions: get!(page, exceptions) };
     let debug = raw.checked()?;
     let shadow = hw.shadow();
-    (shadow.dr, shadow.dr6) = (debug.dr, debug.dr6);
+    (shadow.dr, shadow.dr6, shadow.exceptions) = (debug.dr, debug.dr6, debug.exceptions);
     if cpu.resident == hw.address() {
         load_debug(shadow);
     }
@@ -174,6 +175,7 @@ pub(in super::super) fn store_shadow(cpu: &CpuVirt, hw: VcpuHw, page: StatePage,
     let shadow = hw.shadow();
     if mask & group::DEBUG != 0 {
         put!(page, dr, shadow.dr);
+        put!(page, exceptions, shadow.exceptions);
     }
     if mask & group::TSC_XCR != 0 {
         if cpu.resident == hw.address() && cpu.features.xsave {

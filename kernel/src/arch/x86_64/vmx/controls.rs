@@ -21,7 +21,7 @@ const INVVPID_ALL: u64 = 1 << 42;
 const GUEST_TICKS: u32 = 1 << 20;
 
 /// Exceptions that always exit: #DB, #AC, #MC.
-const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+pub(super) const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
 /// What this processor's VT-x has, and the control words that follow from it.
 #[derive(Clone, Copy, Default)]

@@ -180,7 +180,8 @@ fn exception(page: StatePage) -> Result<Exit, Outcome> {
     {
         state::block_nmi(true);
     }
-    report(page, Exit::Exception, vector, 0);
+    let int1 = u64::from(info) & event::TYPE == event::PRIVILEGED_EXCEPTION;
+    report(page, Exit::Exception, vector, if int1 { length() } else { 0 });
     let code = if u64::from(info) & event::HAS_CODE != 0 { vmcs::EXIT_EVENT_CODE.read() } else { 0 };
     put!(page, error_code, u64::from(code));
     let qualification = vmcs::QUALIFICATION.read();

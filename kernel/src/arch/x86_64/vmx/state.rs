@@ -1,10 +1,10 @@
 //! State page to VMCS and back.
-use moira_abi::vcpu::{Segment, event, group, interruptibility, request, seg};
+use moira_abi::vcpu::{Segment, event, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 
 use super::super::virt::{self, CpuVirt, StatePage, VcpuHw, get, put};
-use super::controls::{cr0_mask, cr0_real, cr4_mask, cr4_real};
+use super::controls::{EXCEPTIONS, cr0_mask, cr0_real, cr4_mask, cr4_real};
 use super::{kernel_gs_base, make_current, note_differences, set_kernel_gs_base, vmcs};
 
 const SHADOWS: u32 = (interruptibility::STI | interruptibility::MOV_SS) as u32;
@@ -115,6 +115,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     if mask & group::DEBUG != 0 {
         let debug = virt::read_debug(cpu, hw, page)?;
         vmcs::GUEST_DR7.write(debug.dr7);
+        vmcs::EXCEPTION_BITMAP.write(EXCEPTIONS | debug.exceptions as u32);
     }
     if mask & group::TSC_XCR != 0 {
         virt::read_tsc_xcr(cpu, hw, page)?;
@@ -128,6 +129,10 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     // Last: the event is taken out of the page only when all else was accepted.
     if mask & group::INJECT != 0 {
         let (event, bits) = virt::read_inject(page)?;
+        // The processor refuses it, too (SDM 26.3.1.5); Bochs (2.7) does not.
+        if event.is_nmi() && vmcs::GUEST_INTERRUPTIBILITY.read() & NMI_BLOCKED != 0 {
+            return Err(invalid::EVENT);
+        }
         arm(event);
         load_request(hw, bits);
     }
