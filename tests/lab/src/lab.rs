@@ -51,6 +51,8 @@ pub struct Lab {
 
 /// Names of what the kernel gave the root task.
 impl Lab {
+    /// Microseconds that [`Lab::run`] gives to what ends by itself: a busy host may take the processor away for long.
+    pub const PATIENCE: u64 = 20_000_000;
     /// Its table.
     pub const TABLE: CapTable = CapTable::new(Slot(slot::TABLE));
     /// Its space.

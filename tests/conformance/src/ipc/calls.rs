@@ -15,7 +15,7 @@ pub(super) fn call(lab: &mut Lab, check: &mut Check) {
     // The client's time runs the server, which stops at the end of its stub: the client waits for its answer.
     let tag = Tag::new(0xabcd_0123, 0, 0).0 | CALL;
     check.good("prepare", client.prepare(lab, tag, slot(minted), &WORDS, 0));
-    check.equal("the server has it", client.context.map(|context| lab.run(context, 100_000).is_ok()), Some(true));
+    check.equal("the server has it", client.context.map(|context| lab.run(context, Lab::PATIENCE).is_ok()), Some(true));
     let Some(got) = check.good("outcome", server.outcome(lab)).and_then(|outcome| message(Ok(outcome))) else { return };
     check.equal("words", got.words, WORDS);
     check.equal("badge", got.badge, 99);
@@ -154,7 +154,7 @@ pub(super) fn chain(lab: &mut Lab, check: &mut Check) {
         check.good("prepare", from.prepare(lab, CALL, slot(*to), &[pair as u64], 0));
         check.equal(
             "on the first client's time",
-            client.context.map(|context| lab.run(context, 100_000).is_ok()),
+            client.context.map(|context| lab.run(context, Lab::PATIENCE).is_ok()),
             Some(true),
         );
     }
@@ -224,10 +224,10 @@ pub(super) fn stopped_server(lab: &mut Lab, check: &mut Check) {
         matches!(outcome, Some(Ok(Dispatched::Blocked { kind: Blocked::Stopped, .. })))
     };
     check.good("prepare", client.prepare(lab, CALL, slot(endpoint), &[1], 0));
-    check.holds("blocked at a stopped server", blocked(client.context.map(|context| lab.run(context, 100_000))));
+    check.holds("blocked at a stopped server", blocked(client.context.map(|context| lab.run(context, Lab::PATIENCE))));
     check.good("a caller that waits can be stopped", client.thread.stop());
     check.good("and resumed", client.thread.resume());
-    check.holds("to call again", blocked(client.context.map(|context| lab.run(context, 100_000))));
+    check.holds("to call again", blocked(client.context.map(|context| lab.run(context, Lab::PATIENCE))));
     let before = lab.sequence();
     check.good("the server goes on", server.receive(lab, Deadline::NEVER));
     check.holds("which is news", lab.sequence() > before);

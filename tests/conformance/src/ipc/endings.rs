@@ -97,9 +97,9 @@ pub(super) fn account_dies(lab: &mut Lab, check: &mut Check) {
     };
     check.good("bind", context.bind(client.thread, Lab::CPU));
     check.good("prepare", client.prepare(lab, CALL, slot(low), &[1], 0));
-    check.good("run", lab.run(context, 100_000));
+    check.good("run", lab.run(context, Lab::PATIENCE));
     check.good("prepare", first.prepare(lab, CALL, slot(high), &[2], 0));
-    check.good("run", lab.run(context, 100_000));
+    check.good("run", lab.run(context, Lab::PATIENCE));
     check.good("revoke", memory.revoke_fully());
     let Some(address) = check.good("reused", reuse(lab, memory)) else { return };
     check.good("count", second.set(lab, Stub::Count, Registers::default()));
@@ -116,7 +116,7 @@ pub(super) fn account_dies(lab: &mut Lab, check: &mut Check) {
         return;
     };
     check.good("bind", context.bind(client.thread, Lab::CPU));
-    check.good("run", lab.run(context, 100_000));
+    check.good("run", lab.run(context, Lab::PATIENCE));
     check.equal("the client has its answer", message(client.outcome(lab)).map(|answer| answer.words[0]), Some(4));
 }
 

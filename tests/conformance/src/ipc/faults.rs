@@ -23,7 +23,7 @@ fn patient(lab: &mut Lab, endpoint: Endpoint) -> Result<Puppet, Error> {
 
 /// Lets it run into its fault, whoever then works on its time.
 fn time(lab: &Lab, patient: &Puppet) -> Result<Dispatched, Error> {
-    patient.context.map_or(Ok(Dispatched::News), |context| lab.run(context, 100_000))
+    patient.context.map_or(Ok(Dispatched::News), |context| lab.run(context, Lab::PATIENCE))
 }
 
 pub(super) fn fault_message(lab: &mut Lab, check: &mut Check) {
@@ -79,7 +79,7 @@ pub(super) fn park(lab: &mut Lab, check: &mut Check) {
     check.good("resume", patient.thread.resume());
     check.equal(
         "faults again: nobody receives",
-        patient.context.map(|context| lab.run(context, 100_000).is_ok()),
+        patient.context.map(|context| lab.run(context, Lab::PATIENCE).is_ok()),
         Some(true),
     );
     check.equal("the handler receives", handler.invoke(lab, code_of(Method::Receive), 0, &[]), Ok(Outcome::Waits(0)));
@@ -104,7 +104,7 @@ pub(super) fn fault_below(lab: &mut Lab, check: &mut Check) {
     check.good("bind", context.bind(thread, Lab::CPU));
     check.good("activate", thread.activate(Lab::CPU, [0, 0]));
     let _ = lab.faults.poll();
-    let ran = lab.run(context, 100_000);
+    let ran = lab.run(context, Lab::PATIENCE);
     check.holds("stopped", matches!(ran, Ok(Dispatched::Blocked { kind: Blocked::Stopped, .. })));
     check.equal("signalled", lab.faults.poll(), Ok(1));
     let seen = thread.read_registers(&mut lab.buffer);
