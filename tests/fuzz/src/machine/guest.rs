@@ -100,8 +100,8 @@ pub fn furnish(base: u64) {
 }
 
 /// QEMU (7.2) loses its own host at an exit from a guest with EFER.LME, without CR4.PAE and without paging: it gives the host its CR0
-/// while the guest's CR4 and EFER still count, and refuses the change. Such a guest is legal, and no monitor can keep it out of that
-/// state without intercepting CR0 and CR4; on SVM the hostile machine stays out of it. With paging on, the processor itself refuses to
+/// while the guest's CR4 and EFER still count, and refuses the change. Such a guest is legal, so its monitor lets it;
+/// on SVM the hostile machine stays out of that state. With paging on, the processor itself refuses to
 /// clear PAE in long mode, so it is enough that no guest begins with LME and without paging, or switches paging off.
 const SPARED: &[u8] = b"\x0f\x22\xc0";
 
