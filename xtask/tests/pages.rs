@@ -162,7 +162,10 @@ fn commands_ask_for_what_is_there() {
             let first = words.first().copied().filter(|word| !word.starts_with('-'));
             let there = match (&found[1], first) {
                 ("test", Some("host")) => true,
-                ("test", Some(pattern)) => cases.iter().any(|case| case.contains(pattern)),
+                // Each case brings one of these with it (`xtask/src/test/ledger.rs`).
+                ("test", Some(pattern)) => {
+                    cases.iter().any(|case| case.contains(pattern) || format!("ledger-of-{case}").contains(pattern))
+                }
                 ("bench", Some(pattern)) => figures.0.contains(pattern) || figures.1.contains(pattern),
                 ("experiment" | "trace", Some(name)) => exists(&format!("initrd/systems/exp-{name}.toml")),
                 ("system", Some(name)) => exists(&format!("initrd/systems/{name}.toml")),
