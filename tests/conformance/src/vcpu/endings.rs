@@ -138,7 +138,7 @@ fn across(lab: &mut Lab, check: &mut Check, cpus: &[Cpu], ending: Ending) {
     let Some((_, context)) = check.good("thread", spawned) else { return };
     check.good("window", lab.own_window(cpu, context));
     let wait = |lab: &Lab, done: &dyn Fn() -> bool| {
-        let until = moira_sys::now() + lab.micros(2_000_000);
+        let until = moira_sys::now() + lab.micros(Lab::PATIENCE);
         while !done() && moira_sys::now() < until {
             core::hint::spin_loop();
         }
@@ -148,20 +148,22 @@ fn across(lab: &mut Lab, check: &mut Check, cpus: &[Cpu], ending: Ending) {
     let expected = match ending {
         Ending::Kick => {
             check.good("kick", guest.vcpu.kick());
-            Exit::Kicked as u64 + 1
+            [Exit::Kicked as u64 + 1; 2]
         }
         Ending::Page => {
             // Registers that it leaves must not land in a page that is somebody else's by then.
             let before = stored(page + at!(rip) as u64);
             check.equal("where it began", before, CODE);
             check.good("revoke", Lab::TABLE.revoke_fully(guest.state.slot()));
-            1 << 32 | Error::Inactive as u64
+            [1 << 32 | Error::Inactive as u64; 2]
         }
         Ending::Dies => {
             check.good("revoke", memory.revoke_fully());
-            1 << 32 | Error::PeerGone as u64
+            // Its state page may go first, and the guest be out before the vCPU is reached.
+            [Error::PeerGone, Error::Inactive].map(|error| 1 << 32 | error as u64)
         }
     };
     check.holds("it comes out", wait(lab, &|| ANSWER.load(Relaxed) != 0));
-    check.equal("and says why", ANSWER.load(Relaxed), expected);
+    let answer = ANSWER.load(Relaxed);
+    check.holds(&alloc::format!("and says why: {answer:x}"), expected.contains(&answer));
 }
