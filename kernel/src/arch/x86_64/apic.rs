@@ -4,7 +4,10 @@
 use super::{paging, tsc};
 use crate::percpu::Cpu;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use x86::msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, rdmsr, wrmsr};
+use x86::{
+    apic::xapic::*,
+    msr::{IA32_APIC_BASE, IA32_TSC_DEADLINE, rdmsr, wrmsr},
+};
 
 /// Vector of the timer.
 pub const TIMER: u8 = 0xf1;
@@ -12,19 +15,6 @@ pub const TIMER: u8 = 0xf1;
 pub const CALL: u8 = 0xf2;
 /// Vector of spurious interrupts.
 pub const SPURIOUS: u8 = 0xff;
-
-const ID: u32 = 0x20;
-const EOI: u32 = 0xb0;
-const SPURIOUS_VECTOR: u32 = 0xf0;
-const ICR_LOW: u32 = 0x300;
-const ICR_HIGH: u32 = 0x310;
-const LVT_TIMER: u32 = 0x320;
-const LVT_LINT0: u32 = 0x350;
-const LVT_LINT1: u32 = 0x360;
-const LVT_ERROR: u32 = 0x370;
-const TIMER_INITIAL: u32 = 0x380;
-const TIMER_CURRENT: u32 = 0x390;
-const TIMER_DIVIDE: u32 = 0x3e0;
 
 static MMIO: AtomicU64 = AtomicU64::new(0);
 static X2APIC: AtomicBool = AtomicBool::new(false);
@@ -71,19 +61,19 @@ pub fn init() -> u32 {
     if !x2apic && MMIO.load(Relaxed) == 0 {
         MMIO.store(paging::map_device(base), Relaxed);
     }
-    write(LVT_LINT0, 1 << 16);
-    write(LVT_LINT1, 4 << 8);
-    write(LVT_ERROR, 1 << 16);
-    write(TIMER_DIVIDE, 0xb);
-    write(LVT_TIMER, TIMER as u32);
-    write(SPURIOUS_VECTOR, 0x100 | SPURIOUS as u32);
-    if x2apic { read(ID) } else { read(ID) >> 24 }
+    write(XAPIC_LVT_LINT0, 1 << 16);
+    write(XAPIC_LVT_LINT1, 4 << 8);
+    write(XAPIC_LVT_ERROR, 1 << 16);
+    write(XAPIC_TIMER_DIV_CONF, 0xb);
+    write(XAPIC_LVT_TIMER, TIMER as u32);
+    write(XAPIC_SVR, 0x100 | SPURIOUS as u32);
+    if x2apic { read(XAPIC_ID) } else { read(XAPIC_ID) >> 24 }
 }
 
 /// After calibration: uses the TSC deadline mode where there is one.
 pub fn init_timer() {
     if DEADLINE.load(Relaxed) {
-        write(LVT_TIMER, 2 << 17 | TIMER as u32);
+        write(XAPIC_LVT_TIMER, 2 << 17 | TIMER as u32);
     }
 }
 
@@ -94,22 +84,22 @@ pub fn is_x2apic() -> bool {
 
 /// Begins measuring the timer's frequency.
 pub fn start_measuring() {
-    write(LVT_TIMER, 1 << 16 | TIMER as u32);
-    write(TIMER_INITIAL, u32::MAX);
+    write(XAPIC_LVT_TIMER, 1 << 16 | TIMER as u32);
+    write(XAPIC_TIMER_INIT_COUNT, u32::MAX);
 }
 
 /// Ticks since then.
 pub fn stop_measuring() -> u64 {
-    let ticks = u32::MAX - read(TIMER_CURRENT);
-    write(TIMER_INITIAL, 0);
-    write(LVT_TIMER, TIMER as u32);
+    let ticks = u32::MAX - read(XAPIC_TIMER_CURRENT_COUNT);
+    write(XAPIC_TIMER_INIT_COUNT, 0);
+    write(XAPIC_LVT_TIMER, TIMER as u32);
     ticks as u64
 }
 
 /// End of interrupt.
 #[inline(always)]
 pub fn end_of_interrupt() {
-    write(EOI, 0);
+    write(XAPIC_EOI, 0);
 }
 
 /// Makes the timer fire at a TSC value. Written only if it changed; a deadline already past fires at once.
@@ -126,7 +116,7 @@ pub fn set_timer(cpu: &Cpu, deadline: u64, now: u64) {
     }
     let ticks = (deadline.saturating_sub(now) as u128 * tsc::apic_ratio() as u128) >> 32;
     // One more tick: the timer never fires before the deadline by rounding. Very far deadlines fire early and are set again.
-    write(TIMER_INITIAL, (ticks + 1).min(u32::MAX as u128) as u32);
+    write(XAPIC_TIMER_INIT_COUNT, (ticks + 1).min(u32::MAX as u128) as u32);
 }
 
 /// The timer fired: what it was set to is history.
@@ -152,10 +142,10 @@ pub fn command(apic_id: u32, low: u32) {
         unsafe { wrmsr(0x830, (apic_id as u64) << 32 | low as u64) };
         return;
     }
-    write(ICR_HIGH, apic_id << 24);
-    write(ICR_LOW, low);
+    write(XAPIC_ICR1, apic_id << 24);
+    write(XAPIC_ICR0, low);
     for _ in 0..10_000 {
-        if read(ICR_LOW) & 1 << 12 == 0 {
+        if read(XAPIC_ICR0) & 1 << 12 == 0 {
             break;
         }
     }

@@ -4,11 +4,14 @@ use super::{mitigations, paging};
 use crate::{memory::KERNEL_BASE, percpu::Cpu};
 use core::{arch::asm, cell::UnsafeCell};
 use x86::{
+    Ring,
+    bits64::{segmentation::Descriptor64, task::TaskStateSegment},
     dtables::{DescriptorTablePointer, lgdt, lidt},
     msr::{
         IA32_CSTAR, IA32_EFER, IA32_FMASK, IA32_GS_BASE, IA32_KERNEL_GSBASE, IA32_LSTAR, IA32_PAT, IA32_STAR,
         IA32_SYSENTER_CS, rdmsr, wrmsr,
     },
+    segmentation::{BuildDescriptor, DescriptorBuilder, GateDescriptorBuilder, SegmentSelector},
 };
 
 /// Kernel code selector.
@@ -24,39 +27,20 @@ const SYSCALL_MASK: u64 = 0x100 | 0x200 | 0x400 | 0x3000 | 0x4000 | 0x1_0000 | 0
 /// Bytes of an entry stub (`entry.s`).
 const STUB: u64 = 12;
 
-/// The 64-bit TSS (SDM 8.7), without I/O bitmap.
-#[repr(C, packed(4))]
-struct Tss {
-    reserved0: u32,
-    rsp: [u64; 3],
-    reserved1: u64,
-    ist: [u64; 7],
-    reserved2: u64,
-    reserved3: u16,
-    io_map: u16,
-}
-
 /// What a processor's tables occupy: in its own page.
 #[repr(C, align(16))]
 pub struct Tables {
     gdt: UnsafeCell<[u64; 7]>,
-    tss: UnsafeCell<Tss>,
-}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Gate {
-    low: u64,
-    high: u64,
+    tss: UnsafeCell<TaskStateSegment>,
 }
 
 #[repr(C, align(4096))]
-struct Idt([Gate; 256]);
+struct Idt([Descriptor64; 256]);
 
 struct SharedIdt(UnsafeCell<Idt>);
 // SAFETY: written once by the boot processor before any other runs, then only read.
 unsafe impl Sync for SharedIdt {}
-static IDT: SharedIdt = SharedIdt(UnsafeCell::new(Idt([Gate { low: 0, high: 0 }; 256])));
+static IDT: SharedIdt = SharedIdt(UnsafeCell::new(Idt([Descriptor64::NULL; 256])));
 
 unsafe extern "C" {
     fn entry_syscall();
@@ -69,15 +53,10 @@ unsafe extern "C" {
     fn entry_paranoid_mc();
 }
 
-fn gate(handler: u64, ist: u64, dpl: u64) -> Gate {
-    let low = handler & 0xffff
-        | (KERNEL_CODE as u64) << 16
-        | ist << 32
-        | 0xe << 40
-        | dpl << 45
-        | 1 << 47
-        | (handler >> 16 & 0xffff) << 48;
-    Gate { low, high: handler >> 32 }
+fn gate(handler: u64, ist: u8, from: Ring) -> Descriptor64 {
+    let builder: DescriptorBuilder =
+        GateDescriptorBuilder::<u64>::interrupt_descriptor(SegmentSelector::from_raw(KERNEL_CODE), handler);
+    builder.dpl(from).ist(ist).present().finish()
 }
 
 /// Fills the IDT (boot processor).
@@ -86,14 +65,14 @@ pub fn init_idt() {
     let idt = unsafe { &mut *IDT.0.get() };
     for (vector, slot) in idt.0.iter_mut().enumerate() {
         // INT3 and INTO may be used by tasks; everything else from user mode by INT n is #GP.
-        let dpl = if vector == 3 || vector == 4 { 3 } else { 0 };
-        *slot = gate(entry_stubs as *const () as u64 + vector as u64 * STUB, 0, dpl);
+        let from = if vector == 3 || vector == 4 { Ring::Ring3 } else { Ring::Ring0 };
+        *slot = gate(entry_stubs as *const () as u64 + vector as u64 * STUB, 0, from);
     }
     // A MOV SS before SYSCALL can put a debug exception on the kernel's first instruction, on the user's stack and GS.
-    idt.0[1] = gate(entry_debug as *const () as u64, 4, 0);
-    idt.0[2] = gate(entry_paranoid_nmi as *const () as u64, 1, 0);
-    idt.0[8] = gate(entry_paranoid_df as *const () as u64, 2, 0);
-    idt.0[18] = gate(entry_paranoid_mc as *const () as u64, 3, 0);
+    idt.0[1] = gate(entry_debug as *const () as u64, 4, Ring::Ring0);
+    idt.0[2] = gate(entry_paranoid_nmi as *const () as u64, 1, Ring::Ring0);
+    idt.0[8] = gate(entry_paranoid_df as *const () as u64, 2, Ring::Ring0);
+    idt.0[18] = gate(entry_paranoid_mc as *const () as u64, 3, Ring::Ring0);
 }
 
 /// Leaves the entry code and the IDT to the tables of tasks.
@@ -115,8 +94,9 @@ pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 4]) {
         let tss = &mut *tables.tss.get();
         tss.rsp = [cpu.me.get() + 4096, 0, 0];
         tss.ist = [ist[0], ist[1], ist[2], ist[3], 0, 0, 0];
-        tss.io_map = size_of::<Tss>() as u16;
-        let limit = size_of::<Tss>() as u64 - 1;
+        // No I/O map.
+        tss.iomap_base = size_of::<TaskStateSegment>() as u16;
+        let limit = size_of::<TaskStateSegment>() as u64 - 1;
         let gdt = &mut *tables.gdt.get();
         *gdt = [
             0,
@@ -153,17 +133,14 @@ pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 4]) {
 
 /// CR0 and CR4: write protection, no x87 or vector unit for tasks, SMEP, SMAP, UMIP, global pages where the processor has them.
 fn init_control() {
-    let features = raw_cpuid::CpuId::new();
-    let extended = features.get_extended_feature_info();
     // No translation of the kernel's outlives a load of CR3 where tasks must not have it.
     let global = !mitigations::has(mitigations::measure::PTI) as u64;
-    let mut cr4: u64 = 1 << 5 | global << 7 | 1 << 9 | 1 << 10;
-    if let Some(features) = &extended {
-        cr4 |= (features.has_smep() as u64) << 20
-            | (features.has_smap() as u64) << 21
-            | (features.has_umip() as u64) << 11;
+    let mut cr4: u64 = 1 << 5 | 1 << 6 | global << 7 | 1 << 9 | 1 << 10;
+    if let Some(features) = raw_cpuid::CpuId::new().get_extended_feature_info() {
+        cr4 |= (features.has_smep() as u64) << 20;
+        cr4 |= (features.has_smap() as u64) << 21;
+        cr4 |= (features.has_umip() as u64) << 11;
     }
-    cr4 |= 1 << 6;
     // SAFETY: only bits that CPUID offers; PE, PG stay; TS makes every task's vector instruction fault.
     unsafe {
         asm!("mov cr4, {}", in(reg) cr4, options(nostack));
