@@ -85,7 +85,7 @@ pub fn next_cpu() -> Option<(u32, u64)> {
         CPU_NEXT.fetch_sub(1, SeqCst);
         return None;
     }
-    Some((index as u32, CPU_BASE.load(Relaxed) + index * start::bytes_per_cpu()))
+    Some((index as u32, CPU_BASE.load(Relaxed) + index * start::BYTES_PER_CPU))
 }
 
 /// Ends with one clear line.
@@ -181,11 +181,11 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     paging::init(low.chain(ranges).chain(initrd), &sections, &mut || early.take(4096, 4096));
 
     let limit = option("cpus").and_then(|text| text.parse().ok()).unwrap_or(16u64).clamp(1, percpu::MAX_CPUS as u64);
-    let base = early.take(limit * start::bytes_per_cpu(), 4096);
+    let base = early.take(limit * start::BYTES_PER_CPU, 4096);
     CPU_BASE.store(base, Relaxed);
     CPU_LIMIT.store(limit, Relaxed);
     for index in 0..limit {
-        start::map(index as u32, base + index * start::bytes_per_cpu(), &mut || early.take(4096, 4096));
+        start::map(index as u32, base + index * start::BYTES_PER_CPU, &mut || early.take(4096, 4096));
     }
     let cpu = start::prepare(0, base);
     tables::init_idt();

@@ -48,10 +48,16 @@ impl<T> Obj<T> {
         Obj(unsafe { NonNull::new_unchecked((DIRECT_MAP | physical) as *mut T) }, PhantomData)
     }
 
+    /// Virtual address.
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        self.0.as_ptr() as u64
+    }
+
     /// Physical address.
     #[inline(always)]
     pub fn physical(self) -> u64 {
-        self.0.as_ptr() as u64 & !DIRECT_MAP
+        self.address() & !DIRECT_MAP
     }
 
     /// A pointer that names this object, for code that keeps references from the direct map.

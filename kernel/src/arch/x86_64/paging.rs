@@ -36,10 +36,17 @@ fn entry(table: u64, index: u64, allocate: Allocate) -> u64 {
     page
 }
 
-fn map_4k(root: u64, address: u64, physical: u64, flags: u64, allocate: Allocate) {
+fn directory(root: u64, address: u64, allocate: Allocate) -> u64 {
     let pdpt = entry(root, address >> 39 & 511, allocate);
-    let directory = entry(pdpt, address >> 30 & 511, allocate);
-    let table = entry(directory, address >> 21 & 511, allocate);
+    entry(pdpt, address >> 30 & 511, allocate)
+}
+
+fn table(root: u64, address: u64, allocate: Allocate) -> u64 {
+    entry(directory(root, address, allocate), address >> 21 & 511, allocate)
+}
+
+fn map_4k(root: u64, address: u64, physical: u64, flags: u64, allocate: Allocate) {
+    let table = table(root, address, allocate);
     Page(table).write((address >> 12 & 511) * 8, physical | flags | PRESENT | GLOBAL);
 }
 
@@ -48,32 +55,19 @@ fn map_4k(root: u64, address: u64, physical: u64, flags: u64, allocate: Allocate
 pub fn init(memory: impl Iterator<Item = (u64, u64)>, sections: &[(u64, u64, bool, bool)], allocate: Allocate) {
     let root = allocate();
     for (start, end) in memory {
-        let mut at = start & !0x1f_ffff;
-        while at < end {
-            let address = DIRECT_MAP | at;
-            let pdpt = entry(root, address >> 39 & 511, allocate);
-            let directory = entry(pdpt, address >> 30 & 511, allocate);
-            Page(directory).write((address >> 21 & 511) * 8, at | PRESENT | WRITE | LARGE | GLOBAL | NO_EXECUTE);
-            at += 0x20_0000;
+        for at in (start & !0x1f_ffff..end).step_by(0x20_0000) {
+            let directory = directory(root, DIRECT_MAP | at, allocate);
+            Page(directory).write((at >> 21 & 511) * 8, at | PRESENT | WRITE | LARGE | GLOBAL | NO_EXECUTE);
         }
     }
     for &(start, end, writable, executable) in sections {
-        let mut at = start;
-        while at < end {
-            let flags = if writable { WRITE } else { 0 } | if executable { 0 } else { NO_EXECUTE };
+        let flags = if writable { WRITE } else { 0 } | if executable { 0 } else { NO_EXECUTE };
+        for at in (start..end).step_by(4096) {
             map_4k(root, at, at - KERNEL_BASE, flags, allocate);
-            at += 4096;
         }
     }
-    let pdpt = entry(root, DEVICES >> 39 & 511, allocate);
-    let directory = entry(pdpt, DEVICES >> 30 & 511, allocate);
-    DEVICE_TABLE.store(entry(directory, DEVICES >> 21 & 511, allocate), Relaxed);
-    // Every entry of the upper half exists from the start, so that copies of the top level never go stale.
-    for index in 256..512 {
-        if Page(root).read(index * 8) == 0 && index == 511 {
-            entry(root, index, allocate);
-        }
-    }
+    // All entries of the top level exist from here on, so that copies of it never go stale.
+    DEVICE_TABLE.store(table(root, DEVICES, allocate), Relaxed);
     ROOT.store(root, Release);
     TASK_ROOT.store(if apart() { allocate() } else { root }, Release);
     load_kernel();

@@ -3,7 +3,7 @@
 use super::{apic, mitigations, paging, tables, tsc, virt, vm};
 use crate::{
     boot,
-    memory::{DIRECT_MAP, KERNEL_BASE, Obj, Page},
+    memory::{self, DIRECT_MAP, KERNEL_BASE, Obj, Page},
     percpu::{self, Cpu},
     sched,
 };
@@ -27,20 +27,21 @@ unsafe extern "C" {
     static ap_cr3: u8;
 }
 
-/// Bytes of memory that each processor needs: its structure, tables, stacks and pages for the virtualization hardware.
-pub const fn bytes_per_cpu() -> u64 {
-    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    structure + 4096 + STACK + IST * 4096 + virt::HOST_PAGES as u64 * 4096
-}
+// What lies behind one another in the memory of a processor: its structure, tables, stacks and pages for the virtualization hardware.
+const TABLES: u64 = (size_of::<Cpu>() as u64 + 4095) & !4095;
+const MAIN_STACK: u64 = TABLES + 4096;
+const IST_STACKS: u64 = MAIN_STACK + STACK;
+const VIRT: u64 = IST_STACKS + IST * 4096;
+/// Bytes of memory that each processor needs.
+pub const BYTES_PER_CPU: u64 = VIRT + virt::HOST_PAGES as u64 * 4096;
 
 /// Maps a processor's stacks, and leaves to the tables of tasks what entering the kernel touches.
 pub fn map(index: u32, physical: u64, allocate: paging::Allocate) {
-    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    for page in [physical, physical + structure] {
+    for page in [physical, physical + TABLES] {
         paging::show(DIRECT_MAP | page, page, false, allocate);
     }
     for i in 0..STACK / 4096 + IST {
-        let (address, page) = (stack_page(index, i), physical + structure + 4096 + i * 4096);
+        let (address, page) = (stack_page(index, i), physical + MAIN_STACK + i * 4096);
         paging::map(address, page, allocate);
         if i >= STACK / 4096 {
             paging::show(address, page, false, allocate);
@@ -72,28 +73,24 @@ pub fn prepare(index: u32, physical: u64) -> &'static Cpu {
     let cpu: &'static Cpu = unsafe { &*((DIRECT_MAP | physical) as *const Cpu) };
     // SAFETY: `index` is written before anyone else can see the structure.
     unsafe { (&raw const cpu.index).cast_mut().write(index) };
-    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
     cpu.me.set(DIRECT_MAP | physical);
     cpu.loaded_space.store(crate::smp::NOTHING, Relaxed);
     cpu.loaded_guest.store(crate::smp::NOTHING, Relaxed);
     cpu.stack.set(stack_page(index, STACK / 4096 - 1) + 4096);
-    cpu.virt_pages.set(physical + structure + 4096 + STACK + IST * 4096);
+    cpu.virt_pages.set(physical + VIRT);
     // In the kernel: odd.
     cpu.epoch.store(1, Relaxed);
     for i in 0..IST {
-        let page = physical + structure + 4096 + STACK + i * 4096;
-        Page(page).write(4088, cpu.me.get());
+        Page(physical + IST_STACKS + i * 4096).write(4088, cpu.me.get());
     }
     cpu
 }
 
 /// Loads a processor's tables (on that processor).
 pub fn init_this(cpu: &'static Cpu) {
-    let structure = (size_of::<Cpu>() as u64 + 4095) & !4095;
-    let base = cpu.me.get() + structure;
     let ist = [0, 1, 2, 3].map(|i| ist_top(cpu.index, i));
     // SAFETY: the page behind the structure is this processor's own; called once on it.
-    unsafe { tables::init(cpu, &*(base as *const tables::Tables), ist) };
+    unsafe { tables::init(cpu, &*((cpu.me.get() + TABLES) as *const tables::Tables), ist) };
     mitigations::init_cpu(cpu);
     cpu.apic_id.set(apic::init());
 }
@@ -126,11 +123,7 @@ fn begin(apic_id: u32) -> Result<(), Error> {
     percpu::register(cpu);
     let begin = &raw const ap_trampoline as u64;
     let length = &raw const ap_trampoline_end as u64 - begin;
-    for offset in (0..length).step_by(8) {
-        // SAFETY: the trampoline lies in the image; the target page is the kernel's.
-        let word = unsafe { ((begin + offset) as *const u64).read() };
-        Page(TRAMPOLINE).write(offset, word);
-    }
+    memory::copy(begin - KERNEL_BASE, TRAMPOLINE, length as usize);
     let words = [paging::root(), cpu.me.get(), ap_main as *const () as u64];
     for (i, word) in words.into_iter().enumerate() {
         Page(TRAMPOLINE).write(arguments() + i as u64 * 8, word);
@@ -195,7 +188,5 @@ pub fn leave(thread: Obj<crate::object::thread::Thread>) -> ! {
         fn resume_thread();
     }
     // SAFETY: the thread is the current one, its space is loaded; the code does not come back.
-    unsafe {
-        core::arch::asm!("jmp {}", sym resume_thread, in("rax") DIRECT_MAP | thread.physical(), options(noreturn));
-    }
+    unsafe { core::arch::asm!("jmp {}", sym resume_thread, in("rax") thread.address(), options(noreturn)) }
 }
