@@ -1,6 +1,12 @@
 //! The crash record: registers, CPU, current objects, the last trace events, a call stack; then the end.
 
-use crate::{arch, log::emergency, memory::Obj, object::thread::Thread, trace};
+use crate::{
+    arch,
+    log::emergency,
+    memory::Obj,
+    object::thread::{Thread, reg},
+    trace,
+};
 use core::panic::PanicInfo;
 
 #[panic_handler]
@@ -19,20 +25,16 @@ fn panic(info: &PanicInfo) -> ! {
 pub fn exception(vector: u64, frame: *const u64, saved: *const u64) -> ! {
     // SAFETY: `entry.s` hands a pointer to these words on the stack.
     let word = |i: usize| unsafe { frame.add(i).read() };
-    emergency(format_args!(
-        "\nmoira: kernel panic: exception {vector} error {:#x} address {:#x}",
-        word(1),
-        arch::paging::fault_address()
-    ));
+    let (error, address) = (word(1), arch::paging::fault_address());
+    emergency(format_args!("\nmoira: kernel panic: exception {vector} error {error:#x} address {address:#x}"));
     emergency(format_args!("  rip {:#x} rsp {:#x} rflags {:#x}", word(2), word(5), word(4)));
     emergency(format_args!("  #0 {:#x}", word(2)));
     if saved.is_null() {
         record(0);
     }
-    // SAFETY: eleven registers, as pushed.
-    let register = |i: usize| unsafe { saved.add(i).read() };
     for (i, name) in ["rbp", "rbx", "r11", "r10", "r9", "r8", "rdi", "rsi", "rdx", "rcx", "rax"].iter().enumerate() {
-        emergency(format_args!("  {name} {:#x}", register(i)));
+        // SAFETY: eleven registers, as pushed.
+        emergency(format_args!("  {name} {:#x}", unsafe { saved.add(i).read() }));
     }
     // The kernel is built without frame pointers: the words of the stack that look like its code are named instead.
     record(word(5))
@@ -52,30 +54,17 @@ fn record(stack: u64) -> ! {
     let at = if stack == 0 { &raw const stack as u64 } else { stack };
     if crate::boot::is_up() {
         let cpu = arch::cpu();
-        emergency(format_args!(
-            "  cpu {} thread {:#x} context {:#x}",
-            cpu.index,
-            cpu.current.get().map_or(0, |t| t.physical()),
-            cpu.chosen.get().map_or(0, |c| c.physical())
-        ));
-        if let Some(thread) = cpu.current.get() {
-            emergency(format_args!(
-                "  thread state {:?} level {} rip {:#x}",
-                thread.state.get(),
-                thread.level.get(),
-                crate::sched::rip(thread)
-            ));
+        let (thread, context) = (cpu.current.get(), cpu.chosen.get().map_or(0, |context| context.physical()));
+        let number = thread.map_or(0, |thread| thread.physical());
+        emergency(format_args!("  cpu {} thread {number:#x} context {context:#x}", cpu.index));
+        if let Some(thread) = thread {
+            let (state, level, rip) = (thread.state.get(), thread.level.get(), thread.regs[reg::RIP].get());
+            emergency(format_args!("  thread state {state:?} level {level} rip {rip:#x}"));
         }
         let written = cpu.trace.written.get();
         for number in written.saturating_sub(16)..written {
-            let event = cpu.trace.events[number as usize % trace::EVENTS].get();
-            emergency(format_args!(
-                "  trace {} {} {:#x} {:#x}",
-                event.time,
-                event.what & 0xffff_ffff,
-                event.a,
-                event.b
-            ));
+            let trace::Event { time, what, a, b } = cpu.trace.events[number as usize % trace::EVENTS].get();
+            emergency(format_args!("  trace {time} {} {a:#x} {b:#x}", what as u32));
         }
     }
     let end = arch::smp::stack_end(at);
