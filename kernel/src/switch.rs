@@ -56,28 +56,15 @@ fn load(cpu: &Cpu, address: u64) -> bool {
     }
     // SAFETY: the address comes from a capability word of this type.
     let space = unsafe { Obj::<AddressSpace>::at(address) };
-    if cpu.attention.load(Relaxed) & (attention::GUEST | attention::HARDEN) != 0 {
-        return load_specially(cpu, space);
+    // A guest's state is still in registers.
+    if cpu.attention.load(Relaxed) & attention::GUEST != 0 {
+        crate::object::vcpu::space_changes(cpu, address);
     }
     // Exchanged, not stored: seen by others before the root is read, so that whoever retires the space finds it loaded here
     // or has this CPU find the kernel's tables in its place.
     cpu.loaded_space.swap(address, SeqCst);
     trace::event(cpu, trace::FLUSH, flush::Reason::Load as u64, address);
-    arch::paging::load(space.load.get());
-    true
-}
-
-/// The same where a guest's state is still in registers, or where something is to be done against leaks.
-#[cold]
-#[inline(never)]
-fn load_specially(cpu: &Cpu, space: Obj<AddressSpace>) -> bool {
-    let special = cpu.attention.load(Relaxed);
-    if special & attention::GUEST != 0 {
-        crate::object::vcpu::space_changes(cpu, space.physical());
-    }
-    cpu.loaded_space.swap(space.physical(), SeqCst);
-    trace::event(cpu, trace::FLUSH, flush::Reason::Load as u64, space.physical());
-    if special & attention::HARDEN == 0 {
+    if cpu.attention.load(Relaxed) & attention::HARDEN == 0 {
         arch::paging::load(space.load.get());
     } else {
         arch::mitigations::load_space(cpu, space.load.get());

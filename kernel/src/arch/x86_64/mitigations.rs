@@ -161,6 +161,7 @@ pub fn host_spec_ctrl() -> u64 {
 }
 
 /// Loads a space that others must not be seen from. Where tasks run on tables of their own, the exit of the kernel loads them.
+#[cold]
 pub fn load_space(cpu: &Cpu, root: u64) {
     if has(measure::PTI) {
         cpu.task_cr3.set(root)
