@@ -83,12 +83,7 @@ impl Slot {
     /// Reads the slot without a lock. Word 0 is read again after word 1: if it changed, the slot was empty at some moment.
     #[inline(always)]
     pub fn read(&self) -> Cap {
-        let word = self.word0.load(Acquire);
-        let badge = self.word1.load(Acquire);
-        if self.word0.load(Relaxed) != word {
-            return Cap { word: CapWord::EMPTY, badge: 0 };
-        }
-        Cap { word: CapWord(word), badge }
+        self.read_quiet().unwrap_or(Cap { word: CapWord::EMPTY, badge: 0 })
     }
 
     /// Word 0 alone.
@@ -97,13 +92,7 @@ impl Slot {
         CapWord(self.word0.load(Acquire))
     }
 
-    /// The object in an embedded slot.
-    #[inline(always)]
-    pub fn get<T: Object>(&self) -> Option<Obj<T>> {
-        Obj::from_word(self.word())
-    }
-
-    /// The object in an embedded slot that only ever holds capabilities to one type: one test instead of a comparison of types.
+    /// The object in a slot inside an object, which only ever holds capabilities to one type.
     #[inline(always)]
     pub fn embedded<T: Object>(&self) -> Option<Obj<T>> {
         let word = self.word();
@@ -125,7 +114,8 @@ impl Slot {
         self.word().is_empty()
     }
 
-    fn write(&self, word: CapWord, badge: u64) {
+    /// Puts a capability here that is derived from nothing (boot), or whose links are set.
+    pub fn write(&self, word: CapWord, badge: u64) {
         let generation = self.word0.load(Relaxed) >> 54;
         self.word0.store(generation << 54, Release);
         self.word1.store(badge, Release);
@@ -203,11 +193,6 @@ impl Links for SlotLinks {
     }
 }
 
-/// Puts a first capability, derived from nothing, into an empty slot (boot).
-pub fn insert_root(to: Obj<Slot>, word: CapWord, badge: u64) {
-    to.write(word, badge);
-}
-
 /// Puts a capability into an empty slot as a child of `parent`.
 pub fn insert(parent: Obj<Slot>, to: Obj<Slot>, word: CapWord, badge: u64) -> Result<(), Error> {
     if !to.is_empty() {
@@ -266,6 +251,19 @@ pub fn remove(at: Obj<Slot>) {
         vcpu::state_page_gone(at);
     }
     at.set_mark(0);
+}
+
+/// Empties a slot inside an object.
+pub fn empty(slot: &Slot) {
+    if !slot.is_empty() {
+        remove(Obj::from_ref(slot));
+    }
+}
+
+/// Derives a capability into a slot inside an object, in the place of what was there.
+pub fn keep(from: Obj<Slot>, slot: &Slot, rights: Rights) -> Result<(), Error> {
+    empty(slot);
+    derive(from, Obj::from_ref(slot), rights, None)
 }
 
 /// What one hold of the structural lock may still cost, in units of about ten instructions. Whatever fits into a fresh one is done

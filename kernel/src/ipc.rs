@@ -9,8 +9,8 @@ use crate::{
     object::{
         cap_table::CapTable,
         endpoint::Endpoint,
-        life,
         notification::Notification,
+        sched_context::SchedContext,
         thread::{self, Dispatch, State, Thread, reg},
     },
     panic,
@@ -30,7 +30,7 @@ pub enum Attempt {
 /// The server that a call through an endpoint would reach, if it may.
 #[inline(always)]
 fn server_of(cpu: &Cpu, caller: Obj<Thread>, endpoint: Obj<Endpoint>) -> Result<Obj<Thread>, Error> {
-    let server = endpoint.server.get::<Thread>().ok_or(Error::PeerGone)?;
+    let server = endpoint.server.embedded::<Thread>().ok_or(Error::PeerGone)?;
     if server.header.home() != cpu.index {
         return Err(Error::WrongCpu);
     }
@@ -72,16 +72,18 @@ fn waiting_server(cpu: &Cpu, caller: Obj<Thread>) -> Option<(Obj<Thread>, u64)> 
 #[inline(never)]
 fn call_slow(cpu: &'static Cpu, caller: Obj<Thread>) -> Obj<Thread> {
     caller.state.set(State::Calling);
-    match retry(cpu, caller, true) {
-        Attempt::Ready(thread) if !cpu.must_choose.get() => go(cpu, thread),
-        _ => sched::run_next(cpu),
-    }
+    go_on(cpu, retry(cpu, caller, true))
 }
 
 /// A call with a buffer or capabilities to a server that waits for it.
 #[inline(never)]
 fn call_long(cpu: &'static Cpu, caller: Obj<Thread>, server: Obj<Thread>, tag: Tag, badge: u64) -> Obj<Thread> {
-    match deliver_long(cpu, caller, server, tag, badge, true) {
+    go_on(cpu, deliver_long(cpu, caller, server, tag, badge, true))
+}
+
+#[inline(always)]
+fn go_on(cpu: &'static Cpu, attempt: Attempt) -> Obj<Thread> {
+    match attempt {
         Attempt::Ready(thread) if !cpu.must_choose.get() => go(cpu, thread),
         _ => sched::run_next(cpu),
     }
@@ -103,6 +105,15 @@ fn link(caller: Obj<Thread>, server: Obj<Thread>) {
     server.beneficiary.set(caller.beneficiary.get());
     caller.state.set(State::AwaitReply);
     caller.server.set(Some(server));
+}
+
+/// The opposite: from here on the server works for itself.
+#[inline(always)]
+fn unlink(caller: Obj<Thread>, server: Obj<Thread>, state: State) {
+    caller.state.set(state);
+    caller.server.set(None);
+    server.caller.set(None);
+    server.beneficiary.set(server.context.get());
 }
 
 /// Copies the message words. One by one: the kernel is built small, with loops as they stand.
@@ -143,22 +154,21 @@ pub fn retry(cpu: &Cpu, caller: Obj<Thread>, patient: bool) -> Attempt {
         .table()
         .and_then(|table| table.read(caller.regs[reg::RDI].get()))
         .and_then(|cap| Ok((server_of(cpu, caller, cap.object::<Endpoint>(Rights::CALL)?)?, cap.badge)));
-    let (server, badge) = match found {
-        Ok(found) => found,
+    match found {
+        Ok((server, _)) if server.state.get() != State::Receiving => Attempt::Busy(server),
+        Ok((server, badge)) => {
+            sched::news(cpu, server);
+            if tag.is_long() {
+                return deliver_long(cpu, caller, server, tag, badge, patient);
+            }
+            deliver(caller, server, tag, badge);
+            Attempt::Ready(server)
+        }
         Err(error) => {
             caller.finish(Err(error));
-            return Attempt::Ready(caller);
+            Attempt::Ready(caller)
         }
-    };
-    if server.state.get() != State::Receiving {
-        return Attempt::Busy(server);
     }
-    sched::news(cpu, server);
-    if tag.is_long() {
-        return deliver_long(cpu, caller, server, tag, badge, patient);
-    }
-    deliver(caller, server, tag, badge);
-    Attempt::Ready(server)
 }
 
 /// Hands a message with a buffer or capabilities over, if nothing is wrong with it.
@@ -181,8 +191,8 @@ fn deliver_long(cpu: &Cpu, caller: Obj<Thread>, server: Obj<Thread>, tag: Tag, b
 
 /// The call runs again when the thread does.
 #[cold]
-fn restart(cpu: &Cpu, thread: Obj<Thread>) {
-    trace::of(cpu, trace::RESTART, thread, 0);
+pub fn restart(cpu: &Cpu, thread: Obj<Thread>) {
+    trace::of(cpu, trace::RESTART, thread, thread.tag().low() as u64);
     thread.restart_call();
 }
 
@@ -192,16 +202,12 @@ fn long(cpu: &Cpu, from: Obj<Thread>, to: Obj<Thread>, tag: Tag, patient: bool) 
     if bytes > FrameSize::Small.bytes() as usize || caps > MESSAGE_CAPS {
         return Err(Error::BadArgument);
     }
-    let buffers = if bytes == 0 {
-        None
-    } else {
-        Some((from.buffer().ok_or(Error::NotMapped)?, to.buffer().ok_or(Error::NotMapped)?))
-    };
+    let buffers = if bytes == 0 { (0, 0) } else { (from.buffer()?, to.buffer()?) };
     if caps > 0 {
         smp::structural(cpu, patient, || transfer_caps(from, to, caps))?;
     }
-    if let Some((source, target)) = buffers {
-        memory::copy(source, target, bytes);
+    if bytes > 0 {
+        memory::copy(buffers.0, buffers.1, bytes);
     }
     Ok(())
 }
@@ -238,25 +244,19 @@ fn received_caps(to: Obj<Thread>, tag: Tag) {
 /// Hands a fault over to the handler as a message made by the kernel.
 fn retry_fault(cpu: &Cpu, thread: Obj<Thread>) -> Attempt {
     let cap = thread.fault_endpoint.read();
-    let server = match cap.object::<Endpoint>(Rights::CALL).and_then(|endpoint| server_of(cpu, thread, endpoint)) {
-        Ok(server) => server,
-        Err(_) => {
-            stop_by_fault(cpu, thread);
-            return Attempt::Busy(thread);
-        }
+    let found = cap.object::<Endpoint>(Rights::CALL).and_then(|endpoint| server_of(cpu, thread, endpoint));
+    let Ok(server) = found else {
+        stop_by_fault(cpu, thread);
+        return Attempt::Busy(thread);
     };
     if server.state.get() != State::Receiving {
         return Attempt::Busy(server);
     }
     sched::news(cpu, server);
     let (vector, error, address) = thread.fault.get();
-    let rip = thread.regs[reg::RIP].get();
-    for (i, word) in [vector - 1, error, rip, address, thread.regs[reg::RSP].get(), thread.regs[reg::RFLAGS].get()]
-        .into_iter()
-        .enumerate()
-    {
-        server.set_word(i, word);
-    }
+    server.answer4(vector - 1, error, thread.regs[reg::RIP].get(), address);
+    server.set_word(4, thread.regs[reg::RSP].get());
+    server.set_word(5, thread.regs[reg::RFLAGS].get());
     server.regs[reg::RAX].set(Tag::new(fault::FAULT_LABEL, 0, 0).0);
     server.regs[reg::RDI].set(cap.badge);
     thread.fault_call.set(true);
@@ -269,11 +269,8 @@ fn stop_by_fault(cpu: &Cpu, thread: Obj<Thread>) {
     sched::news(cpu, thread);
     let cap = thread.fault_notification.read();
     match Obj::<Notification>::from_word(cap.word) {
-        Some(notification) => {
-            if notification.signal(cpu, cap.badge) {
-                cpu.must_choose.set(true);
-            }
-        }
+        Some(notification) if notification.signal(cpu, cap.badge) => cpu.must_choose.set(true),
+        Some(_) => {}
         None => unhandled(thread),
     }
 }
@@ -284,14 +281,10 @@ fn unhandled(thread: Obj<Thread>) {
     if !thread::is_root(thread) {
         return;
     }
-    let (vector, error, address) = thread.fault.get();
+    let (number, (vector, error, address)) = (thread.physical(), thread.fault.get());
+    let (vector, rip) = (vector.wrapping_sub(1), thread.regs[reg::RIP].get());
     crate::log!(
-        "moira: task fault: thread {:#x} vector {} error {:#x} address {:#x} rip {:#x}: no handler, stopped",
-        thread.physical(),
-        vector.wrapping_sub(1),
-        error,
-        address,
-        sched::rip(thread)
+        "moira: task fault: thread {number:#x} vector {vector} error {error:#x} address {address:#x} rip {rip:#x}: no handler, stopped"
     );
     panic::root_fault(thread);
 }
@@ -316,22 +309,19 @@ fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool
         server.beneficiary.set(server.context.get());
         return Err(if server.caller_gone.replace(false) { Error::CallerGone } else { Error::NoCaller });
     };
-    if caller.fault_call.get() {
-        caller.fault_call.set(false);
+    if caller.fault_call.replace(false) {
         caller.full_exit.set(1);
     } else {
         let (mut tag, mut status) = (tag, 0);
-        if tag.is_long() {
-            match long(cpu, server, caller, tag, true) {
-                Ok(()) => {}
-                Err(Error::Again) => return Err(Error::Again),
-                Err(error) => {
-                    // The caller must not hang on a message that cannot be delivered: it gets this error for an answer.
-                    trace::of(cpu, trace::FAULT, caller, error as u64);
-                    tag = Tag(0);
-                    status = error as u8;
-                }
+        if tag.is_long()
+            && let Err(error) = long(cpu, server, caller, tag, true)
+        {
+            if error == Error::Again {
+                return Err(error);
             }
+            // The caller must not hang on a message that cannot be delivered: it gets this error for an answer.
+            trace::of(cpu, trace::FAULT, caller, error as u64);
+            (tag, status) = (Tag(0), error as u8);
         }
         words(server, caller);
         received_caps(caller, tag);
@@ -339,11 +329,17 @@ fn answer(cpu: &Cpu, server: Obj<Thread>, tag: Tag) -> Result<(Obj<Thread>, bool
         caller.regs[reg::RDI].set(0);
     }
     let direct = server.beneficiary.get() == cpu.chosen.get();
-    caller.state.set(State::Ready);
-    caller.server.set(None);
-    server.caller.set(None);
-    server.beneficiary.set(server.context.get());
+    unlink(caller, server, State::Ready);
     Ok((caller, direct))
+}
+
+/// The answer was not given: the call runs again where the structural lock is taken, else the server learns why.
+fn unanswered(cpu: &'static Cpu, server: Obj<Thread>, error: Error) -> Obj<Thread> {
+    if error != Error::Again {
+        return server.done(Err(error));
+    }
+    restart(cpu, server);
+    sched::resume(cpu, server)
 }
 
 /// `reply`.
@@ -354,11 +350,7 @@ pub fn reply(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
             server.set_status(Ok(()));
             sched::run_next(cpu)
         }
-        Err(Error::Again) => {
-            restart(cpu, server);
-            sched::resume(cpu, server)
-        }
-        Err(error) => server.done(Err(error)),
+        Err(error) => unanswered(cpu, server, error),
     }
 }
 
@@ -375,23 +367,24 @@ pub fn reply_receive(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Th
         words(server, caller);
         caller.regs[reg::RAX].set(tag.with_low(0).0);
         caller.regs[reg::RDI].set(0);
-        caller.state.set(State::Ready);
-        caller.server.set(None);
-        server.caller.set(None);
-        server.beneficiary.set(server.context.get());
-        server.state.set(State::Receiving);
-        server.deadline.set(server.regs[reg::R15].get());
+        unlink(caller, server, State::Ready);
+        begin_receiving(server);
         return go(cpu, caller);
     }
     reply_receive_slow(cpu, server, tag)
+}
+
+#[inline(always)]
+fn begin_receiving(server: Obj<Thread>) {
+    server.state.set(State::Receiving);
+    server.deadline.set(server.regs[reg::R15].get());
 }
 
 #[inline(never)]
 fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<Thread> {
     match answer(cpu, server, tag) {
         Ok((caller, direct)) => {
-            server.state.set(State::Receiving);
-            server.deadline.set(server.regs[reg::R15].get());
+            begin_receiving(server);
             // Bits and calls alternate: after a call, bits that wait come first (on the server's own time, or a helper's).
             if server.bound.get().is_some_and(|bound| bound.pending()) {
                 wait::wakes(server, 0);
@@ -399,11 +392,7 @@ fn reply_receive_slow(cpu: &'static Cpu, server: Obj<Thread>, tag: Tag) -> Obj<T
             if direct && !cpu.must_choose.get() { go(cpu, caller) } else { sched::run_next(cpu) }
         }
         Err(Error::CallerGone | Error::NoCaller) => receive(cpu, server),
-        Err(Error::Again) => {
-            restart(cpu, server);
-            sched::resume(cpu, server)
-        }
-        Err(error) => server.done(Err(error)),
+        Err(error) => unanswered(cpu, server, error),
     }
 }
 
@@ -415,8 +404,7 @@ pub fn receive(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
     }
     server.caller_gone.set(false);
     server.beneficiary.set(server.context.get());
-    server.state.set(State::Receiving);
-    server.deadline.set(server.regs[reg::R15].get());
+    begin_receiving(server);
     if wait::wakes(server, 0) && server.beneficiary.get() == cpu.beneficiary.get() {
         return server;
     }
@@ -429,10 +417,7 @@ pub fn park(cpu: &'static Cpu, server: Obj<Thread>) -> Obj<Thread> {
     if !caller.fault_call.replace(false) {
         return server.done(Err(Error::BadArgument));
     }
-    caller.state.set(State::Stopped);
-    caller.server.set(None);
-    server.caller.set(None);
-    server.beneficiary.set(server.context.get());
+    unlink(caller, server, State::Stopped);
     server.set_status(Ok(()));
     sched::news(cpu, caller);
     // The time may have been the parked thread's: who goes on is decided anew.
@@ -460,7 +445,7 @@ pub fn dispatch(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
 
 fn decode_dispatch(cpu: &Cpu, thread: Obj<Thread>) -> Result<Dispatch, Error> {
     let table = thread.table()?;
-    let target: Obj<Cpu> = table.read(thread.regs[reg::RDI].get())?.object(Rights::DISPATCH)?;
+    let target: Obj<Cpu> = table.object(thread.regs[reg::RDI].get(), Rights::DISPATCH)?;
     if target.index != cpu.index {
         return Err(Error::WrongCpu);
     }
@@ -468,21 +453,14 @@ fn decode_dispatch(cpu: &Cpu, thread: Obj<Thread>) -> Result<Dispatch, Error> {
     if thread.context.get() != Some(scheduler) {
         return Err(Error::NoRight);
     }
-    let slot = thread.word(0);
-    let context = if slot == 0 {
-        None
-    } else {
-        let context = crate::object::sched_context::source(table, slot)?;
-        if context == scheduler {
+    let mut context = None;
+    if thread.word(0) != 0 {
+        let named: Obj<SchedContext> = table.object(thread.word(0), Rights::USE)?;
+        if named == scheduler {
             return Err(Error::BadArgument);
         }
-        if context.header.life() != life::ACTIVE {
-            return Err(Error::Inactive);
-        }
-        if context.header.home() != cpu.index {
-            return Err(Error::WrongCpu);
-        }
-        Some(context)
-    };
+        named.header.active_on(cpu.index)?;
+        context = Some(named);
+    }
     Ok(Dispatch { context, until: thread.word(1), token: thread.word(2) })
 }

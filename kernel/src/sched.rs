@@ -6,12 +6,13 @@
 
 use crate::{
     arch, checks, ipc,
-    memory::Obj,
+    memory::{Obj, Page},
     mischarge,
     object::{
         life,
         sched_context::SchedContext,
-        thread::{State, Thread, reg},
+        thread::{State, Thread},
+        vcpu,
     },
     percpu::Cpu,
     smp, switch, trace, wait,
@@ -19,7 +20,8 @@ use crate::{
 use core::sync::atomic::Ordering::*;
 use moira_abi::{
     Error,
-    time::{NEWS_LOG, blocked, dispatch},
+    time::{NEWS_LOG, StatusPage, blocked, dispatch},
+    vcpu::Exit,
 };
 use moira_kernel_core::plan;
 
@@ -87,10 +89,9 @@ fn publish(cpu: &Cpu, thread: Obj<Thread>) {
     thread.watched.set(false);
     let Some(page) = cpu.status_page() else { return };
     let sequence = cpu.sequence.get();
-    let base = page.physical();
-    let words = crate::memory::Page(base);
+    let words = Page(page.physical());
     // The log entry first, the sequence last: a scheduler that sees the sequence sees the entry.
-    smp::store_u32(base + 16 + 4 * (sequence % NEWS_LOG as u64), number(thread));
+    smp::store_u32(words.0 + 16 + 4 * (sequence % NEWS_LOG as u64), number(thread));
     words.write(8, cpu.account_since.get());
     cpu.sequence.set(sequence + 1);
     words.write(0, sequence + 1);
@@ -107,25 +108,26 @@ pub fn register(cpu: &Cpu) {
     cpu.must_choose.set(true);
     cpu.sequence.set(cpu.sequence.get() + NEWS_LOG as u64 + 1);
     if let Some(page) = cpu.status_page() {
-        crate::memory::Page(page.physical()).write(0, cpu.sequence.get());
+        Page(page.physical()).write(0, cpu.sequence.get());
     }
 }
 
-/// Records that a context is blocked, for the scheduler.
-fn watch(cpu: &Cpu, context: Obj<SchedContext>, at: Obj<Thread>, deadline: u64) {
+/// Records that a context is blocked, for the scheduler. Answers how: `blocked`.
+fn watch(cpu: &Cpu, context: Obj<SchedContext>, at: Obj<Thread>, deadline: u64) -> u64 {
     at.watched.set(true);
-    let Some(page) = cpu.status_page() else { return };
-    let index = context.index.get();
-    if index == u32::MAX {
-        return;
+    let stopped = matches!(at.state.get(), State::Stopped | State::Inactive);
+    let kind = if stopped { blocked::STOPPED } else { blocked::WAITING } as u64;
+    if let Some(page) = cpu.status_page()
+        && context.index.get() != u32::MAX
+    {
+        let words = core::mem::offset_of!(StatusPage, context) as u64 + context.index.get() as u64 * 32;
+        let words = Page(page.physical() + words);
+        words.write(0, kind | (number(at) as u64) << 32);
+        words.write(8, deadline);
+        words.write(16, cpu.sequence.get());
+        words.write(24, context.own.get() + context.lost.get());
     }
-    let kind = if at.state.get() == State::Stopped { blocked::STOPPED } else { blocked::WAITING };
-    let word = page.physical() + core::mem::offset_of!(moira_abi::time::StatusPage, context) as u64 + index as u64 * 32;
-    let words = crate::memory::Page(word);
-    words.write(0, kind as u64 | (number(at) as u64) << 32);
-    words.write(8, deadline);
-    words.write(16, cpu.sequence.get());
-    words.write(24, context.own.get() + context.lost.get());
+    kind
 }
 
 /// Follows a context's chain of calls to whoever has to run for it to go on.
@@ -149,36 +151,26 @@ fn walk_on(cpu: &Cpu, first: Obj<Thread>, now: u64) -> Walked {
             State::Ready => return Walked::Run(thread),
             State::AwaitReply => match thread.server.get() {
                 Some(server) => thread = server,
-                None => {
-                    thread.finish(Err(Error::PeerGone));
-                    return Walked::Run(thread);
-                }
+                // The next look finds it ready.
+                None => thread.finish(Err(Error::PeerGone)),
             },
             State::Calling | State::Faulting => match ipc::retry(cpu, thread, false) {
                 ipc::Attempt::Ready(ready) => return Walked::Run(ready),
                 ipc::Attempt::Busy(server) => thread = server,
             },
-            State::Receiving | State::Waiting => {
-                if wait::wakes(thread, now) {
-                    return Walked::Run(thread);
-                }
-                return Walked::Blocked(thread, thread.deadline.get());
-            }
+            State::Receiving | State::Waiting if wait::wakes(thread, now) => return Walked::Run(thread),
+            State::Receiving | State::Waiting => return Walked::Blocked(thread, thread.deadline.get()),
             State::InGuest => {
-                crate::object::vcpu::check(thread, now);
+                vcpu::check(thread, now);
                 return Walked::Run(thread);
             }
+            State::InDispatch if stays(cpu, thread, now) => {
+                return Walked::Blocked(thread, thread.dispatch.get().until);
+            }
             State::InDispatch => {
-                let d = thread.dispatch.get();
-                if d.token != cpu.sequence.get() {
-                    end_dispatch(cpu, thread, dispatch::NEWS, 0, 0, 0);
-                    return Walked::Run(thread);
-                }
-                if d.until != 0 && d.until <= now {
-                    end_dispatch(cpu, thread, dispatch::UNTIL, 0, 0, 0);
-                    return Walked::Run(thread);
-                }
-                return Walked::Blocked(thread, d.until);
+                let news = thread.dispatch.get().token != cpu.sequence.get();
+                end_dispatch(cpu, thread, if news { dispatch::NEWS } else { dispatch::UNTIL }, 0, 0, 0);
+                return Walked::Run(thread);
             }
             State::Inactive | State::Stopped => return Walked::Blocked(thread, 0),
         }
@@ -199,21 +191,12 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     cpu.must_choose.set(false);
     let stretch = stretch(cpu, now);
     let mut deadline = stretch.1;
-    let earlier = |deadline: &mut u64, other: u64| {
-        if other != 0 && other < *deadline {
-            *deadline = other;
-        }
-    };
     let mut choice = None;
     cpu.in_window.set(false);
     cpu.in_dispatch.set(false);
     // The scheduler's own window: its chain is not walked twice.
     let scheduler = cpu.scheduler.get();
-    let at_dispatch = if stretch.0.is_some() && stretch.0 == scheduler {
-        stretch.0.and_then(|context| in_dispatch(cpu, context, now))
-    } else {
-        None
-    };
+    let at_dispatch = if stretch.0 == scheduler { scheduler.and_then(|own| in_dispatch(cpu, own, now)) } else { None };
     if let Some(context) = stretch.0
         && at_dispatch.is_none()
     {
@@ -233,33 +216,38 @@ pub fn choose(cpu: &Cpu) -> Option<Obj<Thread>> {
     }
     // Before the mailbox is looked at once more (`run_next`).
     cpu.accept.store(!cpu.in_window.get(), SeqCst);
-    if let Some((context, thread)) = choice {
+    cpu.chosen.set(choice.map(|(context, _)| context));
+    let thread = choice.map(|(_, thread)| thread);
+    if let Some(thread) = thread {
         if thread.state.get() == State::InGuest {
             earlier(&mut deadline, thread.guest_until.get());
         }
-        cpu.chosen.set(Some(context));
         // Until the next choice: calls and replies on one context's time do not change whom they are for.
         cpu.beneficiary.set(thread.beneficiary.get());
-        arch::apic::set_timer(cpu, deadline, now);
-        trace::account(cpu, Some(thread));
-        Some(thread)
-    } else {
-        cpu.chosen.set(None);
-        trace::account(cpu, None);
-        arch::apic::set_timer(cpu, deadline, now);
-        None
+    }
+    arch::apic::set_timer(cpu, deadline, now);
+    trace::account(cpu, thread);
+    thread
+}
+
+#[inline(always)]
+fn earlier(deadline: &mut u64, other: u64) {
+    if other != 0 && other < *deadline {
+        *deadline = other;
     }
 }
 
 /// The thread of a context whose dispatch is in force, and stays so: what a walk would find, found sooner.
 #[inline(always)]
 fn in_dispatch(cpu: &Cpu, context: Obj<SchedContext>, now: u64) -> Option<Obj<Thread>> {
-    let thread = context.thread.get()?;
+    context.thread.get().filter(|thread| thread.state.get() == State::InDispatch && stays(cpu, *thread, now))
+}
+
+/// Whether a dispatch stays in force.
+#[inline(always)]
+fn stays(cpu: &Cpu, thread: Obj<Thread>, now: u64) -> bool {
     let d = &thread.dispatch;
-    let stays = thread.state.get() == State::InDispatch
-        && d.get().token == cpu.sequence.get()
-        && (d.get().until == 0 || d.get().until > now);
-    stays.then_some(thread)
+    d.get().token == cpu.sequence.get() && (d.get().until == 0 || d.get().until > now)
 }
 
 /// The slack's part of Choose: the scheduler if it can run, else what it dispatched. `at`: where its chain is known to be blocked.
@@ -273,18 +261,13 @@ fn choose_slack(
 ) -> Option<(Obj<SchedContext>, Obj<Thread>)> {
     let thread = match at.or_else(|| in_dispatch(cpu, scheduler, now)) {
         Some(at) => {
-            let until = at.dispatch.get().until;
-            if until != 0 && until < *deadline {
-                *deadline = until;
-            }
+            earlier(deadline, at.dispatch.get().until);
             at
         }
         None => match walk(cpu, scheduler, now) {
             Walked::Run(thread) => return Some((scheduler, thread)),
             Walked::Blocked(thread, until) => {
-                if until != 0 && until < *deadline {
-                    *deadline = until;
-                }
+                earlier(deadline, until);
                 thread
             }
             Walked::Gone => return None,
@@ -299,15 +282,7 @@ fn choose_slack(
             cpu.in_dispatch.set(true);
             return Some((context, runner));
         }
-        Walked::Blocked(at, until) => {
-            watch(cpu, context, at, until);
-            let kind = if matches!(at.state.get(), State::Stopped | State::Inactive) {
-                blocked::STOPPED
-            } else {
-                blocked::WAITING
-            };
-            (kind as u64, until, number(at) as u64)
-        }
+        Walked::Blocked(at, until) => (watch(cpu, context, at, until), until, number(at) as u64),
         Walked::Gone => (blocked::GONE as u64, 0, 0),
     };
     end_dispatch(cpu, thread, dispatch::BLOCKED, w1, w2, w3);
@@ -414,7 +389,7 @@ pub fn halt(cpu: &Cpu, thread: Obj<Thread>) {
             }
         }
         State::Calling => thread.restart_call(),
-        State::InGuest => crate::object::vcpu::leave(thread, moira_abi::vcpu::Exit::Kicked),
+        State::InGuest => vcpu::leave(thread, Exit::Kicked),
         State::InDispatch => end_dispatch(cpu, thread, dispatch::STALE, 0, 0, 0),
         _ => {}
     }
@@ -436,13 +411,7 @@ pub fn run_next(cpu: &'static Cpu) -> Obj<Thread> {
             idle(cpu);
             continue;
         };
-        if !switch::to(cpu, thread) {
-            continue;
-        }
-        if thread.state.get() != State::InGuest {
-            return thread;
-        }
-        if crate::object::vcpu::enter(cpu, thread) {
+        if switch::to(cpu, thread) && (thread.state.get() != State::InGuest || vcpu::enter(cpu, thread)) {
             return thread;
         }
     }
@@ -471,9 +440,4 @@ pub fn let_in(cpu: &Cpu, how: fn()) {
 #[inline(always)]
 pub fn resume(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
     if cpu.must_choose.get() || thread.state.get() != State::Ready { run_next(cpu) } else { thread }
-}
-
-/// The registers of a thread, for the crash record.
-pub fn rip(thread: Obj<Thread>) -> u64 {
-    thread.regs[reg::RIP].get()
 }

@@ -19,7 +19,7 @@ use crate::{
     object::{
         Header,
         address_space::AddressSpace,
-        life,
+        life, notification,
         thread::{State, Thread},
         untyped,
     },
@@ -229,20 +229,8 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
     if messages & (mail::WAKE | mail::KICK) != 0 {
         sched::wake(cpu, thread);
     }
-    if messages & mail::PEER_GONE != 0
-        && thread.state.get() == State::Waiting
-        && thread.waits.get().is_some_and(|n| n.header.life() == life::RETIRING)
-        && let Some(notification) = thread.waits.take()
-    {
-        notification.waiter.store(0, Release);
-        thread.finish(Err(Error::PeerGone));
-        sched::news(cpu, thread);
-    }
-    if messages & mail::PEER_GONE != 0
-        && thread.bound.get().is_some_and(|n| n.header.life() == life::RETIRING)
-        && let Some(notification) = thread.bound.take()
-    {
-        notification.waiter.store(0, Release);
+    if messages & mail::PEER_GONE != 0 {
+        notification::cut(cpu, thread);
     }
 }
 
@@ -263,13 +251,10 @@ pub fn leave_kernel(cpu: &Cpu) {
     cpu.epoch.store(cpu.epoch.load(Relaxed) + 1, Release);
 }
 
-/// A grace period: the CPUs that have yet to be seen outside of the kernel, and four bits of each one's epoch at the beginning. One that is
-/// found in the kernel with another epoch was outside meanwhile.
+/// A grace period: four bits of each CPU's epoch at the beginning. An odd number is that of one that has yet to be seen outside of the
+/// kernel; if it is found in the kernel with another epoch, it was outside meanwhile.
 #[derive(Clone, Copy, Default)]
-pub struct Grace {
-    left: [u64; MAX_CPUS / 64],
-    epochs: [u64; MAX_CPUS / 16],
-}
+pub struct Grace([u64; MAX_CPUS / 16]);
 
 impl Grace {
     /// Begins one: all other CPUs that run.
@@ -277,31 +262,24 @@ impl Grace {
         fence(SeqCst);
         let mut grace = Grace::default();
         for cpu in percpu::online().filter(|cpu| cpu.index != me.index) {
-            let (index, epoch) = (cpu.index as usize, cpu.epoch.load(SeqCst));
-            if epoch & 1 != 0 {
-                grace.left[index / 64] |= 1 << (index % 64);
-                grace.epochs[index / 16] |= (epoch & 15) << (index % 16 * 4);
-            }
+            grace.0[cpu.index as usize / 16] |= (cpu.epoch.load(SeqCst) & 15) << (cpu.index % 16 * 4);
         }
         grace
     }
 
     /// Looks again; answers whether it is over.
     pub fn look(&mut self) -> bool {
-        let mut left = 0;
-        for (i, word) in self.left.iter_mut().enumerate() {
-            let mut todo = *word;
-            while todo != 0 {
-                let index = i * 64 + todo.trailing_zeros() as usize;
-                todo &= todo - 1;
-                let epoch = percpu::get(index as u32).map_or(0, |cpu| cpu.epoch.load(SeqCst));
-                if epoch & 1 == 0 || epoch & 15 != self.epochs[index / 16] >> (index % 16 * 4) & 15 {
-                    *word &= !(1 << (index % 64));
-                }
+        let mut over = true;
+        for cpu in percpu::online() {
+            let (word, shift) = (&mut self.0[cpu.index as usize / 16], cpu.index % 16 * 4);
+            let begun = *word >> shift & 15;
+            if begun & 1 != 0 && cpu.epoch.load(SeqCst) & 15 == begun {
+                over = false;
+            } else {
+                *word &= !(15 << shift);
             }
-            left |= *word;
         }
-        left == 0
+        over
     }
 }
 
@@ -340,26 +318,27 @@ pub fn unload_space(space: Obj<AddressSpace>) {
     space.root.set(0);
     if me.has_loaded(space) {
         trace::event(me, trace::FLUSH, Reason::Dead as u64, space.physical());
-        arch::paging::load_kernel();
-        me.loaded_space.store(NOTHING, SeqCst);
-        me.loaded_guest.store(NOTHING, SeqCst);
-        me.must_choose.set(true);
+        unload(me);
     }
     flush_space(space);
 }
 
-fn flush_here(cpu: &Cpu) {
-    let wanted = cpu.flush_wanted.load(Acquire);
-    if flush::settled(wanted, cpu.flush_done.load(Relaxed)) {
-        return;
-    }
-    trace::event(cpu, trace::FLUSH, Reason::Asked as u64, cpu.loaded_space.load(Relaxed));
-    // The loaded space may be the one that died: reload through the kernel's own tables, and look at it anew.
+/// Goes back to the kernel's own tables; what the next thread or guest needs is loaded anew.
+fn unload(cpu: &Cpu) {
     arch::paging::load_kernel();
     cpu.loaded_space.store(NOTHING, SeqCst);
     cpu.loaded_guest.store(NOTHING, SeqCst);
     cpu.must_choose.set(true);
-    cpu.flush_done.store(wanted, Release);
+}
+
+fn flush_here(cpu: &Cpu) {
+    let wanted = cpu.flush_wanted.load(Acquire);
+    if !flush::settled(wanted, cpu.flush_done.load(Relaxed)) {
+        trace::event(cpu, trace::FLUSH, Reason::Asked as u64, cpu.loaded_space.load(Relaxed));
+        // The loaded space may be the one that died.
+        unload(cpu);
+        cpu.flush_done.store(wanted, Release);
+    }
 }
 
 /// Number of the last flush that was asked for.

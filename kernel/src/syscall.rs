@@ -80,12 +80,8 @@ fn other(cpu: &'static Cpu, thread: Obj<Thread>, tag: Tag) -> Obj<Thread> {
         Some(Method::Wait) => wait::wait(cpu, thread),
         Some(Method::Poll) => wait::poll(thread),
         Some(method) => {
-            let result = invoke(cpu, thread, method);
-            match result {
-                Err(Busy::Restart) => {
-                    trace::of(cpu, trace::RESTART, thread, method as u64);
-                    thread.restart_call();
-                }
+            match invoke(cpu, thread, method) {
+                Err(Busy::Restart) => ipc::restart(cpu, thread),
                 Err(Busy::Answer(error)) => thread.set_status(Err(error)),
                 Ok(()) => thread.set_status(Ok(())),
             }
@@ -123,20 +119,14 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
         Method::PortOut => return finished(io_ports::access(cap, thread, true)),
         Method::InterruptAck => return Ok(interrupt::ack(cap.object(Rights::USE)?)?),
         Method::InterruptMessage => return Ok(interrupt::message(cap.object(Rights::USE)?, thread)?),
-        Method::ContextConsumed => {
-            sched::charge(cpu);
-            return Ok(sched_context::consumed(cap.object(Rights::USE)?, thread)?);
-        }
+        Method::ContextConsumed => return Ok(sched_context::consumed(cpu, cap.object(Rights::USE)?, thread)?),
+        Method::ContextLosers => return Ok(sched_context::losers(cpu, cap.object(Rights::USE)?, thread)?),
         Method::PlanAppendMany => {
-            let begun = arch::now();
-            trace::of_at(cpu, begun, trace::STRUCTURAL, thread, method as u64);
-            let result = plan::append_many(cpu, cap.object(Rights::USE)?, thread);
-            account_structural(cpu, thread, method, begun);
-            return result.map_err(|error| if error == Error::Again { Busy::Restart } else { Busy::Answer(error) });
-        }
-        Method::ContextLosers => {
-            sched::charge(cpu);
-            return Ok(sched_context::losers(cap.object(Rights::USE)?, thread)?);
+            let plan = cap.object(Rights::USE)?;
+            let begun = begin(cpu, thread, method);
+            let result = plan::append_many(cpu, plan, thread);
+            book(cpu, thread, method, begun);
+            return finished(result);
         }
         Method::VcpuKick => return Ok(vcpu::kick(cpu, cap.object(Rights::USE)?)?),
         Method::CapInspect => return Ok(cap_table::inspect(cap.object(Rights::USE)?, thread)?),
@@ -149,19 +139,26 @@ fn invoke(cpu: &'static Cpu, thread: Obj<Thread>, method: Method) -> Result<(), 
     if !smp::lock(cpu) {
         return Err(Busy::Restart);
     }
-    let begun = arch::now();
-    trace::of_at(cpu, begun, trace::STRUCTURAL, thread, method as u64);
+    let begun = begin(cpu, thread, method);
     // Until the lock was taken, others may have changed the slot: then all is decoded again.
-    let result =
-        if slot.word().0 == cap.word.0 { structural(cpu, thread, method, slot, cap) } else { Err(Busy::Restart) };
+    let same = slot.word() == cap.word;
+    let result = if same { structural(cpu, thread, method, slot, cap) } else { Err(Busy::Restart) };
     smp::unlock(cpu);
-    account_structural(cpu, thread, method, begun);
+    book(cpu, thread, method, begun);
     result
+}
+
+/// Structural work begins: answers when.
+#[inline(always)]
+fn begin(cpu: &Cpu, thread: Obj<Thread>, method: Method) -> u64 {
+    let begun = arch::now();
+    trace::event_at(cpu, begun, trace::STRUCTURAL, thread.address(), method as u64);
+    begun
 }
 
 /// Books structural work since then.
 #[inline(always)]
-fn account_structural(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64) {
+fn book(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64) {
     let ended = arch::now();
     // Part of the asker's own time: what a helper pays for is told as lost.
     let wrong = if mischarge::is(mischarge::STRUCTURAL) { cpu.scheduler.get() } else { None };
@@ -170,7 +167,7 @@ fn account_structural(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64
     {
         context.structural.set(context.structural.get() + (ended - begun));
     }
-    trace::of_at(cpu, ended, trace::STRUCTURAL_END, thread, method as u64);
+    trace::event_at(cpu, ended, trace::STRUCTURAL_END, thread.address(), method as u64);
 }
 
 /// Called in one place, so worth no call.

@@ -2,7 +2,7 @@
 
 use crate::{
     arch,
-    memory::Obj,
+    memory::{DIRECT_MAP, Obj},
     object::thread::Thread,
     percpu::{self, Cpu, attention},
 };
@@ -45,24 +45,14 @@ pub fn switch(kinds: u64) {
 #[inline(always)]
 pub fn event(cpu: &Cpu, kind: u32, a: u64, b: u64) {
     if is_on(cpu) {
-        record_now(cpu, kind, a, b);
+        record(cpu, arch::now(), kind, a, b);
     }
 }
 
-/// Records an event of a thread. Of the thread, not its number: that is computed when the trace is on.
+/// Records an event of a thread. Of its virtual address: the physical one is computed when the trace is on.
 #[inline(always)]
 pub fn of(cpu: &Cpu, kind: u32, thread: Obj<Thread>, b: u64) {
-    if is_on(cpu) {
-        record_of(cpu, arch::now(), kind, thread, b);
-    }
-}
-
-/// [`of`], of that moment.
-#[inline(always)]
-pub fn of_at(cpu: &Cpu, time: u64, kind: u32, thread: Obj<Thread>, b: u64) {
-    if is_on(cpu) {
-        record_of(cpu, time, kind, thread, b);
-    }
+    event(cpu, kind, thread.address(), b);
 }
 
 /// Records an event of that moment: where the trace must say to the tick what the ledger says.
@@ -80,24 +70,14 @@ pub fn is_on(cpu: &Cpu) -> bool {
 }
 
 #[cold]
-fn record_now(cpu: &Cpu, kind: u32, a: u64, b: u64) {
-    record(cpu, arch::now(), kind, a, b);
-}
-
-#[cold]
-fn record_of(cpu: &Cpu, time: u64, kind: u32, thread: Obj<Thread>, b: u64) {
-    record(cpu, time, kind, thread.physical(), b);
-}
-
-#[cold]
 #[inline(never)]
 fn record(cpu: &Cpu, time: u64, kind: u32, a: u64, b: u64) {
     if KINDS.load(Relaxed) >> kind & 1 == 0 {
         return;
     }
     let ring = &cpu.trace;
-    let written = ring.written.get();
-    ring.events[written as usize % EVENTS].set(Event { time, what: kind as u64 | (cpu.index as u64) << 32, a, b });
+    let (written, what, a) = (ring.written.get(), kind as u64 | (cpu.index as u64) << 32, a & !DIRECT_MAP);
+    ring.events[written as usize % EVENTS].set(Event { time, what, a, b });
     ring.written.set(written + 1);
 }
 

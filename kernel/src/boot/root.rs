@@ -170,7 +170,7 @@ pub fn make(
 
     let put = |index: u32, word: CapWord| {
         if let Ok(slot) = cap::slot_of(table, index as u64) {
-            cap::insert_root(slot, word, 0);
+            slot.write(word, 0);
         }
     };
     let word = |kind, address| CapWord::new(kind, address, Rights::ALL, 0);
@@ -180,9 +180,9 @@ pub fn make(
     put(slot::CONTEXT, word(ObjectType::SchedContext, context.physical()));
     put(slot::CPU, word(ObjectType::Cpu, Obj::from_ref(cpu).physical()));
     put(slot::PLATFORM, word(ObjectType::Platform, platform));
-    cap::insert_root(Obj::from_ref(&thread.table), word(ObjectType::CapTable, table.physical()), 0);
-    cap::insert_root(Obj::from_ref(&thread.space), word(ObjectType::AddressSpace, space.physical()), 0);
-    cap::insert_root(Obj::from_ref(&thread.buffer), word(ObjectType::Frame, buffer), 0);
+    thread.table.write(word(ObjectType::CapTable, table.physical()), 0);
+    thread.space.write(word(ObjectType::AddressSpace, space.physical()), 0);
+    thread.buffer.write(word(ObjectType::Frame, buffer), 0);
     // SAFETY: zeroed memory.
     let _ = unsafe { Obj::<Platform>::at(platform) };
 

@@ -36,6 +36,12 @@ impl Obj<CapTable> {
         Ok(cap::slot_of(self, index)?.read())
     }
 
+    /// The object that a slot names.
+    #[inline(always)]
+    pub fn object<T: Object>(self, index: u64, rights: Rights) -> Result<Obj<T>, Error> {
+        self.read(index)?.object(rights)
+    }
+
     /// An empty slot.
     pub fn empty_slot(self, index: u64) -> Result<Obj<Slot>, Error> {
         let slot = cap::slot_of(self, index)?;

@@ -1,11 +1,6 @@
 //! `Cpu`: one processor: its plan, its scheduler, its ledger. ABI: `docs/abi/cpu.md`.
 
-use super::{
-    life,
-    plan::Plan,
-    sched_context::{self, SchedContext},
-    thread::Thread,
-};
+use super::{life, plan::Plan, sched_context::SchedContext, thread::Thread};
 use crate::{
     cap, memory,
     memory::Obj,
@@ -25,7 +20,7 @@ pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<
     let plan = if caller.word(0) == 0 {
         None
     } else {
-        let plan: Obj<Plan> = caller.table()?.read(caller.word(0))?.object(Rights::USE)?;
+        let plan: Obj<Plan> = caller.table()?.object(caller.word(0), Rights::USE)?;
         if plan.cpu.get() != target.index as u64 + 1 {
             return Err(if plan.cpu.get() == 0 { Error::BadPlan } else { Error::WrongCpu });
         }
@@ -54,20 +49,11 @@ pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<
 /// `set_scheduler`: W0 context slot, W1 status-page frame slot.
 pub fn set_scheduler(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
     let table = caller.table()?;
-    let context: Obj<SchedContext> = sched_context::source(table, caller.word(0))?;
+    let context: Obj<SchedContext> = table.object(caller.word(0), Rights::USE)?;
     let frame = cap::slot_of(table, caller.word(1))?;
     frame.read().frame(Rights::READ.or(Rights::WRITE))?;
-    if context.header.life() != life::ACTIVE {
-        return Err(Error::Inactive);
-    }
-    if context.header.home() != target.index {
-        return Err(Error::WrongCpu);
-    }
-    let status = Obj::from_ref(&target.status);
-    if !status.is_empty() {
-        cap::remove(status);
-    }
-    cap::derive(frame, status, Rights::ALL, None)?;
+    context.header.active_on(target.index)?;
+    cap::keep(frame, &target.status, Rights::ALL)?;
     target.next_scheduler.store(context.physical(), Release);
     if target.index == cpu.index {
         sched::register(cpu);
@@ -79,7 +65,7 @@ pub fn set_scheduler(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result
 
 /// `ledger` into the caller's message buffer.
 pub fn ledger(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
-    let buffer = caller.buffer().ok_or(Error::NotMapped)?;
+    let buffer = caller.buffer()?;
     if target.index == cpu.index {
         sched::charge(cpu);
     }

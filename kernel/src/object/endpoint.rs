@@ -27,9 +27,5 @@ impl Object for Endpoint {
 pub fn bind(endpoint: Obj<Endpoint>, caller: Obj<Thread>) -> Result<(), Error> {
     let slot = cap::slot_of(caller.table()?, caller.word(0))?;
     slot.read().object::<Thread>(Rights::USE)?;
-    let server = Obj::from_ref(&endpoint.server);
-    if !server.is_empty() {
-        cap::remove(server);
-    }
-    cap::derive(slot, server, Rights::ALL, None)
+    cap::keep(slot, &endpoint.server, Rights::ALL)
 }

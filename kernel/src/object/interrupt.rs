@@ -64,11 +64,7 @@ impl Obj<Interrupt> {
 pub fn bind(interrupt: Obj<Interrupt>, caller: Obj<Thread>) -> Result<(), Error> {
     let slot = cap::slot_of(caller.table()?, caller.word(0))?;
     slot.read().object::<Notification>(Rights::SIGNAL)?;
-    let target = Obj::from_ref(&interrupt.target);
-    if !target.is_empty() {
-        cap::remove(target);
-    }
-    cap::derive(slot, target, Rights::SIGNAL, None)
+    cap::keep(slot, &interrupt.target, Rights::SIGNAL)
 }
 
 /// `ack`: lets the source fire again.
@@ -96,8 +92,5 @@ pub fn retire(interrupt: Obj<Interrupt>) {
         interrupt.line.get().mask(true);
         crate::percpu::by_index(interrupt.header.home()).drop_vector(interrupt.vector.replace(0));
     }
-    let target = Obj::from_ref(&interrupt.target);
-    if !target.is_empty() {
-        cap::remove(target);
-    }
+    cap::empty(&interrupt.target);
 }

@@ -15,7 +15,7 @@ pub mod untyped;
 pub mod vcpu;
 
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::*};
-use moira_abi::ObjectType;
+use moira_abi::{Error, ObjectType};
 
 /// Where an object stands between retype and reuse of its memory; 0 is memory that is no object.
 pub mod life {
@@ -58,6 +58,16 @@ impl Header {
         self.argument.store(argument, Relaxed);
         self.life.store(life::INACTIVE, Relaxed);
         self.kind.store(kind as u8, Release);
+    }
+
+    /// Whether it is active on that CPU.
+    #[inline(always)]
+    pub fn active_on(&self, cpu: u32) -> Result<(), Error> {
+        match self.life() {
+            life::ACTIVE if self.home() == cpu => Ok(()),
+            life::ACTIVE => Err(Error::WrongCpu),
+            _ => Err(Error::Inactive),
+        }
     }
 
     /// Life.

@@ -127,13 +127,22 @@ pub fn retire(cpu: &Cpu, notification: Obj<Notification>) {
         smp::post_thread(thread, smp::mail::PEER_GONE);
         return;
     }
-    if thread.bound.get() == Some(notification) {
+    cut(cpu, thread);
+}
+
+/// A thread lets go of what it is bound to and waits on, as far as that dies (on its own CPU).
+pub fn cut(cpu: &Cpu, thread: Obj<Thread>) {
+    let dies = |n: &Obj<Notification>| n.header.life() == life::RETIRING;
+    if let Some(bound) = thread.bound.get().filter(dies) {
         thread.bound.set(None);
+        bound.waiter.store(0, Release);
     }
-    if thread.state.get() == State::Waiting && thread.waits.get() == Some(notification) {
+    if thread.state.get() == State::Waiting
+        && let Some(notification) = thread.waits.get().filter(dies)
+    {
         thread.waits.set(None);
+        notification.waiter.store(0, Release);
         thread.finish(Err(Error::PeerGone));
         sched::news(cpu, thread);
     }
-    notification.waiter.store(0, Release);
 }

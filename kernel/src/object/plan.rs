@@ -1,13 +1,13 @@
 //! `Plan`: the windows of one cycle for one CPU. ABI: `docs/abi/plan.md`. Following it: `sched.rs`.
 
-use super::{Header, cap_table::CapTable, sched_context, thread::Thread};
+use super::{Header, cap_table::CapTable, sched_context::SchedContext, thread::Thread};
 use crate::{
     memory::{Obj, Object, Page},
     percpu::Cpu,
     smp,
 };
 use core::{cell::Cell, sync::atomic::Ordering::*};
-use moira_abi::{Error, ObjectType};
+use moira_abi::{Error, ObjectType, Rights};
 use moira_kernel_core::plan::{self, Window};
 
 /// The header of a plan; windows of 32 bytes follow at offset 64.
@@ -72,9 +72,9 @@ pub fn append(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
 }
 
 /// `append many`, without the lock: W0 windows, from number W1 on in the message buffer as context slot, start, end. Eight in a hold of the
-/// lock: all of them, or none. W0 and W1 are the progress, with which the call starts again if the lock is taken (*Again*).
-pub fn append_many(cpu: &Cpu, plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
-    let (table, buffer) = (caller.table()?, Page(caller.buffer().ok_or(Error::NotMapped)?));
+/// lock: all of them, or none. W0 and W1 are the progress, with which the call runs again if the lock is taken (the answer is false).
+pub fn append_many(cpu: &Cpu, plan: Obj<Plan>, caller: Obj<Thread>) -> Result<bool, Error> {
+    let (table, buffer) = (caller.table()?, Page(caller.buffer()?));
     let (mut left, mut first) = (caller.word(0), caller.word(1));
     if left == 0 || left > MANY || first > 128 {
         return Err(Error::BadArgument);
@@ -83,7 +83,7 @@ pub fn append_many(cpu: &Cpu, plan: Obj<Plan>, caller: Obj<Thread>) -> Result<()
         let count = (left as usize).min(HOLD);
         // Each word is read once: another thread of the task may write it meanwhile.
         if !smp::lock(cpu) {
-            return Err(Error::Again);
+            return Ok(false);
         }
         let result = fill(plan, table, count, |index| {
             let at = (first + index as u64) * 24;
@@ -94,7 +94,7 @@ pub fn append_many(cpu: &Cpu, plan: Obj<Plan>, caller: Obj<Thread>) -> Result<()
         (left, first) = (left - count as u64, first + count as u64);
         caller.answer2(left, first);
     }
-    Ok(())
+    Ok(true)
 }
 
 fn fill(plan: Obj<Plan>, table: Obj<CapTable>, more: usize, asked: impl Fn(usize) -> [u64; 3]) -> Result<(), Error> {
@@ -107,7 +107,7 @@ fn fill(plan: Obj<Plan>, table: Obj<CapTable>, more: usize, asked: impl Fn(usize
     }
     for index in 0..more {
         let [slot, start, end] = asked(index);
-        let context = sched_context::source(table, slot)?;
+        let context: Obj<SchedContext> = table.object(slot, Rights::USE)?;
         if context.header.life() != super::life::ACTIVE {
             return Err(Error::Inactive);
         }
@@ -120,7 +120,7 @@ fn fill(plan: Obj<Plan>, table: Obj<CapTable>, more: usize, asked: impl Fn(usize
             return Err(Error::BadPlan);
         }
         previous = end;
-        let Some(owner) = context.in_window() else { return Err(Error::TooDeep) };
+        let owner = context.in_window().ok_or(Error::TooDeep)?;
         // Not a window before it is counted: an error later on leaves the plan as it was.
         plan.cell(count + index).set(Window { start, end, owner, reserved: 0 });
     }

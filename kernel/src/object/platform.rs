@@ -6,7 +6,8 @@ use crate::{
     cap::{self, Slot},
     checks,
     memory::{self, Obj, Object, Page},
-    percpu, trace,
+    percpu::{self, Cpu},
+    trace,
 };
 use core::sync::atomic::Ordering::*;
 use moira_abi::{Error, FrameSize, ObjectType, PAGE, Rights};
@@ -40,7 +41,7 @@ fn text(caller: Obj<Thread>) -> Result<(u64, usize), Error> {
     if bytes > PAGE as usize {
         return Err(Error::BadArgument);
     }
-    Ok((caller.buffer().ok_or(Error::NotMapped)?, bytes))
+    Ok((caller.buffer()?, bytes))
 }
 
 /// `end`: W0 how.
@@ -70,7 +71,7 @@ pub fn trace(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
         caller.answer1(cpu.trace.written.get());
         return Ok(());
     }
-    let buffer = caller.buffer().ok_or(Error::NotMapped)?;
+    let buffer = caller.buffer()?;
     let written = cpu.trace.written.get();
     let first = caller.word(1).max(written.saturating_sub(trace::EVENTS as u64));
     let end = written.min(first.saturating_add(moira_abi::trace::COPIED));
@@ -103,9 +104,9 @@ pub fn add_io_apic(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
 pub fn make_interrupt(_: Obj<Platform>, caller: Obj<Thread>) -> Result<(), Error> {
     let (message, gsi, flags) = (caller.word(0), caller.word(1), caller.word(2));
     let table = caller.table()?;
-    let interrupt: Obj<Interrupt> = table.read(caller.word(3))?.object(Rights::USE)?;
-    let home = super::cpu::named(caller, caller.word(4), Rights(0))?;
-    table.read(caller.word(5))?.object::<Notification>(Rights::SIGNAL)?;
+    let interrupt: Obj<Interrupt> = table.object(caller.word(3), Rights::USE)?;
+    let home: Obj<Cpu> = table.object(caller.word(4), Rights(0))?;
+    table.object::<Notification>(caller.word(5), Rights::SIGNAL)?;
     if message > 1 || flags > 3 || (message == 0 && !arch::ioapic::exists(gsi)) {
         return Err(Error::BadArgument);
     }

@@ -1,10 +1,10 @@
 //! `SchedContext`: an account of CPU time, homed on one CPU. ABI: `docs/abi/sched-context.md`.
 
-use super::{Header, cpu, life, thread::Thread};
+use super::{Header, life, thread::Thread};
 use crate::{
-    cap,
     memory::{self, Obj, Object},
     percpu::Cpu,
+    sched,
 };
 use core::{cell::Cell, sync::atomic::Ordering::*};
 use moira_abi::{
@@ -88,10 +88,8 @@ impl Obj<SchedContext> {
         let (_, total) = least.get();
         if ticks > total {
             least.set((other.number(), ticks));
-            self.lost_others.set(self.lost_others.get() + total);
-        } else {
-            self.lost_others.set(self.lost_others.get() + ticks);
         }
+        self.lost_others.set(self.lost_others.get() + ticks.min(total));
     }
 
     /// Its number in accounts: its address in units of its size.
@@ -110,8 +108,8 @@ impl Obj<SchedContext> {
 /// new one).
 pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
     let table = caller.table()?;
-    let thread: Obj<Thread> = table.read(caller.word(0))?.object(Rights::USE)?;
-    let home = cpu::named(caller, caller.word(1), Rights(0))?;
+    let thread: Obj<Thread> = table.object(caller.word(0), Rights::USE)?;
+    let home: Obj<Cpu> = table.object(caller.word(1), Rights(0))?;
     if context.thread.get().is_some() || thread.context.get().is_some() {
         return Err(Error::InUse);
     }
@@ -139,7 +137,8 @@ pub fn bind(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error
 }
 
 /// `consumed`: W0 own, W1 lost, W2 helped, W3 structural, W4 interrupts, W5 lost to nobody, W6 number, W7 its thread in the trace.
-pub fn consumed(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
+pub fn consumed(cpu: &Cpu, context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
+    sched::charge(cpu);
     caller.answer4(context.own.get(), context.lost.get(), context.helped.get(), context.structural.get());
     caller.set_word(4, context.interrupts.get());
     caller.set_word(5, context.lost_gone.get());
@@ -149,8 +148,9 @@ pub fn consumed(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), E
 }
 
 /// `losers` into the caller's message buffer.
-pub fn losers(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
-    let buffer = caller.buffer().ok_or(Error::NotMapped)?;
+pub fn losers(cpu: &Cpu, context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
+    let buffer = caller.buffer()?;
+    sched::charge(cpu);
     let mut losers = Losers { to: [[0; 2]; LOSERS], others: context.lost_others.get(), gone: context.lost_gone.get() };
     for (to, from) in losers.to.iter_mut().zip(&context.losers) {
         *to = from.get().into();
@@ -161,7 +161,7 @@ pub fn losers(context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Err
 
 /// `set_home`: W0 CPU slot; the thread must be inactive, and an account that has a home is moved from there.
 pub fn set_home(cpu: &Cpu, context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
-    let home = cpu::named(caller, caller.word(0), Rights(0))?;
+    let home: Obj<Cpu> = caller.table()?.object(caller.word(0), Rights(0))?;
     if let Some(thread) = context.thread.get()
         && thread.header.life() == life::ACTIVE
     {
@@ -181,17 +181,10 @@ pub fn set_home(cpu: &Cpu, context: Obj<SchedContext>, caller: Obj<Thread>) -> R
 }
 
 /// Lets go of a context on its home CPU. Its time so far is booked to *gone*.
-pub fn retire(context: Obj<SchedContext>, home: &crate::percpu::Cpu) {
+pub fn retire(context: Obj<SchedContext>, home: &Cpu) {
     home.cut_context(context);
-    if let Some(thread) = context.thread.get() {
+    if let Some(thread) = context.thread.take() {
         thread.context.set(None);
-        crate::sched::disown(thread, Some(context));
+        sched::disown(thread, Some(context));
     }
-    context.thread.set(None);
-}
-
-/// Assertion helper for the cap module: contexts are never frames.
-#[inline(always)]
-pub fn source(table: Obj<super::cap_table::CapTable>, index: u64) -> Result<Obj<SchedContext>, Error> {
-    cap::slot_of(table, index)?.read().object(Rights::USE)
 }

@@ -167,9 +167,9 @@ impl Thread {
     }
 
     /// Physical address of its message buffer.
-    pub fn buffer(&self) -> Option<u64> {
+    pub fn buffer(&self) -> Result<u64, Error> {
         let word = self.buffer.word();
-        (word.kind_code() == ObjectType::Frame as u8).then_some(word.address())
+        if word.is_empty() { Err(Error::NotMapped) } else { Ok(word.address()) }
     }
 
     /// Answers one word.
@@ -272,7 +272,7 @@ pub fn configure(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> 
 
 /// `activate`: W0 CPU slot, W1, W2 arguments.
 pub fn activate(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    let home = super::cpu::named(caller, caller.word(0), Rights(0))?;
+    let home: Obj<Cpu> = caller.table()?.object(caller.word(0), Rights(0))?;
     if thread.header.life() != life::INACTIVE {
         return Err(Error::Active);
     }
@@ -298,7 +298,7 @@ pub fn activate(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(
 
 /// `stop`: the thread stops where it is; a call it waits on stays valid for the server, whose answer is dropped.
 pub fn stop(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
-    on_its_cpu(cpu, thread)?;
+    thread.header.active_on(cpu.index)?;
     sched::halt(cpu, thread);
     cpu.must_choose.set(true);
     Ok(())
@@ -306,7 +306,7 @@ pub fn stop(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
 
 /// `resume`: a stopped, parked or faulted thread goes on.
 pub fn resume(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
-    on_its_cpu(cpu, thread)?;
+    thread.header.active_on(cpu.index)?;
     if thread.state.get() != State::Stopped {
         return Err(Error::Active);
     }
@@ -314,21 +314,10 @@ pub fn resume(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
     Ok(())
 }
 
-fn on_its_cpu(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
-    match thread.header.life() {
-        life::INACTIVE => Err(Error::Inactive),
-        life::ACTIVE if thread.header.home() == cpu.index => Ok(()),
-        life::ACTIVE => Err(Error::WrongCpu),
-        _ => Err(Error::Retiring),
-    }
-}
-
 /// `bind_notification`: W0 notification slot.
 pub fn bind_notification(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    let notification: Obj<Notification> = caller.table()?.read(caller.word(0))?.object(Rights::WAIT)?;
-    if thread.header.life() == life::ACTIVE {
-        on_its_cpu(cpu, thread)?;
-    }
+    let notification: Obj<Notification> = caller.table()?.object(caller.word(0), Rights::WAIT)?;
+    not_elsewhere(cpu, thread)?;
     if thread.bound.get().is_some() {
         return Err(Error::InUse);
     }
@@ -337,13 +326,18 @@ pub fn bind_notification(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) ->
     Ok(())
 }
 
+/// Whether nobody else changes the thread meanwhile: it is not active on another CPU.
+fn not_elsewhere(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
+    if thread.header.life() == life::ACTIVE { thread.header.active_on(cpu.index) } else { Ok(()) }
+}
+
 /// Whether an active thread's registers may be read here: on its own CPU, or if it is stopped. Only `resume` and `write registers` get a
 /// stopped thread out of that, or its end: all of them under the structural lock, which the reader holds. The state was
 /// written before the fault notification was signalled, which is how another CPU knows where to look.
 fn still(cpu: &Cpu, thread: Obj<Thread>) -> Result<(), Error> {
     // SAFETY: a plain byte, read once; its home CPU may write it meanwhile.
     let state = unsafe { thread.state.as_ptr().cast::<u8>().read_volatile() };
-    match on_its_cpu(cpu, thread) {
+    match not_elsewhere(cpu, thread) {
         Err(Error::WrongCpu) if state == State::Stopped as u8 => Ok(()),
         other => other,
     }
@@ -354,14 +348,12 @@ fn readable(thread: Obj<Thread>, caller: Obj<Thread>) -> Result<u64, Error> {
     if !served && !matches!(thread.state.get(), State::Stopped | State::Inactive | State::Faulting) {
         return Err(Error::Active);
     }
-    caller.buffer().ok_or(Error::NotMapped)
+    caller.buffer()
 }
 
 /// `read registers` into the caller's message buffer.
 pub fn read_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    if thread.header.life() == life::ACTIVE {
-        still(cpu, thread)?;
-    }
+    still(cpu, thread)?;
     let buffer = readable(thread, caller)?;
     let mut registers = fault::Registers::default();
     for (to, from) in registers.gpr.iter_mut().zip(&thread.regs) {
@@ -377,9 +369,7 @@ pub fn read_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Re
 
 /// `write registers` from the caller's message buffer.
 pub fn write_registers(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(), Error> {
-    if thread.header.life() == life::ACTIVE {
-        on_its_cpu(cpu, thread)?;
-    }
+    not_elsewhere(cpu, thread)?;
     let registers: fault::Registers = memory::read_struct(readable(thread, caller)?);
     if registers.rip >= USER_END {
         return Err(Error::BadArgument);
@@ -454,9 +444,6 @@ pub fn retire(cpu: &Cpu, thread: Obj<Thread>) {
 /// Removes the capabilities of a thread that is let go of, or was never configured as a whole (structural lock held).
 pub fn empty_slots(thread: Obj<Thread>) {
     for slot in [&thread.table, &thread.space, &thread.buffer, &thread.fault_endpoint, &thread.fault_notification] {
-        let slot = Obj::from_ref(slot);
-        if !slot.is_empty() {
-            cap::remove(slot);
-        }
+        cap::empty(slot);
     }
 }

@@ -461,12 +461,7 @@ fn retire(cpu: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, E
                 return Ok(true);
             }
             Some(ObjectType::Interrupt) => interrupt::retire(Obj::at(at)),
-            Some(ObjectType::Endpoint) => {
-                let server = Obj::from_ref(&Obj::<Endpoint>::at(at).server);
-                if !server.is_empty() {
-                    cap::remove(server);
-                }
-            }
+            Some(ObjectType::Endpoint) => cap::empty(&Obj::<Endpoint>::at(at).server),
             Some(ObjectType::Thread | ObjectType::SchedContext | ObjectType::Vcpu | ObjectType::Plan) => {
                 match header.life() {
                     life::ACTIVE if header.home() != cpu.index => smp::post_retire(header),
