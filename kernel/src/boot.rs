@@ -8,7 +8,10 @@ use crate::{
     memory::{DIRECT_MAP, KERNEL_BASE},
     percpu, sched,
 };
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use core::sync::atomic::Ordering::*;
+use heapless::Vec;
+use raw_cpuid::CpuId;
+use spin::Once;
 
 mod loader;
 mod root;
@@ -20,48 +23,25 @@ pub use loader::{Loaded, Range};
 const RANGES: usize = 64;
 
 /// What ends a run under an emulator.
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum ExitDevice {
-    /// A machine: nothing.
-    None,
     /// QEMU's isa-debug-exit at port F4h.
     Debug,
     /// Bochs' port 8900h.
     Bochs,
 }
 
-struct SharedRanges(core::cell::UnsafeCell<([Range; RANGES], usize)>);
-// SAFETY: written by the boot processor before any task or other processor runs, then only read.
-unsafe impl Sync for SharedRanges {}
-
-static UP: AtomicBool = AtomicBool::new(false);
-static EXIT: AtomicU64 = AtomicU64::new(0);
+/// What ends the run; a machine has nothing.
+pub static EXIT: Once<ExitDevice> = Once::new();
 /// Usable memory, for `is_memory`.
-static MEMORY: SharedRanges = SharedRanges(core::cell::UnsafeCell::new(([Range { start: 0, end: 0 }; RANGES], 0)));
+static MEMORY: Once<Vec<Range, RANGES>> = Once::new();
 /// Memory for processors: base, and how many there is room for.
-static CPU_BASE: AtomicU64 = AtomicU64::new(0);
-static CPU_LIMIT: AtomicU64 = AtomicU64::new(0);
-static CPU_NEXT: AtomicU64 = AtomicU64::new(1);
+static CPU_MEMORY: Once<(u64, u64)> = Once::new();
 
 unsafe extern "C" {
     static kernel_start: u8;
     static kernel_text_end: u8;
     static kernel_rodata_end: u8;
     static kernel_end: u8;
-}
-
-/// What ends the run.
-pub fn exit_device() -> ExitDevice {
-    match EXIT.load(Relaxed) {
-        1 => ExitDevice::Debug,
-        2 => ExitDevice::Bochs,
-        _ => ExitDevice::None,
-    }
-}
-
-/// Whether this processor's structures are in place.
-pub fn is_up() -> bool {
-    UP.load(Acquire)
 }
 
 /// Whether an address lies in the kernel's code.
@@ -71,21 +51,15 @@ pub fn is_text(address: u64) -> bool {
 
 /// Whether any byte of a range is memory that the kernel manages.
 pub fn is_memory(start: u64, bytes: u64) -> bool {
-    // SAFETY: only read after boot.
-    let (ranges, count) = unsafe { &*MEMORY.0.get() };
     let trampoline = Range { start: start::TRAMPOLINE, end: start::TRAMPOLINE + 3 * 4096 };
     let overlaps = |range: &Range| start < range.end && range.start < start.saturating_add(bytes);
-    overlaps(&trampoline) || ranges[..*count].iter().any(overlaps)
+    overlaps(&trampoline) || MEMORY.get().is_some_and(|ranges| ranges.iter().any(overlaps))
 }
 
-/// Memory of the next processor to start.
+/// Memory of the next processor to start (structural lock held).
 pub fn next_cpu() -> Option<(u32, u64)> {
-    let index = CPU_NEXT.fetch_add(1, SeqCst);
-    if index >= CPU_LIMIT.load(Relaxed) {
-        CPU_NEXT.fetch_sub(1, SeqCst);
-        return None;
-    }
-    Some((index as u32, CPU_BASE.load(Relaxed) + index * start::BYTES_PER_CPU))
+    let (index, &(base, limit)) = (percpu::count() as u64, CPU_MEMORY.get()?);
+    (index < limit).then_some((index as u32, base + index * start::BYTES_PER_CPU))
 }
 
 /// Ends with one clear line.
@@ -121,11 +95,6 @@ pub struct Early {
 }
 
 impl Early {
-    /// Where the next allocation would begin.
-    pub fn next(&self) -> u64 {
-        self.next
-    }
-
     /// Zeroed memory, aligned to its power-of-two `align`.
     pub fn take(&mut self, bytes: u64, align: u64) -> u64 {
         let at = (self.next + align - 1) & !(align - 1);
@@ -148,15 +117,12 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
         Ok(loaded) => loaded,
         Err(why) => fail(format_args!("{why}")),
     };
-    let option = |name: &str| loader::option(loaded.command_line(), name);
-    EXIT.store(
-        match option("exit") {
-            Some("debug") => 1,
-            Some("bochs") => 2,
-            _ => 0,
-        },
-        Relaxed,
-    );
+    let option = |name: &str| loader::option(&loaded.command_line, name);
+    match option("exit") {
+        Some("debug") => _ = EXIT.call_once(|| ExitDevice::Debug),
+        Some("bochs") => _ = EXIT.call_once(|| ExitDevice::Bochs),
+        _ => {}
+    }
     #[cfg(feature = "mischarge")]
     crate::mischarge::boot(option("mischarge"));
     if option("selftest") == Some("hang") {
@@ -176,14 +142,13 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
         (&raw const kernel_rodata_end as u64, (&raw const kernel_end as u64 + 4095) & !4095, true, false),
     ];
     let low = core::iter::once((0, 0x10_0000));
-    let ranges = loaded.ranges().iter().map(|range| (range.start, range.end));
+    let ranges = loaded.ranges.iter().map(|range| (range.start, range.end));
     let initrd = core::iter::once((loaded.initrd.start, loaded.initrd.end));
     paging::init(low.chain(ranges).chain(initrd), &sections, &mut || early.take(4096, 4096));
 
     let limit = option("cpus").and_then(|text| text.parse().ok()).unwrap_or(16u64).clamp(1, percpu::MAX_CPUS as u64);
     let base = early.take(limit * start::BYTES_PER_CPU, 4096);
-    CPU_BASE.store(base, Relaxed);
-    CPU_LIMIT.store(limit, Relaxed);
+    CPU_MEMORY.call_once(|| (base, limit));
     for index in 0..limit {
         start::map(index as u32, base + index * start::BYTES_PER_CPU, &mut || early.take(4096, 4096));
     }
@@ -193,7 +158,6 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     start::init_this(cpu);
     percpu::register(cpu);
     cpu.online.store(true, Release);
-    UP.store(true, Release);
     silence_pics();
     tsc::calibrate();
     apic::init_timer();
@@ -206,13 +170,12 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
     };
     crate::log!(
         "moira: {} MiB, TSC {} kHz, {}, virtualization: {}",
-        loaded.ranges().iter().map(|range| range.end - range.start).sum::<u64>() >> 20,
+        loaded.ranges.iter().map(|range| range.end - range.start).sum::<u64>() >> 20,
         tsc::hz() / 1000,
         if apic::is_x2apic() { "x2APIC" } else { "xAPIC" },
         ["none", "VT-x", "SVM"][virtualization as usize % 3]
     );
-    // SAFETY: nobody else reads it yet.
-    unsafe { *MEMORY.0.get() = loaded.memory() };
+    MEMORY.call_once(|| loaded.ranges.clone());
     let thread = root::make(cpu, &loaded, early, early_start, image, boot_tsc, virtualization);
     selftest::run(option("selftest").unwrap_or(""), cpu, thread);
     let now = arch::now();
@@ -224,33 +187,22 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
 
 /// The processor must have what no fallback exists for.
 fn check_processor() {
-    let features = raw_cpuid::CpuId::new();
-    let has_apic = features.get_feature_info().is_some_and(|f| f.has_apic() && f.has_tsc() && f.has_msr());
-    if !has_apic {
+    let (basic, extended) =
+        (CpuId::new().get_feature_info(), CpuId::new().get_extended_processor_and_feature_identifiers());
+    if !basic.is_some_and(|f| f.has_apic() && f.has_tsc() && f.has_msr()) {
         fail(format_args!("this processor has no local APIC or no TSC"));
     }
-    if !features
-        .get_extended_processor_and_feature_identifiers()
-        .is_some_and(|f| f.has_syscall_sysret() && f.has_execute_disable())
-    {
+    if !extended.is_some_and(|f| f.has_syscall_sysret() && f.has_execute_disable()) {
         fail(format_args!("this processor has no SYSCALL or no NX"));
     }
 }
 
 /// The two 8259s are remapped out of the exceptions' way and masked.
 fn silence_pics() {
-    for (port, value) in [
-        (0x20, 0x11),
-        (0xa0, 0x11),
-        (0x21, 0x20),
-        (0xa1, 0x28),
-        (0x21, 4),
-        (0xa1, 2),
-        (0x21, 1),
-        (0xa1, 1),
-        (0x21, 0xff),
-        (0xa1, 0xff),
-    ] {
-        arch::port_write(port, 1, value);
+    for (port, words) in [(0x20, [0x20, 4, 1, 0xff]), (0xa0, [0x28, 2, 1, 0xff])] {
+        arch::port_write(port, 1, 0x11);
+        for word in words {
+            arch::port_write(port + 1, 1, word);
+        }
     }
 }

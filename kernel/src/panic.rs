@@ -52,7 +52,7 @@ pub fn root_fault(thread: Obj<Thread>) -> ! {
 
 fn record(stack: u64) -> ! {
     let at = if stack == 0 { &raw const stack as u64 } else { stack };
-    if crate::boot::is_up() {
+    if crate::percpu::count() != 0 {
         let cpu = arch::cpu();
         let (thread, context) = (cpu.current.get(), cpu.chosen.get().map_or(0, |context| context.physical()));
         let number = thread.map_or(0, |thread| thread.physical());

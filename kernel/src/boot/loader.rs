@@ -3,10 +3,11 @@
 
 use super::{Early, RANGES};
 use crate::memory::Page;
+use heapless::{String, Vec};
 use moira_abi::boot::MAX_COMMAND_LINE;
 
 /// A range of physical memory, `[start, end)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Default)]
 pub struct Range {
     /// First byte.
     pub start: u64,
@@ -15,17 +16,18 @@ pub struct Range {
 }
 
 /// What was found.
+#[derive(Default)]
 pub struct Loaded {
-    ranges: [Range; RANGES],
-    count: usize,
-    command_line: [u8; MAX_COMMAND_LINE],
-    command_line_length: usize,
+    /// Usable memory, page-aligned, above 1 MiB.
+    pub ranges: Vec<Range, RANGES>,
+    /// The command line.
+    pub command_line: String<MAX_COMMAND_LINE>,
     /// The module.
     pub initrd: Range,
     /// ACPI root pointer, or 0.
     pub rsdp: u64,
-    /// Its bytes.
-    pub rsdp_bytes: [u8; 36],
+    /// Its bytes, as far as it can be read.
+    pub rsdp_bytes: Vec<u8, 36>,
 }
 
 const PVH_MAGIC: u64 = 0x336e_c578;
@@ -34,48 +36,20 @@ const MULTIBOOT2_MAGIC: u32 = 0x36d7_6289;
 const TOP: u64 = 1 << 45;
 
 impl Loaded {
-    fn new() -> Loaded {
-        Loaded {
-            ranges: [Range { start: 0, end: 0 }; RANGES],
-            count: 0,
-            command_line: [0; MAX_COMMAND_LINE],
-            command_line_length: 0,
-            initrd: Range { start: 0, end: 0 },
-            rsdp: 0,
-            rsdp_bytes: [0; 36],
-        }
-    }
-
-    /// Usable memory, page-aligned, above 1 MiB.
-    pub fn ranges(&self) -> &[Range] {
-        &self.ranges[..self.count]
-    }
-
-    /// The same as an array, for keeping.
-    pub fn memory(&self) -> ([Range; RANGES], usize) {
-        (self.ranges, self.count)
-    }
-
-    /// The command line.
-    pub fn command_line(&self) -> &str {
-        core::str::from_utf8(&self.command_line[..self.command_line_length]).unwrap_or("")
-    }
-
     fn add(&mut self, start: u64, length: u64) {
         let end = start.saturating_add(length).min(TOP) & !4095;
         let start = start.max(0x10_0000).saturating_add(4095) & !4095;
-        if start < end && self.count < RANGES {
-            self.ranges[self.count] = Range { start, end };
-            self.count += 1;
+        if start < end {
+            // There may be more than there is room for: those are not used.
+            let _ = self.ranges.push(Range { start, end });
         }
     }
 
     fn set_command_line(&mut self, address: u64, most: usize) {
-        let length = most.min(MAX_COMMAND_LINE);
-        let bytes = Page(address).bytes(length);
-        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(length);
-        self.command_line[..end].copy_from_slice(&bytes[..end]);
-        self.command_line_length = end;
+        let bytes = Page(address).bytes(most.min(MAX_COMMAND_LINE));
+        let line = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.command_line.clear();
+        let _ = self.command_line.push_str(core::str::from_utf8(line).unwrap_or_default());
     }
 }
 
@@ -95,9 +69,9 @@ pub fn read(magic: u32, info: u64) -> Result<Loaded, &'static str> {
     }
     let mut loaded = if magic == MULTIBOOT2_MAGIC { multiboot2(info) } else { pvh(info) }?;
     if loaded.rsdp != 0 && loaded.rsdp < 1 << 32 {
-        loaded.rsdp_bytes.copy_from_slice(Page(loaded.rsdp).bytes(36));
+        let _ = loaded.rsdp_bytes.extend_from_slice(Page(loaded.rsdp).bytes(36));
     }
-    if loaded.count == 0 {
+    if loaded.ranges.is_empty() {
         return Err("the loader gave no memory map");
     }
     if loaded.initrd.start >= loaded.initrd.end {
@@ -116,8 +90,7 @@ fn pvh(info: u64) -> Result<Loaded, &'static str> {
     }
     let (version, modules) = (u32_at(info + 4), u32_at(info + 12));
     let (module_list, command_line) = (u64_at(info + 16), u64_at(info + 24));
-    let mut loaded = Loaded::new();
-    loaded.rsdp = u64_at(info + 32);
+    let mut loaded = Loaded { rsdp: u64_at(info + 32), ..Loaded::default() };
     if version < 1 {
         return Err("the PVH loader gave no memory map (version 0)");
     }
@@ -140,7 +113,7 @@ fn pvh(info: u64) -> Result<Loaded, &'static str> {
 
 /// Multiboot2 information (specification 2.0, section 3).
 fn multiboot2(info: u64) -> Result<Loaded, &'static str> {
-    let mut loaded = Loaded::new();
+    let mut loaded = Loaded::default();
     let end = info + u32_at(info).min(1 << 20) as u64;
     let mut at = info + 8;
     while at + 8 <= end {
@@ -177,28 +150,30 @@ pub fn option<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
 }
 
-/// Memory for what the kernel makes at boot: the largest piece below 4 GiB free of image and initrd.
-pub fn early_memory(loaded: &Loaded, image: Range) -> Early {
-    let mut best = Range { start: 0, end: 0 };
-    for range in loaded.ranges() {
-        let mut at = range.start;
-        // Cut out what is in use, one obstacle after the other.
-        let mut obstacles = [image, loaded.initrd];
+impl Range {
+    /// The pieces of it, in whole pages, that are free of obstacles.
+    pub fn free_of<const N: usize>(self, mut obstacles: [Range; N], mut piece: impl FnMut(Range)) {
         obstacles.sort_unstable_by_key(|obstacle| obstacle.start);
-        let end = range.end.min(1 << 32);
-        for obstacle in obstacles {
-            if obstacle.start >= end || obstacle.end <= at {
-                continue;
+        let mut start = self.start;
+        for obstacle in obstacles.into_iter().chain([Range { start: self.end, end: self.end }]) {
+            let end = obstacle.start.min(self.end) & !4095;
+            if start < end {
+                piece(Range { start, end });
             }
-            if obstacle.start > at && obstacle.start - at > best.end - best.start {
-                best = Range { start: at, end: obstacle.start & !4095 };
-            }
-            at = at.max((obstacle.end + 4095) & !4095);
-        }
-        if end > at && end - at > best.end - best.start {
-            best = Range { start: at, end };
+            start = start.max((obstacle.end + 4095) & !4095);
         }
     }
-    // Loaders put their information low: leave the first 64 KiB of the piece alone, all of it has been copied by then.
+}
+
+/// Memory for what the kernel makes at boot: the largest piece below 4 GiB free of image and initrd.
+pub fn early_memory(loaded: &Loaded, image: Range) -> Early {
+    let mut best = Range::default();
+    for range in &loaded.ranges {
+        Range { start: range.start, end: range.end.min(1 << 32) }.free_of([image, loaded.initrd], |piece| {
+            if piece.end - piece.start > best.end - best.start {
+                best = piece;
+            }
+        });
+    }
     Early { next: best.start, end: best.end }
 }

@@ -4,12 +4,11 @@ use super::{Early, Loaded, Range};
 use crate::{
     arch::{tsc, virt},
     cap,
-    memory::{self, Obj, Page},
+    memory::{Obj, Page},
     object::{
         address_space::{self, AddressSpace},
         cap_table::{self, CapTable},
         life,
-        platform::Platform,
         sched_context::SchedContext,
         thread::{self, Thread},
         untyped::{self, Untyped},
@@ -17,6 +16,7 @@ use crate::{
     percpu::Cpu,
 };
 use core::sync::atomic::Ordering::*;
+use elf::{ElfBytes, abi, endian::LittleEndian, file::Class};
 use moira_abi::{
     FrameSize, ObjectType, Rights,
     boot::{BOOT_MAGIC, BootInfo, BootUntyped, MAX_UNTYPED, slot, untyped_kind},
@@ -68,60 +68,30 @@ impl Maker<'_> {
     }
 }
 
-/// The first file of a cpio archive in "newc" format: its contents.
-fn first_file(archive: &[u8]) -> Option<&[u8]> {
-    let field = |index: usize| {
-        let text = core::str::from_utf8(archive.get(6 + index * 8..14 + index * 8)?).ok()?;
-        usize::from_str_radix(text, 16).ok()
-    };
-    if archive.get(..6)? != b"070701" {
-        return None;
-    }
-    let (size, name) = (field(6)?, field(11)?);
-    let start = 110usize.checked_add(name)?.checked_add(3)? & !3;
-    archive.get(start..start.checked_add(size)?)
-}
-
 /// Copies an ELF file's segments into fresh pages of the root task. Answers its entry.
 fn load(maker: &mut Maker, file: &[u8]) -> Option<u64> {
-    let word = |at: usize, bytes: usize| -> Option<u64> {
-        let mut value = [0; 8];
-        value[..bytes].copy_from_slice(file.get(at..at.checked_add(bytes)?)?);
-        Some(u64::from_le_bytes(value))
-    };
-    if file.get(..6)? != [0x7f, b'E', b'L', b'F', 2, 1] || word(18, 2)? != 62 {
+    let program = ElfBytes::<LittleEndian>::minimal_parse(file).ok()?;
+    if program.ehdr.class != Class::ELF64 || program.ehdr.e_machine != abi::EM_X86_64 {
         return None;
     }
-    let (headers, count) = (word(32, 8)? as usize, word(56, 2)? as usize);
-    for i in 0..count.min(16) {
-        let at = headers.checked_add(i * 56)?;
-        if word(at, 4)? != 1 {
-            continue;
-        }
-        let (flags, offset, address) = (word(at + 4, 4)?, word(at + 8, 8)? as usize, word(at + 16, 8)?);
-        let (in_file, in_memory) = (word(at + 32, 8)? as usize, word(at + 40, 8)?);
-        if in_memory == 0 {
-            continue;
-        }
-        let (start, end) = (address & !4095, address.checked_add(in_memory)?.checked_add(4095)? & !4095);
-        if in_file as u64 > in_memory || end > STACK_TOP - STACK {
+    for segment in program.segments()?.iter().filter(|one| one.p_type == abi::PT_LOAD && one.p_memsz != 0) {
+        let address = segment.p_vaddr;
+        let (start, end) = (address & !4095, address.checked_add(segment.p_memsz)?.checked_add(4095)? & !4095);
+        let source = program.segment_data(&segment).ok()?;
+        if source.len() as u64 > segment.p_memsz || end > STACK_TOP - STACK {
             return None;
         }
-        let rights = match flags & 3 {
-            1 => Rights::READ.or(Rights::EXECUTE),
-            2 => Rights::READ.or(Rights::WRITE),
+        let rights = match segment.p_flags & (abi::PF_X | abi::PF_W) {
+            abi::PF_X => Rights::READ.or(Rights::EXECUTE),
+            abi::PF_W => Rights::READ.or(Rights::WRITE),
             0 => Rights::READ,
             _ => return None,
         };
-        let physical = maker.map_new(start, end - start, rights);
-        let source = file.get(offset..offset.checked_add(in_file)?)?;
-        for (i, byte) in source.iter().enumerate() {
-            let to = physical + (address - start) + i as u64;
-            // SAFETY: fresh pages of the root task.
-            unsafe { (Page(to).address() as *mut u8).write(*byte) };
-        }
+        let to = Page(maker.map_new(start, end - start, rights) + (address - start)).address() as *mut u8;
+        // SAFETY: fresh pages of the root task, as long as the segment in memory.
+        unsafe { to.copy_from_nonoverlapping(source.as_ptr(), source.len()) };
     }
-    word(24, 8)
+    Some(program.ehdr.e_entry)
 }
 
 /// Makes the root task and gives it everything. `early_start` is where the kernel's early allocations began.
@@ -140,7 +110,7 @@ pub fn make(
     }
     let length = initrd.end - initrd.start;
     let archive = Page(initrd.start).bytes(length as usize);
-    let Some(program) = first_file(archive) else {
+    let Some(program) = cpio_reader::iter_files(archive).next() else {
         super::fail(format_args!("the module is not a system image, or is truncated"));
     };
 
@@ -157,7 +127,7 @@ pub fn make(
     address_space::donate(space, pool, pool + tables * 4096);
 
     let mut maker = Maker { early: &mut early, space };
-    let Some(entry) = load(&mut maker, program) else {
+    let Some(entry) = load(&mut maker, program.file()) else {
         super::fail(format_args!("the first file of the module is not a program for this machine"));
     };
     let writable = Rights::READ.or(Rights::WRITE);
@@ -183,9 +153,6 @@ pub fn make(
     thread.table.write(word(ObjectType::CapTable, table.physical()), 0);
     thread.space.write(word(ObjectType::AddressSpace, space.physical()), 0);
     thread.buffer.write(word(ObjectType::Frame, buffer), 0);
-    // SAFETY: zeroed memory.
-    let _ = unsafe { Obj::<Platform>::at(platform) };
-
     context.thread.set(Some(thread));
     context.index.set(cpu.take_index(context));
     context.header.life.store(life::ACTIVE, Release);
@@ -193,32 +160,25 @@ pub fn make(
     thread.beneficiary.set(Some(context));
     thread::boot_root(thread, entry, STACK_TOP, INFO);
 
-    let used = Range { start: early_start, end: (early.next() + 4095) & !4095 };
-    let mut boot_info = BootInfo {
-        magic: BOOT_MAGIC,
-        tsc_hz: tsc::hz(),
-        rsdp: loaded.rsdp,
-        rsdp_copy: [0; 40],
-        initrd_address: INITRD,
-        initrd_physical: initrd.start,
-        initrd_length: length,
-        message_buffer: BUFFER,
-        free_address: (INITRD + length + 0x3fff_ffff) & !0x3fff_ffff,
-        free_slot: 0,
-        slot_count: cap_table_slots(TABLE_BITS),
-        boot_apic_id: cpu.apic_id.get(),
-        virtualization,
-        boot_tsc,
-        guest_xcr0: virt::guest_xcr0(),
-        untyped_count: 0,
-        command_line_length: loaded.command_line().len() as u32,
-        command_line: [0; moira_abi::boot::MAX_COMMAND_LINE],
-        untyped: [BootUntyped::default(); MAX_UNTYPED],
-    };
-    boot_info.command_line[..loaded.command_line().len()].copy_from_slice(loaded.command_line().as_bytes());
-    if loaded.rsdp != 0 && loaded.rsdp < 1 << 32 {
-        boot_info.rsdp_copy[..36].copy_from_slice(&loaded.rsdp_bytes);
-    }
+    let used = Range { start: early_start, end: early.next };
+    // SAFETY: two fresh zeroed pages of the root task, which does not run yet; zero is valid for every field.
+    let boot_info = unsafe { &mut *(Page(info).address() as *mut BootInfo) };
+    boot_info.magic = BOOT_MAGIC;
+    boot_info.tsc_hz = tsc::hz();
+    boot_info.boot_tsc = boot_tsc;
+    boot_info.rsdp = loaded.rsdp;
+    boot_info.rsdp_copy[..loaded.rsdp_bytes.len()].copy_from_slice(&loaded.rsdp_bytes);
+    boot_info.initrd_address = INITRD;
+    boot_info.initrd_physical = initrd.start;
+    boot_info.initrd_length = length;
+    boot_info.message_buffer = BUFFER;
+    boot_info.free_address = (INITRD + length + 0x3fff_ffff) & !0x3fff_ffff;
+    boot_info.slot_count = cap_table_slots(TABLE_BITS);
+    boot_info.boot_apic_id = cpu.apic_id.get();
+    boot_info.virtualization = virtualization;
+    boot_info.guest_xcr0 = virt::guest_xcr0();
+    boot_info.command_line_length = loaded.command_line.len() as u32;
+    boot_info.command_line[..loaded.command_line.len()].copy_from_slice(loaded.command_line.as_bytes());
     let mut give = |range: Range, kind: u32| {
         let mut at = range.start;
         while let Some((address, bits)) = first_block(at, range.end) {
@@ -236,21 +196,9 @@ pub fn make(
         }
     };
     give(Range { start: initrd.start, end: (initrd.end + 4095) & !4095 }, untyped_kind::CONTENT);
-    for range in loaded.ranges() {
-        let mut obstacles = [image, Range { start: initrd.start, end: (initrd.end + 4095) & !4095 }, used];
-        obstacles.sort_unstable_by_key(|obstacle| obstacle.start);
-        let mut at = range.start;
-        for obstacle in obstacles.into_iter().filter(|o| o.start < range.end && o.end > range.start) {
-            if obstacle.start > at {
-                give(Range { start: at, end: obstacle.start }, untyped_kind::DIRTY);
-            }
-            at = at.max(obstacle.end);
-        }
-        if at < range.end {
-            give(Range { start: at, end: range.end }, untyped_kind::DIRTY);
-        }
+    for range in &loaded.ranges {
+        range.free_of([image, initrd, used], |piece| give(piece, untyped_kind::DIRTY));
     }
     boot_info.free_slot = slot::UNTYPED + boot_info.untyped_count;
-    memory::write_struct(info, &boot_info);
     thread
 }

@@ -15,7 +15,10 @@ mod svm;
 pub mod virt;
 mod vmx;
 
-use crate::percpu::Cpu;
+use crate::{
+    boot::{EXIT, ExitDevice},
+    percpu::Cpu,
+};
 use core::arch::{asm, global_asm};
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
@@ -88,14 +91,10 @@ pub fn port_write(port: u16, size: u8, value: u32) {
 pub fn end(how: u64) -> ! {
     serial::flush();
     if how < 2 || how == 3 {
-        match crate::boot::exit_device() {
-            crate::boot::ExitDevice::Debug => port_write(0xf4, 4, if how == 1 { 2 } else { 1 }),
-            crate::boot::ExitDevice::Bochs => {
-                for byte in b"Shutdown" {
-                    port_write(0x8900, 1, *byte as u32);
-                }
-            }
-            crate::boot::ExitDevice::None => {}
+        match EXIT.get() {
+            Some(ExitDevice::Debug) => port_write(0xf4, 4, if how == 1 { 2 } else { 1 }),
+            Some(ExitDevice::Bochs) => b"Shutdown".iter().for_each(|byte| port_write(0x8900, 1, *byte as u32)),
+            None => {}
         }
     }
     if how == 2 {
