@@ -1,7 +1,28 @@
 # The first instructions: 32-bit protected mode, paging off, from a PVH loader (ebx: start info) or a Multiboot2 loader
-# (eax: magic, ebx: information). Builds page tables for the first 4 GiB at 0, DIRECT_MAP and KERNEL_BASE, enters
-# long mode, and calls kernel_start_rust(magic, info).
+# (eax: magic, ebx: information). Enters long mode with page tables for the first 4 GiB at 0, DIRECT_MAP and KERNEL_BASE, and calls
+# kernel_start_rust(magic, info).
 .set KB, 0xffffffff80000000
+
+# With the page tables in eax: PAE, LME and NXE, PG and WP and PE.
+.macro enter_long_mode
+    movl %eax, %cr3
+    movl %cr4, %eax
+    orl $0x20, %eax
+    movl %eax, %cr4
+    movl $0xc0000080, %ecx
+    rdmsr
+    orl $0x900, %eax
+    wrmsr
+    movl %cr0, %eax
+    orl $0x80010001, %eax
+    movl %eax, %cr0
+.endm
+.macro clear_segments
+    xorl %eax, %eax
+    .irp segment, ds, es, ss, fs, gs
+    movw %ax, %\segment
+    .endr
+.endm
 
 .section .multiboot2, "a"
 .balign 8
@@ -55,41 +76,8 @@ boot_start:
     testl $(1 << 20), %edx
     jz no_long_mode
 
-    # Four page directories of 2 MiB pages.
-    movl $(boot_directories - KB), %edi
-    movl $0x83, %eax
-    xorl %edx, %edx
-    movl $2048, %ecx
-1:  movl %eax, (%edi)
-    movl %edx, 4(%edi)
-    addl $0x200000, %eax
-    addl $8, %edi
-    loop 1b
-    movl $(boot_pdpt_low - KB), %edi
-    movl $(boot_directories - KB + 3), %eax
-    movl $4, %ecx
-2:  movl %eax, (%edi)
-    addl $4096, %eax
-    addl $8, %edi
-    loop 2b
-    movl $(boot_directories - KB + 3), boot_pdpt_high - KB + 510 * 8
-    movl $(boot_directories - KB + 4096 + 3), boot_pdpt_high - KB + 511 * 8
-    movl $(boot_pdpt_low - KB + 3), boot_pml4 - KB
-    movl $(boot_pdpt_low - KB + 3), boot_pml4 - KB + 256 * 8
-    movl $(boot_pdpt_high - KB + 3), boot_pml4 - KB + 511 * 8
-
     movl $(boot_pml4 - KB), %eax
-    movl %eax, %cr3
-    movl %cr4, %eax
-    orl $0x20, %eax             # PAE
-    movl %eax, %cr4
-    movl $0xc0000080, %ecx
-    rdmsr
-    orl $0x900, %eax            # LME, NXE
-    wrmsr
-    movl %cr0, %eax
-    orl $0x80010001, %eax       # PG, WP, PE
-    movl %eax, %cr0
+    enter_long_mode
     lgdt boot_gdt_pointer - KB
     ljmp $8, $(boot_long - KB)
 
@@ -128,12 +116,7 @@ no_long_mode:
 boot_long:
     movabsq $6f, %rax
     jmp *%rax
-6:  xorl %eax, %eax
-    movw %ax, %ds
-    movw %ax, %es
-    movw %ax, %ss
-    movw %ax, %fs
-    movw %ax, %gs
+6:  clear_segments
     movabsq $boot_stack_top, %rsp
     movl %ebp, %edi
     movl %esi, %esi
@@ -162,26 +145,11 @@ ap_protected:
     movw $24, %ax
     movw %ax, %ds
     movl ap_cr3 - ap_trampoline + 0x8000, %eax
-    movl %eax, %cr3
-    movl %cr4, %eax
-    orl $0x20, %eax
-    movl %eax, %cr4
-    movl $0xc0000080, %ecx
-    rdmsr
-    orl $0x900, %eax
-    wrmsr
-    movl %cr0, %eax
-    orl $0x80010001, %eax
-    movl %eax, %cr0
+    enter_long_mode
     ljmp $8, $(ap_long - ap_trampoline + 0x8000)
 .code64
 ap_long:
-    xorl %eax, %eax
-    movw %ax, %ds
-    movw %ax, %es
-    movw %ax, %ss
-    movw %ax, %fs
-    movw %ax, %gs
+    clear_segments
     # One processor takes the structure; one that comes too late finds none, and stops.
     xorl %edi, %edi
     xchgq %rdi, ap_cpu - ap_trampoline + 0x8000
@@ -216,11 +184,30 @@ boot_gdt_pointer:
 boot_no_long_mode:
     .asciz "moira: cannot boot: this processor has no 64-bit mode with NX\r\n"
 
+# The first 4 GiB in pages of 2 MiB; at KERNEL_BASE, which is the last 2 GiB, the first two of them.
+.section .data
+.balign 4096
+boot_pml4:
+    .quad boot_pdpt_low - KB + 3
+    .skip 255 * 8
+    .quad boot_pdpt_low - KB + 3
+    .skip 254 * 8
+    .quad boot_pdpt_high - KB + 3
+boot_pdpt_high:
+    .skip 510 * 8
+    .quad boot_directories - KB + 0x0003, boot_directories - KB + 0x1003
+boot_pdpt_low:
+    .quad boot_directories - KB + 0x0003, boot_directories - KB + 0x1003
+    .quad boot_directories - KB + 0x2003, boot_directories - KB + 0x3003
+    .skip 508 * 8
+boot_directories:
+.set page, 0x83
+.rept 4 * 512
+    .quad page
+    .set page, page + 0x200000
+.endr
+
 .section .bss
 .balign 4096
-boot_pml4: .skip 4096
-boot_pdpt_low: .skip 4096
-boot_pdpt_high: .skip 4096
-boot_directories: .skip 16384
 boot_stack: .skip 32768
 boot_stack_top:

@@ -21,51 +21,25 @@
 .set T_RFLAGS, 64 + 17 * 8
 .set T_EXIT, 64 + 18 * 8
 
+.macro push_all registers:vararg
+    .irp register, \registers
+    push \register
+    .endr
+.endm
 .macro push_registers
-    push r15
-    push r14
-    push r13
-    push r12
-    push r11
-    push r10
-    push r9
-    push r8
-    push rdi
-    push rsi
-    push rbp
+    push_all r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp
     push qword ptr gs:[CPU_SCRATCH]
-    push rbx
-    push rdx
-    push rcx
-    push rax
+    push_all rbx, rdx, rcx, rax
 .endm
 
 # What an interrupt in the kernel saves.
 .macro push_kernel
-    push rax
-    push rcx
-    push rdx
-    push rsi
-    push rdi
-    push r8
-    push r9
-    push r10
-    push r11
-    push rbx
-    push rbp
+    push_all rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11, rbx, rbp
 .endm
 .macro pop_kernel
-    pop rbp
-    pop rbx
-    pop r11
-    pop r10
-    pop r9
-    pop r8
-    pop rdi
-    pop rsi
-    pop rdx
-    pop rcx
-    pop rax
+    .irp register, rbp, rbx, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax
+    pop \register
+    .endr
 .endm
 
 .section .text
@@ -79,23 +53,9 @@ entry_syscall_inside:
     mov qword ptr [rsp], 0
     push r11
     push rcx
-    # r11 and rcx themselves are lost to SYSCALL: their places are skipped.
-    push r15
-    push r14
-    push r13
-    push r12
-    sub rsp, 8
-    push r10
-    push r9
-    push r8
-    push rdi
-    push rsi
-    push rbp
-    push qword ptr gs:[CPU_SCRATCH]
-    push rbx
-    push rdx
-    mov [rsp - 16], rax
-    lea rsi, [rsp - 16 - T_REGS]
+    # r11 and rcx themselves are lost to SYSCALL: what stands in their places is of no interest.
+    push_registers
+    lea rsi, [rsp - T_REGS]
     mov rsp, gs:[CPU_STACK]
     mov rdi, gs:[CPU_SELF]
     lock inc qword ptr gs:[CPU_EPOCH]
@@ -116,18 +76,14 @@ entry_syscall_inside:
 .global resume_thread
 resume_thread:
     inc qword ptr gs:[CPU_EPOCH]
+    .irp number, 8, 9, 10, 12, 13, 14, 15
+    mov r\number, [rax + T_REGS + \number * 8]
+    .endr
+    mov rdx, [rax + T_REGS + 2 * 8]
     mov rbx, [rax + T_REGS + 3 * 8]
     mov rbp, [rax + T_REGS + 5 * 8]
     mov rsi, [rax + T_REGS + 6 * 8]
     mov rdi, [rax + T_REGS + 7 * 8]
-    mov r8, [rax + T_REGS + 8 * 8]
-    mov r9, [rax + T_REGS + 9 * 8]
-    mov r10, [rax + T_REGS + 10 * 8]
-    mov r12, [rax + T_REGS + 12 * 8]
-    mov r13, [rax + T_REGS + 13 * 8]
-    mov r14, [rax + T_REGS + 14 * 8]
-    mov r15, [rax + T_REGS + 15 * 8]
-    mov rdx, [rax + T_REGS + 2 * 8]
     cmp qword ptr [rax + T_EXIT], 0
     jne 2f
     mov rcx, [rax + T_RIP]
