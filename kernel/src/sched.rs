@@ -307,7 +307,7 @@ fn next_stretch(cpu: &Cpu, now: u64) -> (Option<Obj<SchedContext>>, u64) {
         return (cpu.boot_context.get(), u64::MAX);
     };
     let mut position = cpu.position.get();
-    let stretch = plan::advance(&mut position, plan.length.get(), plan.count.get() as usize, now, |i| plan.window(i));
+    let stretch = plan::advance(&mut position, plan.length.get(), plan.windows(), now);
     cpu.position.set(position);
     let owner = stretch.owner.unwrap_or(0);
     cpu.stretch.set((owner, stretch.until));

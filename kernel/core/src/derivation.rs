@@ -25,44 +25,38 @@ pub trait Links {
     fn set_depth(&self, slot: u64, depth: u16);
 }
 
-/// Puts `child` behind `parent`, one deeper. The caller has checked `depth(parent) < MAX_DEPTH`.
-pub fn insert_child<L: Links>(links: &L, parent: u64, child: u64) {
-    let next = links.next(parent);
-    links.set_depth(child, links.depth(parent) + 1);
-    links.set_previous(child, parent);
-    links.set_next(child, next);
-    links.set_next(parent, child);
-    if next != 0 {
-        links.set_previous(next, child);
-    }
-}
-
-/// Takes a slot out of its list. The caller has seen that it has no descendants: left behind, they could come to stand behind an
-/// elder sibling of less depth and be counted as that one's (see `docs/decisions/0003-delete-ends-the-derived.md`).
-pub fn unlink<L: Links>(links: &L, slot: u64) {
-    let (previous, next) = (links.previous(slot), links.next(slot));
+/// Makes two slots neighbours; either may be 0, the list's end. The links of a slot in no list are 0.
+#[inline(always)]
+fn join<L: Links>(links: &L, previous: u64, next: u64) {
     if previous != 0 {
         links.set_next(previous, next);
     }
     if next != 0 {
         links.set_previous(next, previous);
     }
+}
+
+/// Puts `child` behind `parent`, one deeper. The caller has checked `depth(parent) < MAX_DEPTH`.
+pub fn insert_child<L: Links>(links: &L, parent: u64, child: u64) {
+    links.set_depth(child, links.depth(parent) + 1);
+    join(links, child, links.next(parent));
+    links.set_next(parent, child);
+    links.set_previous(child, parent);
+}
+
+/// Takes a slot out of its list. The caller has seen that it has no descendants: left behind, they could come to stand behind an
+/// elder sibling of less depth and be counted as that one's (see `docs/decisions/0003-delete-ends-the-derived.md`).
+pub fn unlink<L: Links>(links: &L, slot: u64) {
+    join(links, links.previous(slot), links.next(slot));
     links.set_next(slot, 0);
     links.set_previous(slot, 0);
 }
 
 /// `to` takes the place of `from`.
 pub fn replace<L: Links>(links: &L, from: u64, to: u64) {
-    let (previous, next) = (links.previous(from), links.next(from));
     links.set_depth(to, links.depth(from));
-    links.set_previous(to, previous);
-    links.set_next(to, next);
-    if previous != 0 {
-        links.set_next(previous, to);
-    }
-    if next != 0 {
-        links.set_previous(next, to);
-    }
+    join(links, links.previous(from), to);
+    join(links, to, links.next(from));
     links.set_next(from, 0);
     links.set_previous(from, 0);
 }

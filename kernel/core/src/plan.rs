@@ -1,5 +1,7 @@
 //! Plans: windows of one cycle. Sorted, disjoint, inside the cycle; what they leave is slack.
 
+use core::cell::Cell;
+
 /// One window: `[start, end)` in ticks from the start of the cycle, for the context named by `owner` (not 0).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -49,15 +51,9 @@ pub struct Stretch {
     pub until: u64,
 }
 
-/// Moves a position on to `now` and says what stretch it is in. `window(i)` is the i-th of `count` windows. Whole cycles that
-/// were missed are skipped by division; within the cycle the search is binary, so the cost is bounded by log2(count).
-pub fn advance(
-    position: &mut Position,
-    length: u64,
-    count: usize,
-    now: u64,
-    window: impl Fn(usize) -> Window,
-) -> Stretch {
+/// Moves a position on to `now` and says what stretch it is in. Whole cycles that were missed are skipped by division; within the cycle
+/// the search is binary, so the cost is bounded by the logarithm of the windows' number.
+pub fn advance(position: &mut Position, length: u64, windows: &[Cell<Window>], now: u64) -> Stretch {
     let mut offset = now.wrapping_sub(position.cycle_start);
     if offset >= length {
         let cycles = if offset < 2 * length { 1 } else { offset / length };
@@ -66,32 +62,21 @@ pub fn advance(
         position.index = 0;
     }
     // Usually the window is the same or the next.
+    let over = |window: &Cell<Window>| window.get().end <= offset;
     for _ in 0..2 {
-        if position.index < count && window(position.index).end <= offset {
+        if windows.get(position.index).is_some_and(over) {
             position.index += 1;
         }
     }
-    if position.index < count && window(position.index).end <= offset {
-        let (mut low, mut high) = (position.index, count);
-        while low < high {
-            let middle = (low + high) / 2;
-            if window(middle).end <= offset {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        position.index = low;
+    if windows.get(position.index).is_some_and(over) {
+        position.index = windows.partition_point(over);
     }
-    if position.index >= count {
-        return Stretch { owner: None, until: position.cycle_start + length };
-    }
-    let at = window(position.index);
-    if offset < at.start {
-        Stretch { owner: None, until: position.cycle_start + at.start }
-    } else {
-        Stretch { owner: Some(at.owner), until: position.cycle_start + at.end }
-    }
+    let (owner, end) = match windows.get(position.index).map(Cell::get) {
+        None => (None, length),
+        Some(next) if offset < next.start => (None, next.start),
+        Some(window) => (Some(window.owner), window.end),
+    };
+    Stretch { owner, until: position.cycle_start + end }
 }
 
 #[cfg(test)]
@@ -115,11 +100,12 @@ mod tests {
         #[test]
         fn agrees_with_a_scan(cuts in prop::collection::vec((0u64..3_000, 0u64..5_000), 0..40), steps in prop::collection::vec(0u64..400_000, 1..60), begin in 0u64..1 << 50) {
             let (list, length) = windows(cuts);
+            let cells: Vec<_> = list.iter().copied().map(Cell::new).collect();
             let mut position = Position { index: 0, cycle_start: begin };
             let mut now = begin;
             for step in steps {
                 now += step;
-                let stretch = advance(&mut position, length, list.len(), now, |i| list[i]);
+                let stretch = advance(&mut position, length, &cells, now);
                 let offset = (now - begin) % length;
                 let owner = list.iter().find(|w| w.start <= offset && offset < w.end).map(|w| w.owner);
                 prop_assert_eq!(stretch.owner, owner);

@@ -1,7 +1,7 @@
 //! Page tables as a radix tree of 512-entry tables, for tasks (SDM 4.5, APM 5.3), NPT (the same format) and EPT (SDM 28.3).
 //! Four levels; level 0 maps 4 KiB, level 1 2 MiB, level 2 1 GiB.
 
-use moira_abi::{FrameSize, Rights};
+use moira_abi::{Error, FrameSize, Rights};
 
 /// Table memory.
 pub trait Tables {
@@ -44,12 +44,6 @@ pub enum Format {
 }
 
 impl Format {
-    /// An entry that points to a table: everything is allowed there.
-    fn table(self, address: u64) -> u64 {
-        // The lowest three bits are present, write and user, or read, write and execute.
-        address | 7
-    }
-
     /// An entry that maps a page.
     #[inline(always)]
     fn leaf(self, address: u64, size: FrameSize, rights: Rights, cache: Cache) -> u64 {
@@ -89,49 +83,12 @@ const fn address_of(entry: u64) -> u64 {
     entry & 0x000f_ffff_ffff_f000
 }
 
-/// Why a mapping was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MapError {
-    /// No memory for a table.
-    NoMemory,
-    /// Something is mapped there.
-    InUse,
-}
-
 const fn shift_of(level: u8) -> u32 {
     12 + 9 * level as u32
 }
 
 const fn index(address: u64, shift: u32) -> usize {
     (address >> shift & 511) as usize
-}
-
-/// The table at the level of a page size. `make`: missing ones are made on the way.
-#[inline(always)]
-fn descend<T: Tables>(
-    tables: &T,
-    root: u64,
-    address: u64,
-    size: FrameSize,
-    make: Option<Format>,
-) -> Result<u64, MapError> {
-    let (mut table, mut shift) = (root, shift_of(3));
-    while shift > shift_of(size as u8) {
-        let index = index(address, shift);
-        let entry = tables.read(table, index);
-        if entry == 0 {
-            let format = make.ok_or(MapError::InUse)?;
-            let page = tables.allocate().ok_or(MapError::NoMemory)?;
-            tables.write(table, index, format.table(page));
-            table = page;
-        } else if entry & LARGE != 0 {
-            return Err(MapError::InUse);
-        } else {
-            table = address_of(entry);
-        }
-        shift -= 9;
-    }
-    Ok(table)
 }
 
 /// A page and what it is to be mapped to.
@@ -145,10 +102,32 @@ pub struct Mapping {
     pub size: FrameSize,
 }
 
+/// The table at the level of a page's size, and the page's index in it. `make`: missing ones are made on the way.
+#[inline(always)]
+fn descend<T: Tables>(tables: &T, root: u64, page: Mapping, make: bool) -> Result<(u64, usize), Error> {
+    let (mut table, mut shift) = (root, shift_of(3));
+    while shift > shift_of(page.size as u8) {
+        let index = index(page.address, shift);
+        let entry = tables.read(table, index);
+        if entry == 0 && make {
+            let below = tables.allocate().ok_or(Error::NoMemory)?;
+            // Everything is allowed there: present, write and user, or read, write and execute.
+            tables.write(table, index, below | 7);
+            table = below;
+        } else if entry == 0 || entry & LARGE != 0 {
+            return Err(Error::InUse);
+        } else {
+            table = address_of(entry);
+        }
+        shift -= 9;
+    }
+    Ok((table, index(page.address, shift)))
+}
+
 /// Maps one page. Tables made on the way stay when the last step fails.
 ///
 /// # Errors
-/// [`MapError`].
+/// `NoMemory` for a table; `InUse`: something is mapped there.
 #[inline(always)]
 pub fn map<T: Tables>(
     tables: &T,
@@ -157,11 +136,10 @@ pub fn map<T: Tables>(
     page: Mapping,
     rights: Rights,
     cache: Cache,
-) -> Result<(), MapError> {
-    let table = descend(tables, root, page.address, page.size, Some(format))?;
-    let index = index(page.address, shift_of(page.size as u8));
+) -> Result<(), Error> {
+    let (table, index) = descend(tables, root, page, true)?;
     if tables.read(table, index) != 0 {
-        return Err(MapError::InUse);
+        return Err(Error::InUse);
     }
     tables.write(table, index, format.leaf(page.physical, page.size, rights, cache));
     Ok(())
@@ -175,9 +153,8 @@ pub fn change<T: Tables>(
     page: Mapping,
     rights: Option<(Rights, Cache)>,
 ) -> bool {
-    let Mapping { address, physical, size } = page;
-    let Ok(table) = descend(tables, root, address, size, None) else { return false };
-    let index = index(address, shift_of(size as u8));
+    let Mapping { physical, size, .. } = page;
+    let Ok((table, index)) = descend(tables, root, page, false) else { return false };
     let entry = tables.read(table, index);
     if entry == 0 || !is_leaf(entry, size as u8) || address_of(entry) & !(size.bytes() - 1) != physical {
         return false;
@@ -249,8 +226,9 @@ mod tests {
                         prop_assert!(!model.iter().any(overlaps));
                         model.push((address, physical, size));
                     }
-                    Err(MapError::InUse) => {}
-                    Err(MapError::NoMemory) => prop_assert_eq!(*tables.next.borrow(), 64),
+                    Err(error) => {
+                        prop_assert!(error == Error::InUse || error == Error::NoMemory && *tables.next.borrow() == 64)
+                    }
                 }
             } else {
                 let found = model.iter().position(|page| *page == (address, physical, size));

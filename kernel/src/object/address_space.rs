@@ -18,7 +18,7 @@ use core::{
 use moira_abi::{Error, ObjectType, Rights, USER_END, method::map, object::space_kind};
 use moira_kernel_core::{
     flush::{self, Own, Reason},
-    radix::{self, Cache, Format, MapError, Mapping, Tables},
+    radix::{self, Cache, Format, Mapping, Tables},
 };
 
 /// Spaces that can exist at once on the machine.
@@ -226,13 +226,8 @@ pub fn map_slot(space: Obj<AddressSpace>, slot: Obj<Slot>, address: u64, flags: 
     if space.root.get() == 0 {
         return Err(Error::NoMemory);
     }
-    let root = space.root.get();
-    radix::map(&space, space.format(), root, Mapping { address, physical, size }, rights, cache).map_err(|error| {
-        match error {
-            MapError::NoMemory => Error::NoMemory,
-            MapError::InUse => Error::InUse,
-        }
-    })?;
+    let page = Mapping { address, physical, size };
+    radix::map(&space, space.format(), space.root.get(), page, rights, cache)?;
     // Never 0, even for page 0: numbers start at 1.
     slot.set_mapping(address >> 12 | space.id.get() << 36);
     slot.set_mark(0);

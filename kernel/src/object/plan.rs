@@ -33,15 +33,16 @@ impl Obj<Plan> {
         ((1u64 << self.header.bits.load(Relaxed)) - 64) / 32
     }
 
-    fn cell(self, index: usize) -> Obj<Cell<Window>> {
-        // SAFETY: callers stay below the capacity; the memory behind the header belongs to the plan.
-        unsafe { Obj::at(self.physical() + 64 + index as u64 * 32) }
+    fn room(&self) -> &[Cell<Window>] {
+        // SAFETY: the memory behind the header belongs to the plan; every pattern is a window.
+        unsafe { core::slice::from_raw_parts((self.address() + 64) as *const _, self.capacity() as usize) }
     }
 
-    /// A window.
+    /// Its windows.
     #[inline(always)]
-    pub fn window(self, index: usize) -> Window {
-        self.cell(index).get()
+    pub fn windows(&self) -> &[Cell<Window>] {
+        // SAFETY: as for `room`; never more are counted than there is room for.
+        unsafe { core::slice::from_raw_parts((self.address() + 64) as *const _, self.count.get() as usize) }
     }
 }
 
@@ -101,11 +102,9 @@ fn fill(plan: Obj<Plan>, table: Obj<CapTable>, more: usize, asked: impl Fn(usize
     editable(plan)?;
     let (length, count) = (plan.length.get(), plan.count.get() as usize);
     let mut home = plan.cpu.get();
-    let mut previous = if count == 0 { 0 } else { plan.window(count - 1).end };
-    if count + more > plan.capacity() as usize {
-        return Err(Error::NoMemory);
-    }
-    for index in 0..more {
+    let mut previous = plan.windows().last().map_or(0, |window| window.get().end);
+    let room = plan.room().get(count..count + more).ok_or(Error::NoMemory)?;
+    for (index, window) in room.iter().enumerate() {
         let [slot, start, end] = asked(index);
         let context: Obj<SchedContext> = table.object(slot, Rights::USE)?;
         if context.header.life() != super::life::ACTIVE {
@@ -122,7 +121,7 @@ fn fill(plan: Obj<Plan>, table: Obj<CapTable>, more: usize, asked: impl Fn(usize
         previous = end;
         let owner = context.in_window().ok_or(Error::TooDeep)?;
         // Not a window before it is counted: an error later on leaves the plan as it was.
-        plan.cell(count + index).set(Window { start, end, owner, reserved: 0 });
+        window.set(Window { start, end, owner, reserved: 0 });
     }
     plan.count.set((count + more) as u64);
     plan.cpu.set(home);
