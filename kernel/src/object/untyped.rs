@@ -8,10 +8,10 @@
 //! back first, wherever it went, whatever its holder is doing.
 
 use super::{
-    Header, address_space,
-    cap_table::{self, CapTable},
+    Header, address_space, cap_table,
     endpoint::Endpoint,
-    interrupt, life, notification,
+    interrupt, life,
+    notification::{self, Notification},
     plan::Plan,
     sched_context, thread, vcpu,
 };
@@ -163,8 +163,7 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
 /// Objects that one hold of the structural lock makes.
 fn per_hold(kind: ObjectType) -> u64 {
     match kind {
-        ObjectType::Vcpu => 1,
-        ObjectType::AddressSpace => 1,
+        ObjectType::Vcpu | ObjectType::AddressSpace => 1,
         ObjectType::Frame | ObjectType::Untyped => 3,
         _ => 2,
     }
@@ -217,17 +216,14 @@ fn make(untyped: Obj<Untyped>, kind: ObjectType, size: u8, bits: u8, at: u64, co
             // SAFETY: zeroed memory of this untyped, just taken; all objects begin with a header.
             let header = unsafe { Obj::<Header>::at(at) };
             header.init(kind, bits, size as u32);
-            if kind == ObjectType::CapTable {
-                // SAFETY: the same memory, now a table.
-                cap_table::init(unsafe { Obj::at(at) }, bits);
-            }
-            if kind == ObjectType::AddressSpace {
-                // SAFETY: the same memory, now an address space.
-                address_space::init(unsafe { Obj::at(at) }, size)?;
-            }
-            if kind == ObjectType::Vcpu {
-                // SAFETY: the same memory, now a vCPU.
-                vcpu::init(unsafe { Obj::at(at) });
+            // SAFETY: the same memory, now an object of this type (all arms).
+            unsafe {
+                match kind {
+                    ObjectType::CapTable => cap_table::init(Obj::at(at), bits),
+                    ObjectType::AddressSpace => address_space::init(Obj::at(at), size)?,
+                    ObjectType::Vcpu => vcpu::init(Obj::at(at)),
+                    _ => {}
+                }
             }
             CapWord::new(kind, at, Rights::ALL, 0)
         }
@@ -248,67 +244,41 @@ pub fn revoke(cpu: &Cpu, untyped: Obj<Untyped>, slot: Obj<Slot>) -> Result<(), E
         cap::revoke_some(slot, &mut Budget::new());
         return Err(Error::Again);
     }
-    match untyped.phase.get() {
-        phase::IDLE => untyped.phase.set(phase::CAPS),
-        phase::CAPS => {
-            if cap::revoke_some(slot, &mut Budget::new()) {
-                untyped.phase.set(phase::UNLINK);
-            }
+    let done = match untyped.phase.get() {
+        phase::IDLE | phase::UNLINK => true,
+        phase::CAPS => cap::revoke_some(slot, &mut Budget::new()),
+        // A CPU that read a capability before it was removed may still be about to link its object somewhere.
+        phase::UNLINKED | phase::GRACE => {
+            let mut grace = untyped.grace.get();
+            let over = grace.look();
+            untyped.grace.set(grace);
+            if over { true } else { return Err(Error::Retiring) }
         }
-        phase::UNLINK => {
-            untyped.grace.set(Grace::begin(cpu));
-            untyped.phase.set(phase::UNLINKED);
-        }
-        phase::UNLINKED => {
-            // A CPU that read a capability before it was removed may still be about to link its object somewhere.
-            grace(untyped)?;
-            begin_walk(untyped);
-            untyped.phase.set(phase::RETIRE);
-        }
-        phase::RETIRE => {
-            // Emptying a table inside may have removed capabilities; new ones cannot have been made.
-            if walk(cpu, untyped, &mut Budget::new(), retire)? {
-                begin_walk(untyped);
-                untyped.phase.set(phase::AWAIT);
-            }
-        }
-        phase::AWAIT => {
-            if !walk(cpu, untyped, &mut Budget::new(), dead)? {
-                return Err(Error::Again);
-            }
-            untyped.cursor.set(smp::last_flush());
-            untyped.phase.set(phase::FLUSH);
-        }
-        phase::FLUSH => {
-            if !smp::flushed(untyped.cursor.get()) {
-                return Err(Error::Retiring);
-            }
-            untyped.grace.set(Grace::begin(cpu));
-            untyped.phase.set(phase::GRACE);
-        }
-        phase::GRACE => {
-            grace(untyped)?;
-            begin_walk(untyped);
-            untyped.phase.set(phase::MAIL);
-        }
-        phase::MAIL => {
-            // Whoever read a link to a thread before it died may have left a message in its CPU's mailbox. Nobody sends more.
-            if walk(cpu, untyped, &mut Budget::new(), without_mail)? {
-                untyped.cursor.set(untyped.base.get());
-                untyped.phase.set(phase::ZERO);
-            }
-        }
+        // Emptying a table inside may have removed capabilities; new ones cannot have been made.
+        phase::RETIRE => walk(cpu, untyped, &mut Budget::new(), retire)?,
+        phase::AWAIT => walk(cpu, untyped, &mut Budget::new(), dead)?,
+        phase::FLUSH if !smp::flushed(untyped.cursor.get()) => return Err(Error::Retiring),
+        phase::FLUSH => true,
+        // Whoever read a link to a thread before it died may have left a message in its CPU's mailbox. Nobody sends more.
+        phase::MAIL => walk(cpu, untyped, &mut Budget::new(), without_mail)?,
         _ => return zero(untyped),
+    };
+    if done {
+        enter(cpu, untyped, untyped.phase.get() + 1);
     }
     Err(Error::Again)
 }
 
-/// Looks whether the grace period is over.
-fn grace(untyped: Obj<Untyped>) -> Result<(), Error> {
-    let mut grace = untyped.grace.get();
-    let over = grace.look();
-    untyped.grace.set(grace);
-    if over { Ok(()) } else { Err(Error::Retiring) }
+/// Begins a phase.
+fn enter(cpu: &Cpu, untyped: Obj<Untyped>, next: u8) {
+    match next {
+        phase::UNLINKED | phase::GRACE => untyped.grace.set(Grace::begin(cpu)),
+        phase::RETIRE | phase::AWAIT | phase::MAIL => begin_walk(untyped),
+        phase::FLUSH => untyped.cursor.set(smp::last_flush()),
+        phase::ZERO => untyped.cursor.set(untyped.base.get()),
+        _ => {}
+    }
+    untyped.phase.set(next);
 }
 
 fn zero(untyped: Obj<Untyped>) -> Result<(), Error> {
@@ -402,13 +372,15 @@ fn without_mail(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<boo
 /// Looks whether an object is let go of. What capabilities it kept are removed here, under the structural lock, which its home CPU did not
 /// have.
 fn dead(_: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
-    if !is_dead(header) {
-        return Err(Error::Retiring);
-    }
-    let at = header.physical();
-    // SAFETY: the header names the type of the object at this address (both arms).
+    let (at, kind) = (header.physical(), ObjectType::from_code(header.kind.load(Relaxed)));
+    // SAFETY: the header names the type of the object at this address (all uses).
     unsafe {
-        match ObjectType::from_code(header.kind.load(Relaxed)) {
+        let dead = header.life() == life::DEAD
+            || kind == Some(ObjectType::Notification) && Obj::<Notification>::at(at).waiter().is_none();
+        if !dead {
+            return Err(Error::Retiring);
+        }
+        match kind {
             Some(kind @ ObjectType::Thread) if budget.spend(cost(kind)) => thread::empty_slots(Obj::at(at)),
             Some(kind @ ObjectType::Vcpu) if budget.spend(cost(kind)) => vcpu::empty_slots(Obj::at(at)),
             Some(ObjectType::Thread | ObjectType::Vcpu) => return Ok(false),
@@ -431,19 +403,6 @@ fn cost(kind: ObjectType) -> u32 {
     }
 }
 
-fn is_dead(header: Obj<Header>) -> bool {
-    match ObjectType::from_code(header.kind.load(Relaxed)) {
-        Some(ObjectType::Notification) => {
-            // SAFETY: the header says so.
-            unsafe { Obj::<notification::Notification>::at(header.physical()) }.waiter().is_none()
-        }
-        Some(ObjectType::Thread | ObjectType::SchedContext | ObjectType::Vcpu | ObjectType::Plan) => {
-            header.life() == life::DEAD
-        }
-        _ => true,
-    }
-}
-
 /// Retires one object: at once if it is inactive or lives here, else by a message to its home CPU.
 fn retire(cpu: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, Error> {
     let at = header.physical();
@@ -454,7 +413,7 @@ fn retire(cpu: &Cpu, header: Obj<Header>, budget: &mut Budget) -> Result<bool, E
     // SAFETY: the header names the type of the object at this address (all arms).
     unsafe {
         match kind {
-            Some(ObjectType::CapTable) => return Ok(cap_table::empty_some(Obj::<CapTable>::at(at), budget)),
+            Some(ObjectType::CapTable) if !cap_table::empty_some(Obj::at(at), budget) => return Ok(false),
             Some(ObjectType::AddressSpace) => address_space::retire(Obj::at(at)),
             Some(ObjectType::Notification) => {
                 notification::retire(cpu, Obj::at(at));
