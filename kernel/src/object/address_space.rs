@@ -102,15 +102,23 @@ impl Obj<AddressSpace> {
     }
 }
 
+/// A free number, with so many others behind it. Where there are too few the next search begins behind this one: *Again*.
+fn free_number(others: usize) -> Result<u64, Error> {
+    let start = NEXT_ID.load(Relaxed);
+    let is_free = |id: &u64| *id != 0 && SPACES[*id as usize].load(Relaxed) & ADDRESS == 0;
+    let mut free = (start..start + SEARCH).map(|id| id % IDS as u64).filter(is_free);
+    match free.next() {
+        Some(id) if others == 0 || free.nth(others - 1).is_some() => Ok(id),
+        _ => {
+            NEXT_ID.store(start + SEARCH, Relaxed);
+            Err(Error::Again)
+        }
+    }
+}
+
 /// Whether `init` will find numbers for that many new spaces: asked before any is made, so that `retype` fails as a whole.
 pub fn numbers_left(count: u64) -> Result<(), Error> {
-    let start = NEXT_ID.load(Relaxed);
-    let is_free = |id: u64| id != 0 && SPACES[id as usize].load(Relaxed) & ADDRESS == 0;
-    if (start..start + SEARCH).filter(|id| is_free(id % IDS as u64)).nth(count as usize - 1).is_some() {
-        return Ok(());
-    }
-    NEXT_ID.store(start + SEARCH, Relaxed);
-    Err(Error::Again)
+    free_number(count as usize - 1).map(drop)
 }
 
 /// Gives a new space its number.
@@ -118,21 +126,14 @@ pub fn init(space: Obj<AddressSpace>, kind: u8) -> Result<(), Error> {
     if kind > space_kind::GUEST {
         return Err(Error::BadArgument);
     }
-    let start = NEXT_ID.load(Relaxed);
-    for step in 0..SEARCH {
-        let id = ((start + step) % IDS as u64).max(1);
-        let entry = SPACES[id as usize].load(Relaxed);
-        if entry & ADDRESS == 0 {
-            SPACES[id as usize].store(entry & !ADDRESS | space.physical(), Release);
-            NEXT_ID.store(id + 1, Relaxed);
-            space.id.set(id | entry >> 48 << 12);
-            space.kind.set(kind);
-            space.load.set(arch::paging::task_root());
-            return Ok(());
-        }
-    }
-    NEXT_ID.store(start + SEARCH, Relaxed);
-    Err(Error::Again)
+    let id = free_number(0)?;
+    let entry = SPACES[id as usize].load(Relaxed);
+    SPACES[id as usize].store(entry & !ADDRESS | space.physical(), Release);
+    NEXT_ID.store(id + 1, Relaxed);
+    space.id.set(id | entry >> 48 << 12);
+    space.kind.set(kind);
+    space.load.set(arch::paging::task_root());
+    Ok(())
 }
 
 /// The live space with this number and generation.
@@ -243,22 +244,30 @@ pub fn unmap_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<(), 
         return Err(Error::NotMapped);
     }
     if cap.badge >> 36 != space.id.get() {
-        return Err(if by_id(cap.badge >> 36).is_none() {
-            slot.set_mapping(0);
-            Error::NotMapped
-        } else {
-            Error::BadArgument
-        });
+        if by_id(cap.badge >> 36).is_some() {
+            return Err(Error::BadArgument);
+        }
+        slot.set_mapping(0);
+        return Err(Error::NotMapped);
     }
     if slot.mark() != UNMAPPING {
         change(space, cap, None);
-        slot.set_mark(UNMAPPING);
+    }
+    await_flush(slot, UNMAPPING)?;
+    slot.set_mapping(0);
+    Ok(())
+}
+
+/// Marks a slot whose entry was changed until the flushes asked for by then are done; coming back for them begins none anew.
+#[inline(always)]
+fn await_flush(slot: Obj<Slot>, mark: u16) -> Result<(), Error> {
+    if slot.mark() != mark {
+        slot.set_mark(mark);
         slot.await_flush(smp::last_flush());
     }
     if !smp::flushed(slot.awaited_flush(smp::last_flush())) {
         return Err(Error::Retiring);
     }
-    slot.set_mapping(0);
     slot.set_mark(0);
     Ok(())
 }
@@ -274,19 +283,10 @@ pub fn protect_frame(space: Obj<AddressSpace>, caller: Obj<Thread>) -> Result<()
         return Err(Error::NotMapped);
     }
     let asked = PROTECTING | (rights.0 as u16) << 8 | (cache as u16) << 4;
-    if slot.mark() != asked {
-        if !change(space, cap, Some((rights, cache))) {
-            return Err(Error::NotMapped);
-        }
-        slot.set_mark(asked);
-        slot.await_flush(smp::last_flush());
+    if slot.mark() != asked && !change(space, cap, Some((rights, cache))) {
+        return Err(Error::NotMapped);
     }
-    // Coming back for the flush must not begin one anew.
-    if !smp::flushed(slot.awaited_flush(smp::last_flush())) {
-        return Err(Error::Retiring);
-    }
-    slot.set_mark(0);
-    Ok(())
+    await_flush(slot, asked)
 }
 
 /// Replaces or removes the entry of a mapped frame and starts the flushes. Answers whether there was an entry.
@@ -294,19 +294,14 @@ fn change(space: Obj<AddressSpace>, cap: Cap, rights: Option<(Rights, Cache)>) -
     let address = (cap.badge & ((1 << 36) - 1)) << 12;
     let page = Mapping { address, physical: cap.word.address(), size: cap.word.frame_size() };
     let root = space.root.get();
-    if root == 0 {
-        return false;
-    }
-    let found = radix::change(&space, space.format(), root, page, rights);
+    let found = root != 0 && radix::change(&space, space.format(), root, page, rights);
     if found {
         match flush::after_change(!space.is_task()) {
             Own::Page => {
                 trace::event(arch::cpu(), trace::FLUSH, Reason::Page as u64, address);
                 arch::paging::invalidate(address);
             }
-            Own::Generation => {
-                space.generation.fetch_add(1, SeqCst);
-            }
+            Own::Generation => _ = space.generation.fetch_add(1, SeqCst),
         }
         smp::flush_space(space);
     }
