@@ -123,8 +123,6 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
         Some("bochs") => _ = EXIT.call_once(|| ExitDevice::Bochs),
         _ => {}
     }
-    #[cfg(feature = "mischarge")]
-    crate::mischarge::boot(option("mischarge"));
     if option("selftest") == Some("hang") {
         arch::stop();
     }

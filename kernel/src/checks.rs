@@ -27,11 +27,26 @@ const ENTRY_AND_EXIT: u64 = 80;
 #[repr(C)]
 pub struct Checks {
     what: Cell<u8>,
-    entered: Cell<u64>,
-    locked: Cell<u64>,
-    stretches: [Cell<u32>; ROWS],
-    holds: [Cell<u32>; ROWS],
-    counts: [Cell<u64>; 2],
+    stretches: Spans,
+    holds: Spans,
+}
+
+/// Spans of time: when the one that lasts began, the longest by method, how many there were.
+#[repr(C)]
+struct Spans {
+    begun: Cell<u64>,
+    longest: [Cell<u64>; ROWS],
+    count: Cell<u64>,
+}
+
+impl Spans {
+    fn end(&self, what: &Cell<u8>, more: u64) {
+        let (now, begun, row) = (arch::now(), self.begun.take(), self.longest.get(what.get() as usize));
+        if let Some(row) = row.filter(|_| begun != 0) {
+            row.set(row.get().max(now - begun + more));
+            self.count.set(self.count.get() + 1);
+        }
+    }
 }
 
 /// Interrupts are off from here on: the kernel was entered for a method (0: a trap).
@@ -39,7 +54,7 @@ pub struct Checks {
 pub fn entered(cpu: &Cpu, what: u8) {
     if ON {
         cpu.checks.what.set(what);
-        cpu.checks.entered.set(arch::now());
+        again(cpu);
     }
 }
 
@@ -47,7 +62,7 @@ pub fn entered(cpu: &Cpu, what: u8) {
 #[inline(always)]
 pub fn again(cpu: &Cpu) {
     if ON {
-        cpu.checks.entered.set(arch::now());
+        cpu.checks.stretches.begun.set(arch::now());
     }
 }
 
@@ -55,12 +70,7 @@ pub fn again(cpu: &Cpu) {
 #[inline(always)]
 pub fn left(cpu: &Cpu) {
     if ON {
-        let now = arch::now();
-        let entered = cpu.checks.entered.replace(0);
-        if entered != 0 {
-            longest(&cpu.checks.stretches, &cpu.checks.what, now - entered + ENTRY_AND_EXIT);
-            cpu.checks.counts[0].set(cpu.checks.counts[0].get() + 1);
-        }
+        cpu.checks.stretches.end(&cpu.checks.what, ENTRY_AND_EXIT);
     }
 }
 
@@ -68,7 +78,7 @@ pub fn left(cpu: &Cpu) {
 #[inline(always)]
 pub fn locked(cpu: &Cpu) {
     if ON {
-        cpu.checks.locked.set(arch::now());
+        cpu.checks.holds.begun.set(arch::now());
     }
 }
 
@@ -76,8 +86,7 @@ pub fn locked(cpu: &Cpu) {
 #[inline(always)]
 pub fn unlocked(cpu: &Cpu) {
     if ON {
-        longest(&cpu.checks.holds, &cpu.checks.what, arch::now() - cpu.checks.locked.get());
-        cpu.checks.counts[1].set(cpu.checks.counts[1].get() + 1);
+        cpu.checks.holds.end(&cpu.checks.what, 0);
     }
 }
 
@@ -85,14 +94,12 @@ pub fn unlocked(cpu: &Cpu) {
 #[inline(always)]
 pub fn before_task(cpu: &Cpu, thread: Obj<Thread>) {
     if ON {
-        let space = thread.space.embedded::<AddressSpace>();
-        let loaded = cpu.loaded_space.load(Relaxed);
+        let loaded = |space: Obj<AddressSpace>| {
+            cpu.loaded_space.load(Relaxed) == space.physical() && arch::mitigations::loaded(cpu) == space.load.get()
+        };
         // A space that dies at this moment on another CPU has a flush on its way here.
-        let good = space.is_some_and(|space| {
-            loaded == space.physical() && arch::mitigations::loaded(cpu) == space.load.get()
-                || soon(|| smp::has_mail(cpu))
-        });
-        assert!(good || soon(|| smp::has_mail(cpu)), "a task would run with another one's translations");
+        let good = thread.space.embedded().is_some_and(loaded) || soon(|| smp::has_mail(cpu));
+        assert!(good, "a task would run with another one's translations");
     }
 }
 
@@ -110,27 +117,17 @@ fn soon(done: impl Fn() -> bool) -> bool {
     (0..100_000).any(|_| done())
 }
 
-fn longest(rows: &[Cell<u32>], what: &Cell<u8>, ticks: u64) {
-    if let Some(row) = rows.get(what.get() as usize)
-        && ticks > row.get() as u64
-    {
-        row.set(ticks.min(u32::MAX as u64) as u32);
-    }
-}
-
 /// Prints what this CPU saw: `cargo xtask bench` reads it.
 pub fn report(cpu: &Cpu) {
     if !ON {
         return;
     }
     // Not this report itself.
-    cpu.checks.entered.set(0);
-    for (name, rows, count) in
-        [("stretch", &cpu.checks.stretches, &cpu.checks.counts[0]), ("hold", &cpu.checks.holds, &cpu.checks.counts[1])]
-    {
-        for (method, ticks) in rows.iter().enumerate().filter(|(_, ticks)| ticks.get() != 0) {
+    cpu.checks.stretches.begun.set(0);
+    for (name, spans) in [("stretch", &cpu.checks.stretches), ("hold", &cpu.checks.holds)] {
+        for (method, ticks) in spans.longest.iter().enumerate().filter(|(_, ticks)| ticks.get() != 0) {
             crate::log!("checks: {name} {method} {}", ticks.get());
         }
-        crate::log!("checks: {name}s {}", count.get());
+        crate::log!("checks: {name}s {}", spans.count.get());
     }
 }

@@ -13,7 +13,6 @@ mod checks;
 mod ipc;
 mod log;
 mod memory;
-mod mischarge;
 mod object;
 mod panic;
 mod percpu;

@@ -7,7 +7,6 @@
 use crate::{
     arch, checks, ipc,
     memory::{Obj, Page},
-    mischarge,
     object::{
         life,
         sched_context::SchedContext,
@@ -54,7 +53,7 @@ fn charge_until(cpu: &Cpu, now: u64) {
                 cpu.dispatched.set(cpu.dispatched.get() + ticks);
             }
             let whom = cpu.beneficiary.get();
-            context.charge(ticks, if mischarge::is(mischarge::HELP) { Some(context) } else { whom });
+            context.charge(ticks, if cfg!(feature = "mischarge-help") { Some(context) } else { whom });
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
     }
@@ -66,7 +65,7 @@ pub fn charge_interrupt(cpu: &Cpu, owner: Option<Obj<SchedContext>>) {
     let ticks = now.wrapping_sub(cpu.account_since.get());
     cpu.account_since.set(now);
     cpu.interrupt_time.set(cpu.interrupt_time.get() + ticks);
-    if let Some(owner) = if mischarge::is(mischarge::INTERRUPT) { cpu.chosen.get() } else { owner } {
+    if let Some(owner) = if cfg!(feature = "mischarge-interrupt") { cpu.chosen.get() } else { owner } {
         owner.interrupts.set(owner.interrupts.get() + ticks);
     }
 }

@@ -5,7 +5,6 @@ use crate::{
     cap::{self, Cap, Slot},
     checks, ipc,
     memory::Obj,
-    mischarge,
     object::{
         address_space, cap_table, cpu as cpu_object, endpoint, interrupt, io_ports, plan, platform, sched_context,
         thread::{self, Thread, reg},
@@ -161,7 +160,7 @@ fn begin(cpu: &Cpu, thread: Obj<Thread>, method: Method) -> u64 {
 fn book(cpu: &Cpu, thread: Obj<Thread>, method: Method, begun: u64) {
     let ended = arch::now();
     // Part of the asker's own time: what a helper pays for is told as lost.
-    let wrong = if mischarge::is(mischarge::STRUCTURAL) { cpu.scheduler.get() } else { None };
+    let wrong = if cfg!(feature = "mischarge-structural") { cpu.scheduler.get() } else { None };
     if let Some(context) = wrong.or(cpu.chosen.get())
         && (wrong.is_some() || cpu.beneficiary.get() == Some(context))
     {
