@@ -123,9 +123,6 @@ extern "C" fn kernel_start_rust(magic: u64, info: u64) -> ! {
         Some("bochs") => _ = EXIT.call_once(|| ExitDevice::Bochs),
         _ => {}
     }
-    if option("selftest") == Some("hang") {
-        arch::stop();
-    }
     check_processor();
     mitigations::choose(option);
     let vendor = virt::detect();

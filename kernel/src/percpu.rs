@@ -5,7 +5,11 @@ use crate::{
     checks::Checks,
     memory::{Obj, Object},
     object::{
-        address_space::AddressSpace, interrupt::Interrupt, plan::Plan, sched_context::SchedContext, thread::Thread,
+        address_space::AddressSpace,
+        interrupt::Interrupt,
+        plan::Plan,
+        sched_context::SchedContext,
+        thread::{Dispatch, Thread},
         vcpu::Vcpu,
     },
     trace::Ring,
@@ -198,12 +202,8 @@ pub fn online() -> impl Iterator<Item = &'static Cpu> {
 impl Cpu {
     /// A free index on the status page.
     pub fn take_index(&self, context: Obj<SchedContext>) -> u32 {
-        for (index, word) in self.contexts.iter().enumerate() {
-            if word.compare_exchange(0, context.physical(), AcqRel, Relaxed).is_ok() {
-                return index as u32;
-            }
-        }
-        u32::MAX
+        let take = |word: &AtomicU64| word.compare_exchange(0, context.physical(), AcqRel, Relaxed).is_ok();
+        self.contexts.iter().position(take).map_or(u32::MAX, |index| index as u32)
     }
 
     /// Gives an index back.
@@ -247,14 +247,10 @@ impl Cpu {
             }
         }
         let _ = self.next_scheduler.compare_exchange(context.physical(), 0, AcqRel, Relaxed);
-        if let Some(scheduler) = self.scheduler.get()
-            && let Some(thread) = scheduler.thread.get()
+        if let Some(thread) = self.scheduler.get().and_then(|scheduler| scheduler.thread.get())
+            && thread.dispatch.get().context == Some(context)
         {
-            let mut dispatch = thread.dispatch.get();
-            if dispatch.context == Some(context) {
-                dispatch.context = None;
-                thread.dispatch.set(dispatch);
-            }
+            thread.dispatch.set(Dispatch { context: None, ..thread.dispatch.get() });
         }
         self.must_choose.set(true);
     }

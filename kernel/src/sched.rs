@@ -38,14 +38,7 @@ pub enum Walked {
 #[inline(always)]
 pub fn charge(cpu: &Cpu) -> u64 {
     let now = arch::now();
-    charge_until(cpu, now);
-    now
-}
-
-#[inline(always)]
-fn charge_until(cpu: &Cpu, now: u64) {
-    let ticks = now.wrapping_sub(cpu.account_since.get());
-    cpu.account_since.set(now);
+    let ticks = now.wrapping_sub(cpu.account_since.replace(now));
     match cpu.chosen.get() {
         Some(context) => {
             cpu.charged.set(cpu.charged.get() + ticks);
@@ -57,13 +50,13 @@ fn charge_until(cpu: &Cpu, now: u64) {
         }
         None => cpu.idle.set(cpu.idle.get() + ticks),
     }
+    now
 }
 
 /// Books the time since the last change of account as interrupt handling, for the context that is its owner, if it lives here.
 pub fn charge_interrupt(cpu: &Cpu, owner: Option<Obj<SchedContext>>) {
     let now = arch::now();
-    let ticks = now.wrapping_sub(cpu.account_since.get());
-    cpu.account_since.set(now);
+    let ticks = now.wrapping_sub(cpu.account_since.replace(now));
     cpu.interrupt_time.set(cpu.interrupt_time.get() + ticks);
     if let Some(owner) = if cfg!(feature = "mischarge-interrupt") { cpu.chosen.get() } else { owner } {
         owner.interrupts.set(owner.interrupts.get() + ticks);

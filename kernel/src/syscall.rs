@@ -49,14 +49,9 @@ extern "C" fn syscall_signal(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thre
     checked(cpu, Method::Signal as u8, || wait::signal(cpu, thread))
 }
 
-const _: () = {
-    assert!(
-        Method::Call as u8 == 1
-            && Method::ReplyReceive as u8 == 2
-            && Method::Signal as u8 == 6
-            && Method::VcpuRun as u8 == 9
-    );
-};
+// What `entry.s` compares with.
+const NUMBERS: [u8; 4] = [Method::Call as u8, Method::ReplyReceive as u8, Method::Signal as u8, Method::VcpuRun as u8];
+static_assertions::const_assert!(matches!(NUMBERS, [1, 2, 6, 9]));
 
 /// Everything else, from `entry.s`.
 #[unsafe(no_mangle)]

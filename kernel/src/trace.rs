@@ -33,11 +33,10 @@ pub fn switch(kinds: u64) {
     TURN.fetch_add(1, Relaxed);
     KINDS.store(if kinds == 1 { u64::MAX } else { kinds }, Relaxed);
     for cpu in percpu::online() {
-        if kinds != 0 {
-            cpu.attention.fetch_or(attention::TRACE, Relaxed);
-        } else {
-            cpu.attention.fetch_and(!attention::TRACE, Relaxed);
-        }
+        match kinds {
+            0 => cpu.attention.fetch_and(!attention::TRACE, Relaxed),
+            _ => cpu.attention.fetch_or(attention::TRACE, Relaxed),
+        };
     }
 }
 

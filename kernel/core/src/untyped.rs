@@ -29,12 +29,6 @@ impl Free {
         let first = end.checked_sub(size.checked_mul(count)?)?;
         (first >= self.low).then_some((first, Free { low: self.low, high: first }))
     }
-
-    /// Bytes left.
-    #[must_use]
-    pub fn bytes(self) -> u64 {
-        self.high - self.low
-    }
 }
 
 /// Cuts `[start, end)` into naturally aligned power-of-two blocks, from the lowest address up: the first one's address and
@@ -71,7 +65,7 @@ mod tests {
                         prop_assert!(first + size <= *other || first >= *other_end);
                     }
                     taken.push((first, first + size));
-                    prop_assert!(left.bytes() <= free.bytes() - size);
+                    prop_assert!(left.high - left.low <= free.high - free.low - size);
                     free = left;
                 }
             }

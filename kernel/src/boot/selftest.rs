@@ -1,7 +1,7 @@
-//! What the kernel does to itself on purpose: `selftest=` on its command line. All but the last two must end in the crash record.
+//! What the kernel does to itself on purpose: `selftest=` on its command line. All but the first and the last two must end in the crash record.
 
 use crate::{
-    arch::{apic, mitigations, paging, smp, tables},
+    arch::{self, apic, mitigations, paging, smp, tables},
     memory::{DIRECT_MAP, KERNEL_BASE, Obj},
     object::{
         address_space::AddressSpace,
@@ -14,6 +14,7 @@ use crate::{
 pub fn run(which: &str, cpu: &Cpu, thread: Obj<Thread>) {
     let (text, entry) = (run as *const () as u64, thread.regs[reg::RIP].get());
     match which {
+        "hang" => arch::stop(),
         "panic" => panic!("asked for by selftest=panic"),
         "triple" => tables::triple_fault(),
         "stack" => overflow(0),

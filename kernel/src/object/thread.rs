@@ -195,10 +195,7 @@ impl Thread {
     /// Puts a status without message into its registers.
     #[inline(always)]
     pub fn set_status(&self, status: Result<(), Error>) {
-        self.regs[reg::RAX].set(match status {
-            Ok(()) => 0,
-            Err(error) => error as u64,
-        });
+        self.regs[reg::RAX].set(status.err().map_or(0, |error| error as u64));
     }
 
     /// Ends what it waits for with a status.
@@ -414,8 +411,6 @@ pub fn boot_root(thread: Obj<Thread>, rip: u64, rsp: u64, info: u64) {
     thread.regs[reg::RDI].set(info);
     thread.regs[reg::RFLAGS].set(0x202);
     thread.full_exit.set(1);
-    thread.receive_slots.set(0);
-    thread.header.home.store(0, Relaxed);
     thread.header.life.store(life::ACTIVE, Release);
     thread.state.set(State::Ready);
 }

@@ -119,12 +119,6 @@ pub fn set_timer(cpu: &Cpu, deadline: u64, now: u64) {
     write(XAPIC_TIMER_INIT_COUNT, (ticks + 1).min(u32::MAX as u128) as u32);
 }
 
-/// The timer fired: what it was set to is history.
-#[inline(always)]
-pub fn timer_fired(cpu: &Cpu) {
-    cpu.timer.set(0);
-}
-
 /// Interrupts another processor.
 pub fn interrupt_cpu(apic_id: u32) {
     command(apic_id, 0x4000 | CALL as u32);

@@ -10,6 +10,7 @@ use crate::{
 };
 use core::{
     arch::asm,
+    fmt::from_fn,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
 pub use moira_kernel_core::mitigations::measure;
@@ -75,21 +76,12 @@ fn facts() -> Facts {
     }
 }
 
-/// What was decided of each measure, in words.
-struct Chosen([Verdict; MEASURES.len()]);
-
-impl core::fmt::Display for Chosen {
-    fn fmt(&self, f: &mut core::fmt::Formatter) -> core::fmt::Result {
-        for (one, verdict) in MEASURES.iter().zip(self.0) {
-            let word = match verdict {
-                Verdict::On => "on",
-                Verdict::Unneeded => "unneeded",
-                Verdict::Off => "off",
-                Verdict::Missing => "missing",
-            };
-            write!(f, " {}={word}", one.name)?;
-        }
-        Ok(())
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::On => "on",
+        Verdict::Unneeded => "unneeded",
+        Verdict::Off => "off",
+        Verdict::Missing => "missing",
     }
 }
 
@@ -98,12 +90,10 @@ impl core::fmt::Display for Chosen {
 pub fn choose<'a>(option: impl Fn(&str) -> Option<&'a str>) {
     let facts = facts();
     let all_off = option("mitigations") == Some("off");
-    let chosen = Chosen(core::array::from_fn(|index| {
-        let one = &MEASURES[index];
-        one.decide(&facts, all_off, option(one.name))
-    }));
-    let on = MEASURES.iter().zip(chosen.0).filter(|(_, verdict)| *verdict == Verdict::On).map(|(one, _)| one.bit).sum();
-    crate::log!("moira: mitigations:{chosen}");
+    let chosen = || MEASURES.iter().map(|one| (one, one.decide(&facts, all_off, option(one.name))));
+    let on = chosen().filter(|(_, verdict)| *verdict == Verdict::On).map(|(one, _)| one.bit).sum();
+    let told = from_fn(|f| chosen().try_for_each(|(one, verdict)| write!(f, " {}={}", one.name, word(verdict))));
+    crate::log!("moira: mitigations:{told}");
     ON.store(on, Relaxed);
     // AMD's automatic IBRS is a bit of EFER, not of SPEC_CTRL.
     let bit = |measure: u32, value: u32| if on & measure != 0 { value } else { 0 };

@@ -29,16 +29,13 @@ extern "C" fn user_trap(cpu: &'static Cpu, thread: Obj<Thread>, vector: u64, err
 /// Handles an interrupt. The kernel must choose afterwards if `must_choose` is set.
 #[inline(always)]
 pub fn interrupt(cpu: &Cpu, vector: u8) {
-    let seen = || trace::event(cpu, trace::INTERRUPT, vector as u64, 0);
     match vector {
-        apic::TIMER => {
-            seen();
-            apic::timer_fired(cpu);
-            apic::end_of_interrupt();
-            cpu.must_choose.set(true);
-        }
-        apic::CALL => {
-            seen();
+        apic::TIMER | apic::CALL => {
+            trace::event(cpu, trace::INTERRUPT, vector as u64, 0);
+            if vector == apic::TIMER {
+                // What it was set to is history.
+                cpu.timer.set(0);
+            }
             apic::end_of_interrupt();
             cpu.must_choose.set(true);
         }
