@@ -54,7 +54,6 @@ pub fn call(cpu: &'static Cpu, caller: Obj<Thread>, tag: Tag) -> Obj<Thread> {
 }
 
 /// The server that a call reaches, if everything about the call is in order and the server waits for one here.
-#[inline(always)]
 fn waiting_server(cpu: &Cpu, caller: Obj<Thread>) -> Option<(Obj<Thread>, u64)> {
     let table = caller.table.embedded::<CapTable>()?;
     let cap = cap::slot_of(table, caller.regs[reg::RDI].get()).ok()?.read_quiet()?;

@@ -3,7 +3,7 @@
 use crate::{
     cap::Slot,
     checks::Checks,
-    memory::{Obj, Object},
+    memory::{Obj, Object, Page},
     object::{
         address_space::AddressSpace,
         interrupt::Interrupt,
@@ -18,10 +18,7 @@ use core::{
     cell::Cell,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::*},
 };
-use moira_abi::{
-    ObjectType,
-    time::{STATUS_CONTEXTS, StatusPage},
-};
+use moira_abi::{ObjectType, time::STATUS_CONTEXTS};
 use moira_kernel_core::{flush, plan::Position};
 
 /// Bits of `Cpu::attention`.
@@ -265,11 +262,10 @@ impl Cpu {
         let _ = self.next_plan.compare_exchange(plan.physical(), 0, AcqRel, Relaxed);
     }
 
-    /// The scheduler's status page.
-    pub fn status_page(&self) -> Option<Obj<StatusPage>> {
+    /// The scheduler's status page (`moira_abi::time::StatusPage`).
+    pub fn status_page(&self) -> Option<Page> {
         let word = self.status.word();
-        // SAFETY: the page is a frame whose capability is kept in the CPU's slot; all its fields are plain words.
-        (!word.is_empty()).then(|| unsafe { Obj::at(word.address()) })
+        (!word.is_empty()).then(|| Page(word.address()))
     }
 
     /// The interrupt source on a vector.

@@ -6,7 +6,7 @@
 
 use crate::{
     arch, checks, ipc,
-    memory::{Obj, Page},
+    memory::Obj,
     object::{
         life,
         sched_context::SchedContext,
@@ -81,12 +81,11 @@ fn publish(cpu: &Cpu, thread: Obj<Thread>) {
     thread.watched.set(false);
     let Some(page) = cpu.status_page() else { return };
     let sequence = cpu.sequence.get();
-    let words = Page(page.physical());
     // The log entry first, the sequence last: a scheduler that sees the sequence sees the entry.
-    smp::store_u32(words.0 + 16 + 4 * (sequence % NEWS_LOG as u64), number(thread));
-    words.write(8, cpu.account_since.get());
+    smp::store_u32(page.0 + 16 + 4 * (sequence % NEWS_LOG as u64), number(thread));
+    page.write(8, cpu.account_since.get());
     cpu.sequence.set(sequence + 1);
-    words.write(0, sequence + 1);
+    page.write(0, sequence + 1);
 }
 
 /// Registers the scheduler that was named for this CPU. It knows nothing yet: everything is news.
@@ -100,7 +99,7 @@ pub fn register(cpu: &Cpu) {
     cpu.must_choose.set(true);
     cpu.sequence.set(cpu.sequence.get() + NEWS_LOG as u64 + 1);
     if let Some(page) = cpu.status_page() {
-        Page(page.physical()).write(0, cpu.sequence.get());
+        page.write(0, cpu.sequence.get());
     }
 }
 
@@ -113,11 +112,10 @@ fn watch(cpu: &Cpu, context: Obj<SchedContext>, at: Obj<Thread>, deadline: u64) 
         && context.index.get() != u32::MAX
     {
         let words = core::mem::offset_of!(StatusPage, context) as u64 + context.index.get() as u64 * 32;
-        let words = Page(page.physical() + words);
-        words.write(0, kind | (number(at) as u64) << 32);
-        words.write(8, deadline);
-        words.write(16, cpu.sequence.get());
-        words.write(24, context.own.get() + context.lost.get());
+        page.write(words, kind | (number(at) as u64) << 32);
+        page.write(words + 8, deadline);
+        page.write(words + 16, cpu.sequence.get());
+        page.write(words + 24, context.own.get() + context.lost.get());
     }
     kind
 }

@@ -86,11 +86,5 @@ pub fn wait(cpu: &'static Cpu, thread: Obj<Thread>) -> Obj<Thread> {
 
 /// `poll`.
 pub fn poll(thread: Obj<Thread>) -> Obj<Thread> {
-    match notification(thread, Rights::WAIT) {
-        Ok((target, _)) => {
-            thread.answer1(target.take());
-            thread.done(Ok(()))
-        }
-        Err(error) => thread.done(Err(error)),
-    }
+    thread.done(notification(thread, Rights::WAIT).map(|(target, _)| thread.answer1(target.take())))
 }

@@ -13,6 +13,7 @@ use moira_abi::{FrameSize, ObjectType, Rights};
 const ADDRESS: u64 = ((1 << 46) - 1) & !63;
 
 /// Word 0 of a slot.
+#[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapWord(pub u64);
 
@@ -21,73 +22,61 @@ impl CapWord {
     pub const EMPTY: CapWord = CapWord(0);
 
     /// A word for an object at a physical address below 2^46.
-    #[must_use]
     pub const fn new(kind: ObjectType, address: u64, rights: Rights, generation: u64) -> CapWord {
         CapWord(kind as u64 | address & ADDRESS | (rights.0 as u64) << 46 | generation << 54)
     }
 
     /// The same with a frame size.
-    #[must_use]
     pub const fn with_frame_size(self, size: FrameSize) -> CapWord {
         CapWord(self.0 & !0x30 | (size as u64) << 4)
     }
 
     /// The same with other rights.
-    #[must_use]
     pub const fn with_rights(self, rights: Rights) -> CapWord {
         CapWord(self.0 & !(0xff << 46) | (rights.0 as u64) << 46)
     }
 
     /// The same with another generation.
-    #[must_use]
     pub const fn with_generation(self, generation: u64) -> CapWord {
         CapWord(self.0 & !(0x3ff << 54) | generation << 54)
     }
 
     /// Whether the slot holds nothing.
-    #[must_use]
     pub const fn is_empty(self) -> bool {
         self.0 & 15 == 0
     }
 
     /// Object type number.
-    #[must_use]
     pub const fn kind_code(self) -> u8 {
         (self.0 & 15) as u8
     }
 
     /// Object type.
-    #[must_use]
     pub const fn kind(self) -> Option<ObjectType> {
         ObjectType::from_code(self.kind_code())
     }
 
     /// Whether it names an object of this type with at least these rights.
-    #[must_use]
     pub const fn is(self, kind: ObjectType, rights: Rights) -> bool {
         self.0 & (15 | (rights.0 as u64) << 46) == kind as u64 | (rights.0 as u64) << 46
     }
 
     /// Physical address of the object or frame.
-    #[must_use]
     pub const fn address(self) -> u64 {
         self.0 & ADDRESS
     }
 
     /// Rights.
-    #[must_use]
     pub const fn rights(self) -> Rights {
         Rights((self.0 >> 46) as u8)
     }
 
     /// Generation, 10 bits.
-    #[must_use]
     pub const fn generation(self) -> u64 {
         self.0 >> 54
     }
 
     /// Size of a frame.
-    #[must_use]
     pub const fn frame_size(self) -> FrameSize {
         match self.0 >> 4 & 3 {
             0 => FrameSize::Small,

@@ -32,10 +32,9 @@ pub struct Notification {
     pub waiter: AtomicU64,
     /// 1 while the waiter is bound for good.
     pub bound: AtomicU64,
-    reserved: [u64; 9],
 }
 
-static_assertions::assert_eq_size!(Notification, [u8; 128]);
+static_assertions::const_assert!(size_of::<Notification>() <= 128);
 
 impl Object for Notification {
     const KIND: ObjectType = ObjectType::Notification;
