@@ -30,13 +30,10 @@ use super::{
     mitigations::{self, measure},
     svm, vmx,
 };
-use block::Block;
 pub use block::VcpuHw;
-pub(super) use block::{Nmi, Shadow, slow};
+pub(super) use block::{Block, Nmi, Shadow, slow};
 pub use cpu::CpuVirt;
-pub(super) use cpu::{
-    TableRegister, Tags, cpuid, cpuid_count, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl,
-};
+pub(super) use cpu::{Tags, cpuid, cpuid_count, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl};
 pub use page::StatePage;
 pub(super) use page::{
     get, put, put_segment, read_control, read_debug, read_inject, read_msrs, read_rip, read_segments, read_tables,
@@ -67,21 +64,18 @@ pub enum Vendor {
 /// What `run` came back with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A host interrupt: its vector, acknowledged (VT-x); or `None`: if there is one, it is still pending, open a window with STI
-    /// (SVM always; VT-x when the bound on a guest's run has passed).
-    HostInterrupt(Option<u8>),
-    /// An NMI; the kernel's handler has run already.
-    HostNmi,
+    /// A host interrupt: [`taken_interrupt`].
+    HostInterrupt,
     /// A machine check hit while the guest ran; the registers of the machine-check banks tell more.
     MachineCheck,
     /// For the VMM: the exit and the groups written to the state page.
     Guest {
         /// Why.
         exit: Exit,
-        /// Groups now current in the page.
-        groups: u64,
+        /// Groups now current in the page. As small as this the whole fits two registers.
+        groups: u32,
     },
-    /// Handled here; enter again.
+    /// Handled here (an NMI by the kernel's handler); enter again.
     Again,
 }
 
@@ -214,6 +208,13 @@ pub unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> O
             Vendor::Vmx => vmx::run(cpu, hw, page, out),
         }
     }
+}
+
+/// After [`Outcome::HostInterrupt`]: the vector of the interrupt that the exit acknowledged (VT-x), or `None`: if there is one, it is
+/// still pending, open a window with STI (SVM always; VT-x when the bound on a guest's run has passed).
+#[must_use]
+pub fn taken_interrupt(cpu: &CpuVirt) -> Option<u8> {
+    if cpu.vendor == Vendor::Vmx { vmx::taken_interrupt() } else { None }
 }
 
 /// Names the root table of the guest's translation (EPT or nested page table, four levels) and drops what was cached.

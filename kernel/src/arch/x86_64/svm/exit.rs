@@ -199,9 +199,9 @@ fn find_code(block: &Vmcb, page: StatePage) -> u64 {
 fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let block = vmcb(hw);
     let exit = match block.exit_code {
-        code::INTR => return Outcome::HostInterrupt(None),
-        code::NMI => return Outcome::HostNmi,
-        code::SMI | code::BUSY => return Outcome::Again,
+        code::INTR => return Outcome::HostInterrupt,
+        // An NMI waited for STGI, where the kernel's handler ran.
+        code::NMI | code::SMI | code::BUSY => return Outcome::Again,
         code::MC => return Outcome::MachineCheck,
         code::IO => {
             report(
@@ -266,7 +266,7 @@ fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -
     put!(page, delivering, 0);
     let groups = default_groups(exit) | out & group::ALL;
     store_state(cpu, hw, page, groups);
-    Outcome::Guest { exit, groups }
+    Outcome::Guest { exit, groups: groups as u32 }
 }
 
 /// MOV to CR4, or to or from CR8 or a debug register; decode assists name the general register.

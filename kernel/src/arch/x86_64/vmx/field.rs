@@ -3,6 +3,7 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
+use moira_abi::vcpu::VcpuState;
 use x86::vmx::vmcs::{control, guest, host, ro};
 
 /// Width of a field: the type its value has.
@@ -67,6 +68,18 @@ impl<W: Width, A> Field<W, A> {
         unsafe { asm!("vmread {}, {}", out(reg) value, in(reg) u64::from(self.0), options(nostack)) };
         W::from_raw(value)
     }
+
+    /// Puts the field's value into the word at `OFFSET` of the state page.
+    ///
+    /// # Safety
+    /// The page is there, and the word lies in it.
+    #[inline(always)]
+    pub unsafe fn store<const OFFSET: usize>(self, page: *mut VcpuState) {
+        // SAFETY: as for `read`; VMREAD writes eight bytes whatever the field's width is.
+        unsafe {
+            asm!("vmread [{} + {offset}], {}", in(reg) page, in(reg) u64::from(self.0), offset = const OFFSET, options(nostack));
+        }
+    }
 }
 
 impl<W: Width> Field<W, Writable> {
@@ -79,6 +92,18 @@ impl<W: Width> Field<W, Writable> {
     pub fn write(self, value: W) {
         // SAFETY: as for `read`; what the value does to an entry is the vendor module's matter.
         unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(self.0), in(reg) value.to_raw(), options(nostack)) };
+    }
+
+    /// Writes the field with the word at `OFFSET` of the state page, which is read once.
+    ///
+    /// # Safety
+    /// As for [`Self::store`].
+    #[inline(always)]
+    pub unsafe fn load<const OFFSET: usize>(self, page: *mut VcpuState) {
+        // SAFETY: as for `write`.
+        unsafe {
+            asm!("vmwrite {}, [{} + {offset}]", in(reg) u64::from(self.0), in(reg) page, offset = const OFFSET, options(nostack));
+        }
     }
 
     /// The same field of another segment register, in the order ES CS SS DS FS GS LDTR TR.
@@ -100,6 +125,22 @@ macro_rules! fields {
 macro_rules! exit_fields {
     ($($name:ident: $width:ty = $code:expr;)*) => { $(pub const $name: Field<$width, ReadOnly> = Field::new_read_only($code);)* };
 }
+
+/// Writes a word of the state page from a field.
+macro_rules! put_field {
+    ($page:expr, $($word:ident).+ $([$index:expr])?, $field:expr) => {
+        // SAFETY: `StatePage::new`'s contract; plain data.
+        unsafe { $field.store::<{ offset_of!(VcpuState, $($word).+) $(+ 8 * $index)? }>($page.pointer()) }
+    };
+}
+/// Writes a field from a word of the state page, which is read once.
+macro_rules! get_field {
+    ($page:expr, $($word:ident).+ $([$index:expr])?, $field:expr) => {
+        // SAFETY: `StatePage::new`'s contract; plain data.
+        unsafe { $field.load::<{ offset_of!(VcpuState, $($word).+) $(+ 8 * $index)? }>($page.pointer()) }
+    };
+}
+pub(super) use {get_field, put_field};
 
 fields! {
     VPID: u16 = control::VPID;
@@ -184,7 +225,6 @@ fields! {
 exit_fields! {
     GUEST_PHYSICAL: u64 = ro::GUEST_PHYSICAL_ADDR_FULL;
     INSTRUCTION_ERROR: u32 = ro::VM_INSTRUCTION_ERROR;
-    EXIT_REASON: u32 = ro::EXIT_REASON;
     EXIT_EVENT: u32 = ro::VMEXIT_INTERRUPTION_INFO;
     EXIT_EVENT_CODE: u32 = ro::VMEXIT_INTERRUPTION_ERR_CODE;
     VECTORING: u32 = ro::IDT_VECTORING_INFO;

@@ -5,15 +5,19 @@ mod field;
 mod state;
 mod switch;
 
+use core::mem::offset_of;
+
+use moira_abi::vcpu::VcpuState;
+use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
 use super::mitigations;
 use super::virt::{
-    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, slow,
-    write_spec_ctrl,
+    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, slow, write_spec_ctrl,
 };
 pub(super) use controls::{Caps, enable, usable};
-use field as vmcs;
+pub(super) use exit::taken_interrupt;
+use field::{self as vmcs, get_field, put_field};
 pub(super) use state::{load_state, store_state};
 
 /// VT-x's part of the kernel's copy of a vCPU.
@@ -21,8 +25,6 @@ pub(super) use state::{load_state, store_state};
 pub(super) struct Extra {
     /// The VMCS was initialised.
     ready: bool,
-    /// It was launched since its last VMCLEAR.
-    launched: bool,
     /// Primary controls with the window bits as they stand in the VMCS.
     primary: u32,
     /// Host fields as they stand in the VMCS.
@@ -32,8 +34,7 @@ pub(super) struct Extra {
 
 /// Nothing to write yet: the VMCS is made when it is first loaded, on the CPU that will use it.
 pub(super) fn init(hw: VcpuHw) {
-    let extra = &mut hw.shadow().vmx;
-    (extra.ready, extra.launched) = (false, false);
+    hw.shadow().vmx.ready = false;
 }
 
 /// Makes the vCPU's VMCS current on this CPU, and initialises a fresh one.
@@ -92,10 +93,8 @@ fn maps_changed_current(hw: VcpuHw) {
 
 /// VMCLEAR: the VMCS is in memory and on no CPU.
 pub(super) fn detach(cpu: &mut CpuVirt, hw: VcpuHw) {
-    let extra = &mut hw.shadow().vmx;
-    if extra.ready {
+    if hw.shadow().vmx.ready {
         switch::vmclear(hw.control_phys());
-        extra.launched = false;
     }
     if cpu.current == hw.address() {
         virt::settle(cpu);
@@ -159,33 +158,50 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
         shadow.vmx.host_cr3 = cr3;
         vmcs::HOST_CR3.write(cr3);
     }
-    vmcs::GUEST_RSP.write(get!(page, gpr[4]));
+    get_field!(page, gpr[4], vmcs::GUEST_RSP);
     if switch::read_cr2() != shadow.cr2 {
         switch::write_cr2(shadow.cr2);
     }
-    let differs = shadow.slow;
-    if differs != 0 {
-        swap_in(shadow, differs);
+    if shadow.slow != 0 {
+        swap_in(shadow);
     }
     // SAFETY: the caller's contract; the VMCS is current, its controls and host fields are this module's.
-    let failed = unsafe { switch::enter(page.pointer(), &mut shadow.vmx.launched, &mut shadow.vmx.host_rsp) };
+    let reason = unsafe { switch::enter(page.pointer(), hw) };
+    let shadow = hw.shadow();
     shadow.cr2 = switch::read_cr2();
-    if differs != 0 {
-        swap_out(cpu, differs);
-    }
-    if failed {
-        return exit::refused(cpu, hw, page);
+    if shadow.slow != 0 {
+        swap_out(cpu, shadow.slow);
     }
     // An exit leaves the GDT's limit at 64 KiB (SDM 27.5.2): what lies behind it must not be read as descriptors.
-    switch::lgdt(&cpu.host.gdt);
-    put!(page, gpr[4], vmcs::GUEST_RSP.read());
-    exit::classify(cpu, hw, page, out)
+    switch::load_gdt(cpu);
+    put_field!(page, gpr[4], vmcs::GUEST_RSP);
+    exit::classify(cpu, hw, page, out, reason)
 }
 
 /// The guest's SYSCALL MSRs and SPEC_CTRL, as far as they differ from the host's. The VMM makes system calls between two
-/// exits, so that they cannot wait for `settle`.
+/// exits, so that they cannot wait for `settle`. Of a Linux guest it is LSTAR alone.
 #[inline(always)]
-fn swap_in(shadow: &Shadow, differs: u32) {
+fn swap_in(shadow: &Shadow) {
+    if shadow.slow == slow::LSTAR {
+        switch::write_if(true, msr::IA32_LSTAR, shadow.lstar);
+    } else {
+        swap_in_all(shadow);
+    }
+}
+
+#[inline(always)]
+fn swap_out(cpu: &CpuVirt, differs: u32) {
+    if differs == slow::LSTAR {
+        switch::write_if(true, msr::IA32_LSTAR, cpu.host.lstar);
+    } else {
+        swap_out_all(cpu, differs);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn swap_in_all(shadow: &Shadow) {
+    let differs = shadow.slow;
     switch::write_if(differs & slow::STAR != 0, msr::IA32_STAR, shadow.star);
     switch::write_if(differs & slow::LSTAR != 0, msr::IA32_LSTAR, shadow.lstar);
     switch::write_if(differs & slow::SFMASK != 0, msr::IA32_FMASK, shadow.sfmask);
@@ -197,8 +213,9 @@ fn swap_in(shadow: &Shadow, differs: u32) {
     }
 }
 
-#[inline(always)]
-fn swap_out(cpu: &CpuVirt, differs: u32) {
+#[cold]
+#[inline(never)]
+fn swap_out_all(cpu: &CpuVirt, differs: u32) {
     if differs & slow::SPEC_CTRL != 0 {
         write_spec_ctrl(mitigations::host_spec_ctrl());
     }
@@ -207,12 +224,13 @@ fn swap_out(cpu: &CpuVirt, differs: u32) {
     switch::write_if(differs & slow::SFMASK != 0, msr::IA32_FMASK, cpu.host.sfmask);
 }
 
-/// Notes which SYSCALL MSRs [`run`] has to swap.
+/// Notes which SYSCALL MSRs [`run`] has to swap: none for a guest that has SYSCALL off, and to which reads of them exit.
+/// The VMCS is current.
 fn note_differences(cpu: &CpuVirt, shadow: &mut Shadow) {
-    let host = &cpu.host;
-    virt::set_slow(shadow, slow::STAR, shadow.star != host.star);
-    virt::set_slow(shadow, slow::LSTAR, shadow.lstar != host.lstar);
-    virt::set_slow(shadow, slow::SFMASK, shadow.sfmask != host.sfmask);
+    let (host, on) = (&cpu.host, vmcs::GUEST_EFER.read() & efer::SCE != 0);
+    virt::set_slow(shadow, slow::STAR, on && shadow.star != host.star);
+    virt::set_slow(shadow, slow::LSTAR, on && shadow.lstar != host.lstar);
+    virt::set_slow(shadow, slow::SFMASK, on && shadow.sfmask != host.sfmask);
 }
 
 /// The value group MSRS has for KERNEL_GS_BASE: in the register while the vCPU is resident.

@@ -1,11 +1,13 @@
 //! State page to VMCS and back.
-use moira_abi::vcpu::{Segment, event, group, interruptibility, invalid, request, seg};
+use core::mem::offset_of;
+
+use moira_abi::vcpu::{Segment, VcpuState, event, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 
 use super::super::virt::{self, CpuVirt, StatePage, VcpuHw, get, put};
 use super::controls::{EXCEPTIONS, cr0_mask, cr0_real, cr4_mask, cr4_real};
-use super::{kernel_gs_base, make_current, note_differences, set_kernel_gs_base, vmcs};
+use super::{get_field, kernel_gs_base, make_current, note_differences, put_field, set_kernel_gs_base, vmcs};
 
 const SHADOWS: u32 = (interruptibility::STI | interruptibility::MOV_SS) as u32;
 const NMI_BLOCKED: u32 = interruptibility::NMI_BLOCKED as u32;
@@ -54,14 +56,10 @@ pub(super) fn reset() {
 /// Loads the groups of `mask` after checking them.
 #[inline(always)]
 pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
-    if mask & group::ALL == 0 {
-        return Ok(());
-    }
-    make_current(cpu, hw);
     if mask & group::RIP != 0 {
-        let (rip, rflags) = virt::read_rip(page);
-        vmcs::GUEST_RIP.write(rip);
-        vmcs::GUEST_RFLAGS.write(rflags);
+        make_current(cpu, hw);
+        get_field!(page, rip, vmcs::GUEST_RIP);
+        vmcs::GUEST_RFLAGS.write(get!(page, rflags) & check::RFLAGS_DEFINED | 2);
         end_shadow();
     }
     if mask & group::ALL & !group::RIP != 0 { load_more(cpu, hw, page, mask) } else { Ok(()) }
@@ -78,6 +76,7 @@ pub(super) fn end_shadow() {
 
 #[inline(never)]
 fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
+    make_current(cpu, hw);
     if mask & group::INTERRUPTIBILITY != 0 {
         let value = get!(page, interruptibility) as u32 & (SHADOWS | NMI_BLOCKED);
         vmcs::GUEST_INTERRUPTIBILITY.write(value);
@@ -148,6 +147,7 @@ fn load_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) -> Result<(), u64> {
     vmcs::GUEST_CR4.write(cr4_real(caps, control.cr4));
     vmcs::CR4_SHADOW.write(control.cr4);
     set_efer(control.efer);
+    note_differences(cpu, hw.shadow());
     hw.shadow().cr2 = control.cr2;
     Ok(())
 }
@@ -205,8 +205,8 @@ pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePa
 #[inline(always)]
 pub(super) fn store_current(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     if mask & group::RIP != 0 {
-        put!(page, rip, vmcs::GUEST_RIP.read());
-        put!(page, rflags, vmcs::GUEST_RFLAGS.read());
+        put_field!(page, rip, vmcs::GUEST_RIP);
+        put_field!(page, rflags, vmcs::GUEST_RFLAGS);
     }
     if mask & group::ALL & !group::RIP != 0 {
         if mask & group::CONTROL != 0 {
@@ -223,9 +223,9 @@ pub(super) fn store_current(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u6
 fn store_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
     put!(page, cr0, cr0_view(cpu));
     put!(page, cr2, hw.shadow().cr2);
-    put!(page, cr3, vmcs::GUEST_CR3.read());
+    put_field!(page, cr3, vmcs::GUEST_CR3);
     put!(page, cr4, cr4_view(cpu));
-    put!(page, efer, vmcs::GUEST_EFER.read());
+    put_field!(page, efer, vmcs::GUEST_EFER);
     store_code(page);
 }
 
@@ -244,17 +244,17 @@ fn store_more(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
         store_segments(page);
     }
     if mask & group::TABLES != 0 {
-        put!(page, gdtr.base, vmcs::GUEST_GDTR_BASE.read());
-        put!(page, gdtr.limit, u64::from(vmcs::GUEST_GDTR_LIMIT.read()));
-        put!(page, idtr.base, vmcs::GUEST_IDTR_BASE.read());
-        put!(page, idtr.limit, u64::from(vmcs::GUEST_IDTR_LIMIT.read()));
+        put_field!(page, gdtr.base, vmcs::GUEST_GDTR_BASE);
+        put_field!(page, gdtr.limit, vmcs::GUEST_GDTR_LIMIT);
+        put_field!(page, idtr.base, vmcs::GUEST_IDTR_BASE);
+        put_field!(page, idtr.limit, vmcs::GUEST_IDTR_LIMIT);
     }
     if mask & group::MSRS != 0 {
         store_msrs(cpu, hw, page);
     }
     if mask & group::DEBUG != 0 {
         put!(page, dr6, hw.shadow().dr6);
-        put!(page, dr7, vmcs::GUEST_DR7.read());
+        put_field!(page, dr7, vmcs::GUEST_DR7);
     }
     if mask & (group::DEBUG | group::TSC_XCR) != 0 {
         virt::store_shadow(cpu, hw, page, mask);
@@ -272,10 +272,10 @@ fn store_msrs(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
     put!(page, cstar, shadow.cstar);
     put!(page, sfmask, shadow.sfmask);
     put!(page, kernel_gs_base, kernel_gs_base(cpu, hw));
-    put!(page, sysenter_cs, u64::from(vmcs::GUEST_SYSENTER_CS.read()));
-    put!(page, sysenter_esp, vmcs::GUEST_SYSENTER_ESP.read());
-    put!(page, sysenter_eip, vmcs::GUEST_SYSENTER_EIP.read());
-    put!(page, pat, vmcs::GUEST_PAT.read());
+    put_field!(page, sysenter_cs, vmcs::GUEST_SYSENTER_CS);
+    put_field!(page, sysenter_esp, vmcs::GUEST_SYSENTER_ESP);
+    put_field!(page, sysenter_eip, vmcs::GUEST_SYSENTER_EIP);
+    put_field!(page, pat, vmcs::GUEST_PAT);
 }
 
 /// CS and CPL: what goes with group CONTROL.
