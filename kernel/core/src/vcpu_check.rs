@@ -392,16 +392,17 @@ pub const fn msr_openable(msr: u32, svm: bool) -> Option<MsrAccess> {
     Some(MsrAccess { read, write })
 }
 
-/// Bit of an MSR in SVM's permission map (read; the write bit follows), or `None` outside the map (APM 2 15.11).
+/// Bits of an MSR in SVM's permission map: (read, write), or `None` outside the map (APM 2 15.11).
 #[must_use]
-pub const fn msr_bit_svm(msr: u32) -> Option<usize> {
+pub const fn msr_bits_svm(msr: u32) -> Option<(usize, usize)> {
     let (base, first) = match msr {
         0..=0x1fff => (0, 0),
         0xc000_0000..=0xc000_1fff => (0x800, 0xc000_0000),
         0xc001_0000..=0xc001_1fff => (0x1000, 0xc001_0000),
         _ => return None,
     };
-    Some(base * 8 + (msr - first) as usize * 2)
+    let bit = base * 8 + (msr - first) as usize * 2;
+    Some((bit, bit + 1))
 }
 
 /// Bits of an MSR in VT-x's bitmap: (read, write), or `None` outside the map (SDM 24.6.9).

@@ -2,12 +2,11 @@
 use core::mem::offset_of;
 
 use moira_abi::vcpu::{Exit, VcpuState, control_write, event, group, invalid, request};
-use moira_kernel_core::vcpu_check::{self as check, cr0, cr4, default_groups, efer};
+use moira_kernel_core::vcpu_check::{self as check, default_groups};
 
-use super::super::virt::{CpuVirt, Outcome, StatePage, VcpuHw, get, put, report};
-use super::controls::{cr0_real, cr4_real};
+use super::super::virt::{CpuVirt, Outcome, StatePage, VcpuHw, put, report};
 use super::state::{self, store_current};
-use super::{flush_linear, put_field, switch, vmcs};
+use super::{put_field, switch, vmcs};
 
 /// Basic exit reasons (SDM appendix C) that are looked at here.
 mod reason {
@@ -30,8 +29,6 @@ mod reason {
 /// Bit 12 of an EPT violation's qualification and of the exit event: IRET had unblocked NMIs and runs again.
 const UNBLOCKED_BY_IRET: u64 = 1 << 12;
 const DR6_CONDITIONS: u64 = 0xe00f;
-const TF: u64 = 1 << 8;
-const CS_LONG: u32 = 1 << 13;
 
 /// The processor refused the state; the event that was to be injected is dropped with it.
 fn invalid_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, error: u64) -> Outcome {
@@ -140,11 +137,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u3
             Exit::TaskSwitch
         }
         reason::CONTROL => {
-            let qualification = vmcs::QUALIFICATION.read();
-            if handle_control(cpu, hw, page, qualification) {
-                return Outcome::Again;
-            }
-            control(page, qualification);
+            control(page, vmcs::QUALIFICATION.read());
             Exit::ControlWrite
         }
         reason::DEBUG => {
@@ -224,68 +217,4 @@ fn control(page: StatePage, qualification: u64) {
     };
     report(page, Exit::ControlWrite, qualification & 15 | flags, length());
     put!(page, address, qualification >> 16 & 0xffff);
-}
-
-/// MOV to CR0 or CR4 that exits only for bits the kernel keeps for itself. False: the VMM has to look.
-fn handle_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, qualification: u64) -> bool {
-    if qualification >> 4 & 3 != KIND_WRITE || vmcs::GUEST_RFLAGS.read() & TF != 0 {
-        return false;
-    }
-    let register = (qualification >> 8 & 15) as usize;
-    let long = vmcs::GUEST_EFER.read() & efer::LMA != 0;
-    let wide = long && vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
-    let value = get!(page, gpr[register]);
-    let value = if wide { value } else { value & 0xffff_ffff };
-    let done = match qualification & 15 {
-        0 => write_cr0(cpu, value, long),
-        4 => write_cr4(cpu, value, long),
-        _ => false,
-    };
-    if done {
-        vmcs::GUEST_RIP.write(vmcs::GUEST_RIP.read().wrapping_add(length()));
-        state::end_shadow();
-        flush_linear(hw);
-    }
-    done
-}
-
-fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
-    let before = state::cr0_view(cpu);
-    let malformed =
-        value & !cr0::DEFINED != 0 || value & (cr0::PG | cr0::PE) == cr0::PG || value & (cr0::NW | cr0::CD) == cr0::NW;
-    let paging = value & cr0::PG != 0;
-    if malformed {
-        return false;
-    }
-    if (before ^ value) & cr0::PG != 0 {
-        let long_wanted = vmcs::GUEST_EFER.read() & efer::LME != 0;
-        let pae = state::cr4_view(cpu) & cr4::PAE != 0;
-        let in_long_code = vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
-        // PAE paging needs its four entries from guest memory; the rest would be #GP.
-        if paging && long_wanted != pae || in_long_code {
-            return false;
-        }
-        if paging && long_wanted {
-            state::set_efer(vmcs::GUEST_EFER.read() | efer::LMA);
-        } else if long {
-            state::set_efer(vmcs::GUEST_EFER.read() & !efer::LMA);
-        }
-    } else if paging && !long && state::cr4_view(cpu) & cr4::PAE != 0 && (before ^ value) & (cr0::CD | cr0::NW) != 0 {
-        // SDM 4.4.1: changing CD or NW under PAE paging loads the four entries.
-        return false;
-    }
-    vmcs::GUEST_CR0.write(cr0_real(&cpu.features.vmx, value | cr0::ET));
-    vmcs::CR0_SHADOW.write(value | cr0::ET);
-    true
-}
-
-fn write_cr4(cpu: &CpuVirt, value: u64, long: bool) -> bool {
-    let before = state::cr4_view(cpu);
-    let pae_paging = !long && vmcs::GUEST_CR0.read() & cr0::PG != 0 && value & cr4::PAE != 0;
-    if value & !cpu.limits.cr4 != 0 || (before ^ value) & (cr4::PAE | cr4::PCIDE) != 0 || pae_paging {
-        return false;
-    }
-    vmcs::GUEST_CR4.write(cr4_real(&cpu.features.vmx, value));
-    vmcs::CR4_SHADOW.write(value);
-    true
 }

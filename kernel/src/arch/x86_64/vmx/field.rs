@@ -7,11 +7,10 @@ use moira_abi::vcpu::VcpuState;
 use x86::vmx::vmcs::{control, guest, host, ro};
 
 /// Width of a field: the type its value has.
-pub trait Width: Copy {
+pub trait Width: Copy + Into<u64> {
     /// Bits 13–14 of the encoding: one value, or two for the 64-bit kinds (64-bit and natural width).
     const CODES: [u32; 2];
     fn from_raw(value: u64) -> Self;
-    fn to_raw(self) -> u64;
 }
 
 macro_rules! width {
@@ -21,10 +20,6 @@ macro_rules! width {
             #[inline(always)]
             fn from_raw(value: u64) -> Self {
                 value as $type
-            }
-            #[inline(always)]
-            fn to_raw(self) -> u64 {
-                self as u64
             }
         }
     };
@@ -41,14 +36,8 @@ pub struct Writable;
 pub struct ReadOnly;
 
 /// A field with value type `W`.
+#[derive(Clone, Copy)]
 pub struct Field<W, A = Writable>(u32, PhantomData<(W, A)>);
-
-impl<W, A> Clone for Field<W, A> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<W, A> Copy for Field<W, A> {}
 
 impl<W: Width, A> Field<W, A> {
     const fn checked(code: u32, access: bool) -> Field<W, A> {
@@ -91,7 +80,7 @@ impl<W: Width> Field<W, Writable> {
     #[inline(always)]
     pub fn write(self, value: W) {
         // SAFETY: as for `read`; what the value does to an entry is the vendor module's matter.
-        unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(self.0), in(reg) value.to_raw(), options(nostack)) };
+        unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(self.0), in(reg) value.into(), options(nostack)) };
     }
 
     /// Writes the field with the word at `OFFSET` of the state page, which is read once.
@@ -140,7 +129,11 @@ macro_rules! get_field {
         unsafe { $field.load::<{ offset_of!(VcpuState, $($word).+) $(+ 8 * $index)? }>($page.pointer()) }
     };
 }
-pub(super) use {get_field, put_field};
+/// Writes zero to fields.
+macro_rules! zero {
+    ($($field:ident)*) => { $(vmcs::$field.write(0);)* };
+}
+pub(super) use {get_field, put_field, zero};
 
 fields! {
     VPID: u16 = control::VPID;

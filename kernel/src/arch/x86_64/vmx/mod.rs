@@ -11,13 +11,15 @@ use moira_abi::vcpu::VcpuState;
 use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
-use super::mitigations;
 use super::virt::{
-    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, slow, write_spec_ctrl,
+    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, read_cr2, slow, write_cr2,
+    write_spec_ctrl,
 };
+use super::{mitigations, paging};
 pub(super) use controls::{Caps, enable, usable};
 pub(super) use exit::taken_interrupt;
-use field::{self as vmcs, get_field, put_field};
+use field::{self as vmcs, get_field, put_field, zero};
+pub(super) use moira_kernel_core::vcpu_check::msr_bits_vmx as msr_bits;
 pub(super) use state::{load_state, store_state};
 
 /// VT-x's part of the kernel's copy of a vCPU.
@@ -103,11 +105,11 @@ pub(super) fn detach(cpu: &mut CpuVirt, hw: VcpuHw) {
 }
 
 /// KERNEL_GS_BASE back to the host's.
-pub(super) fn settle(cpu: &mut CpuVirt, shadow: &mut Shadow) {
-    // SAFETY: the MSR exists; the value is the one the kernel was entered with.
+pub(super) fn settle(shadow: &mut Shadow) {
+    // SAFETY: the MSR exists; tasks have a GS base of 0.
     unsafe {
         shadow.kernel_gs_base = msr::rdmsr(msr::IA32_KERNEL_GSBASE);
-        msr::wrmsr(msr::IA32_KERNEL_GSBASE, cpu.host.kernel_gs_base);
+        msr::wrmsr(msr::IA32_KERNEL_GSBASE, 0);
     }
 }
 
@@ -153,14 +155,15 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     if cpu.resident != hw.address() || shadow.generation != cpu.tags.generation {
         prepare(cpu, hw);
     }
-    let cr3 = switch::read_cr3();
+    let cr3 = paging::loaded();
     if cr3 != shadow.vmx.host_cr3 {
         shadow.vmx.host_cr3 = cr3;
         vmcs::HOST_CR3.write(cr3);
     }
     get_field!(page, gpr[4], vmcs::GUEST_RSP);
-    if switch::read_cr2() != shadow.cr2 {
-        switch::write_cr2(shadow.cr2);
+    if read_cr2() != shadow.cr2 {
+        // SAFETY: the register has no effect.
+        unsafe { write_cr2(shadow.cr2) };
     }
     if shadow.slow != 0 {
         swap_in(shadow);
@@ -168,7 +171,7 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     // SAFETY: the caller's contract; the VMCS is current, its controls and host fields are this module's.
     let reason = unsafe { switch::enter(page.pointer(), hw) };
     let shadow = hw.shadow();
-    shadow.cr2 = switch::read_cr2();
+    shadow.cr2 = read_cr2();
     if shadow.slow != 0 {
         swap_out(cpu, shadow.slow);
     }
@@ -248,9 +251,4 @@ fn set_kernel_gs_base(cpu: &CpuVirt, hw: VcpuHw, value: u64) {
         // SAFETY: the MSR exists; the value was checked to be canonical.
         unsafe { msr::wrmsr(msr::IA32_KERNEL_GSBASE, value) };
     }
-}
-
-/// Drops the guest's linear translations at the next entry.
-fn flush_linear(hw: VcpuHw) {
-    virt::invalidate(hw);
 }

@@ -124,28 +124,6 @@ pub(super) fn load_gdt(cpu: &CpuVirt) {
     }
 }
 
-#[inline(always)]
-pub(super) fn read_cr2() -> u64 {
-    let value;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, cr2", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-#[inline(always)]
-pub(super) fn write_cr2(value: u64) {
-    // SAFETY: the register has no effect.
-    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
-}
-
-#[inline(always)]
-pub(super) fn read_cr3() -> u64 {
-    let value;
-    // SAFETY: reads a register.
-    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
 pub(super) fn vmclear(phys: u64) {
     // SAFETY: the address of a VMCS page that this module owns.
     unsafe { asm!("vmclear [{}]", in(reg) &phys, options(nostack)) };
