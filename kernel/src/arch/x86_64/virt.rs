@@ -8,7 +8,7 @@
 //!
 //! | state | swapped |
 //! | --- | --- |
-//! | general registers, CR2, segments, SYSCALL MSRs that differ, GDT limit, SPEC_CTRL | at each entry and exit |
+//! | general registers, CR2, segments, SYSCALL MSRs that differ (VT-x: and that the guest can use), GDT limit, SPEC_CTRL | at each entry and exit |
 //! | KERNEL_GS_BASE (VT-x), TSC_AUX | at entry of another vCPU, or by [`settle`]: nobody but the vCPU's own VMM may run before |
 //! | XCR0, DR0–DR3, DR6 | at entry of another vCPU: no task can read or use them |
 //! | vector registers | by the caller, with [`vector_save`] and [`vector_restore`] |
@@ -106,7 +106,7 @@ pub fn detect() -> Result<Vendor, &'static str> {
 /// Physical address of three pages of ones: the permission maps of vCPUs that opened nothing.
 static CLOSED_MAPS: AtomicU64 = AtomicU64::new(0);
 
-pub(super) fn closed_maps() -> u64 {
+fn closed_maps() -> u64 {
     CLOSED_MAPS.load(Ordering::Relaxed)
 }
 

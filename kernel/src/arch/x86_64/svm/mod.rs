@@ -11,7 +11,7 @@ use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
 use super::virt::{
-    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, leaf, put, slow, write_spec_ctrl,
+    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, get, leaf, put, slow, write_spec_ctrl,
 };
 use super::{apic, mitigations};
 pub(super) use moira_kernel_core::vcpu_check::msr_bits_svm as msr_bits;
@@ -82,7 +82,7 @@ pub(super) fn init(hw: VcpuHw) {
     vmcb.virtual_interrupt = vintr::MASKING;
     vmcb.nested_control = 1;
     vmcb.asid = 1;
-    (vmcb.io_map, vmcb.msr_map) = (closed_maps(), closed_maps());
+    (vmcb.io_map, vmcb.msr_map) = hw.maps();
     state::reset(vmcb);
 }
 
@@ -93,12 +93,10 @@ fn intercepts_of_newer() -> u32 {
     broadcast * (bits >> 3 & 1) | commit * (bits >> 8 & 1)
 }
 
-/// Points the VMCB at the vCPU's own permission maps once it has any.
+/// Points the VMCB at the permission maps.
 pub(super) fn maps_changed(_cpu: &CpuVirt, hw: VcpuHw) {
-    let shadow = hw.shadow();
     let vmcb = vmcb(hw);
-    vmcb.io_map = if shadow.io_open { hw.io_map_phys() } else { closed_maps() };
-    vmcb.msr_map = if shadow.msr_open { hw.msr_map_phys() } else { closed_maps() };
+    (vmcb.io_map, vmcb.msr_map) = hw.maps();
     vmcb.clean.remove(Clean::MAPS);
 }
 
@@ -120,7 +118,7 @@ fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
     }
     if shadow.generation != cpu.tags.generation {
         let (tag, flush) = cpu.tags.take();
-        (shadow.tag, shadow.generation) = (tag, cpu.tags.generation);
+        shadow.generation = cpu.tags.generation;
         vmcb.asid = tag;
         vmcb.tlb_control = if flush { FLUSH_ALL } else { 0 };
         vmcb.nested_cr3 = shadow.root;

@@ -12,7 +12,7 @@ use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
 use super::virt::{
-    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, read_cr2, slow, write_cr2,
+    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, read_cr2, slow, write_cr2,
     write_spec_ctrl,
 };
 use super::{mitigations, paging};
@@ -86,11 +86,10 @@ pub(super) fn maps_changed(cpu: &mut CpuVirt, hw: VcpuHw) {
 }
 
 fn maps_changed_current(hw: VcpuHw) {
-    let shadow = hw.shadow();
-    let io = if shadow.io_open { hw.io_map_phys() } else { closed_maps() };
+    let (io, msr) = hw.maps();
     vmcs::IO_BITMAP_A.write(io);
     vmcs::IO_BITMAP_B.write(io + 4096);
-    vmcs::MSR_BITMAPS.write(if shadow.msr_open { hw.msr_map_phys() } else { closed_maps() });
+    vmcs::MSR_BITMAPS.write(msr);
 }
 
 /// VMCLEAR: the VMCS is in memory and on no CPU.
@@ -126,7 +125,7 @@ fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
     }
     if shadow.generation != cpu.tags.generation {
         let (tag, flush) = cpu.tags.take();
-        (shadow.tag, shadow.generation) = (tag, cpu.tags.generation);
+        shadow.generation = cpu.tags.generation;
         let eptp = cpu.features.vmx.eptp(shadow.root);
         vmcs::EPTP.write(eptp);
         switch::invept(cpu.features.vmx.invept_single, eptp);
