@@ -168,7 +168,7 @@ pub fn collect(index: u32) {
 
 /// Whether anything waits for this CPU.
 pub fn has_mail(cpu: &Cpu) -> bool {
-    cpu.mailbox.load(SeqCst) != 0 || cpu.backlog.get() != 0 || cpu.mail.load(SeqCst) != 0 || flush_due(cpu)
+    cpu.mailbox.load(SeqCst) | cpu.backlog.get() | u64::from(cpu.mail.load(SeqCst)) != 0 || flush_due(cpu)
 }
 
 fn flush_due(cpu: &Cpu) -> bool {

@@ -320,11 +320,19 @@ pub const fn port_from_svm(info: u64) -> PortIo {
     PortIo(info & 0xffff_007d)
 }
 
-/// [`PortIo`] from VT-x's exit qualification (SDM table 27-5).
+/// [`PortIo`] from VT-x's exit qualification (SDM table 27-5): all but the port by its lowest six bits.
 #[must_use]
 pub const fn port_from_vmx(qualification: u64) -> PortIo {
-    let size = (qualification & 7) + 1;
-    PortIo(qualification & 0xffff_0000 | size << 4 | qualification >> 3 & 1 | (qualification >> 4 & 3) << 2)
+    const KINDS: [u8; 64] = {
+        let mut kinds = [0; 64];
+        let mut bits = 0;
+        while bits < 64 {
+            kinds[bits] = ((bits & 7) + 1 << 4 & 0x70 | bits >> 3 & 1 | (bits >> 4 & 3) << 2) as u8;
+            bits += 1;
+        }
+        kinds
+    };
+    PortIo(qualification & 0xffff_0000 | KINDS[(qualification & 63) as usize] as u64)
 }
 
 /// [`vcpu::access`] from SVM's nested-page-fault EXITINFO1 (APM 2 15.25.6).
@@ -369,16 +377,14 @@ pub struct MsrAccess {
 }
 
 /// The most the kernel opens of an MSR, by what it can switch per vCPU; `None`: never opened. On VT-x the SYSCALL MSRs
-/// are not part of the VMCS: the kernel loads them from its own copy at entry, so a write has to exit.
+/// are not part of the VMCS: the kernel loads them from its own copy at entry, and the host's stay there where the guest cannot tell.
 #[must_use]
 pub const fn msr_openable(msr: u32, svm: bool) -> Option<MsrAccess> {
     let (read, write) = match msr {
         // SYSENTER_CS, _ESP, _EIP; FS_BASE, GS_BASE, KERNEL_GS_BASE.
         0x174..=0x176 | 0xc000_0100..=0xc000_0102 => (true, true),
-        // STAR, LSTAR, SFMASK.
-        0xc000_0081 | 0xc000_0082 | 0xc000_0084 => (true, svm),
-        // CSTAR.
-        0xc000_0083 => (svm, svm),
+        // STAR, LSTAR, CSTAR, SFMASK.
+        0xc000_0081..=0xc000_0084 => (svm, svm),
         // TSC_AUX is loaded for the vCPU, but not read back.
         0xc000_0103 => (true, false),
         _ => return None,
@@ -386,16 +392,17 @@ pub const fn msr_openable(msr: u32, svm: bool) -> Option<MsrAccess> {
     Some(MsrAccess { read, write })
 }
 
-/// Bit of an MSR in SVM's permission map (read; the write bit follows), or `None` outside the map (APM 2 15.11).
+/// Bits of an MSR in SVM's permission map: (read, write), or `None` outside the map (APM 2 15.11).
 #[must_use]
-pub const fn msr_bit_svm(msr: u32) -> Option<usize> {
+pub const fn msr_bits_svm(msr: u32) -> Option<(usize, usize)> {
     let (base, first) = match msr {
         0..=0x1fff => (0, 0),
         0xc000_0000..=0xc000_1fff => (0x800, 0xc000_0000),
         0xc001_0000..=0xc001_1fff => (0x1000, 0xc001_0000),
         _ => return None,
     };
-    Some(base * 8 + (msr - first) as usize * 2)
+    let bit = base * 8 + (msr - first) as usize * 2;
+    Some((bit, bit + 1))
 }
 
 /// Bits of an MSR in VT-x's bitmap: (read, write), or `None` outside the map (SDM 24.6.9).

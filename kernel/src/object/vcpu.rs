@@ -299,22 +299,30 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, 
         // Nearly all exits are the VMM's.
         if let Outcome::Guest { exit, groups } = outcome {
             trace::of(cpu, trace::EXIT, thread, exit as u64);
-            complete(thread, exit, groups);
+            complete(thread, exit, groups.into());
             return true;
         }
-        match outcome {
-            Outcome::HostInterrupt(Some(vector)) => trap::interrupt(cpu, vector),
-            Outcome::HostInterrupt(None) => {
+        host_event(cpu, virt, outcome);
+        if cpu.must_choose.get() {
+            return false;
+        }
+    }
+}
+
+/// An exit that is the kernel's own business.
+#[inline(never)]
+fn host_event(cpu: &Cpu, virt: &CpuVirt, outcome: Outcome) {
+    match outcome {
+        Outcome::HostInterrupt => match virt::taken_interrupt(virt) {
+            Some(vector) => trap::interrupt(cpu, vector),
+            None => {
                 checks::left(cpu);
                 arch::take_interrupts();
                 checks::again(cpu);
             }
-            Outcome::MachineCheck => panic!("machine check while a guest ran"),
-            Outcome::HostNmi | Outcome::Again | Outcome::Guest { .. } => {}
-        }
-        if cpu.must_choose.get() {
-            return false;
-        }
+        },
+        Outcome::MachineCheck => panic!("machine check while a guest ran"),
+        Outcome::Again | Outcome::Guest { .. } => {}
     }
 }
 

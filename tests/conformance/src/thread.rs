@@ -301,7 +301,7 @@ fn umip() -> bool {
 fn selectors(lab: &mut Lab, check: &mut Check) {
     let Some(puppet) = check.good("puppet", Puppet::new(lab, 1)) else { return };
     let mut registers = Registers::default();
-    for selector in [0x08u64, 0x10, 0x28, 0x40, 0xfff8] {
+    for selector in [0x10u64, 0x18, 0x20, 0x38, 0x50, 0xfff8] {
         registers.gpr[0] = selector;
         let outcome = puppet.execute(lab, Stub::LoadSs, registers);
         check.holds("a kernel selector for SS", matches!(outcome, Ok(Outcome::Fault(13, _, 0))));
@@ -313,7 +313,7 @@ fn selectors(lab: &mut Lab, check: &mut Check) {
         (registers.gpr[0], registers.gpr[1]) = (selector, Stub::Stop.address());
         let outcome = puppet.execute(lab, Stub::Far, registers);
         let good = match selector & !3 {
-            0x20 => outcome == Ok(Outcome::Fault(6, 0, 0)),
+            0x30 => outcome == Ok(Outcome::Fault(6, 0, 0)),
             _ => matches!(outcome, Ok(Outcome::Fault(13, _, 0))),
         };
         check.holds(&alloc::format!("far jump to {selector:#x}: {outcome:x?}"), good);
@@ -321,7 +321,7 @@ fn selectors(lab: &mut Lab, check: &mut Check) {
     registers.gpr[0] = 0;
     let outcome = puppet.execute(lab, Stub::LoadDs, registers);
     check.equal("null for DS", outcome, Ok(Outcome::Fault(6, 0, 0)));
-    registers.gpr[0] = 0x1b;
+    registers.gpr[0] = 0x2b;
     let outcome = puppet.execute(lab, Stub::LoadGs, registers);
     check.equal("GS, whose base becomes 0", outcome, Ok(Outcome::Fault(14, 4, 0)));
     // The kernel still finds its own data after that.

@@ -97,7 +97,7 @@ pub fn read_msr(number: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Writes a model-specific register of the local APIC.
+/// Writes a model-specific register of the local APIC, or one that changes nothing by itself.
 #[inline(always)]
 pub fn write_msr(number: u32, value: u64) {
     let (low, high) = (value as u32, (value >> 32) as u32);

@@ -56,8 +56,8 @@ fn ports_mean_the_same_on_both_vendors() {
 
 #[test]
 fn maps_hold_what_they_should() {
-    assert_eq!(msr_bit_svm(0xc000_0100), Some((0x800 + 0x40) * 8));
-    assert_eq!(msr_bit_svm(0x4000_0000), None);
+    assert_eq!(msr_bits_svm(0xc000_0100), Some(((0x800 + 0x40) * 8, (0x800 + 0x40) * 8 + 1)));
+    assert_eq!(msr_bits_svm(0x4000_0000), None);
     assert_eq!(msr_bits_vmx(0xc000_0102), Some((0x420 * 8 + 2, 0xc20 * 8 + 2)));
     assert_eq!(msr_bits_vmx(0xc001_0015), None);
     for msr in [0x10, 0x1b, 0x48, 0x277, 0x3a, 0xc000_0080, 0xc001_0114, 0xc001_0117, 0x1d9, 0x38f] {

@@ -95,10 +95,10 @@ patch_sysret:
     swapgs
     sysretq
 2:  # It came in by an interrupt or exception, or its registers were written: all of them count, and only IRET is safe.
-    push 0x1b
+    push 0x2b
     push qword ptr [rax + T_REGS + 4 * 8]
     push qword ptr [rax + T_RFLAGS]
-    push 0x23
+    push 0x33
     push qword ptr [rax + T_RIP]
     mov rcx, [rax + T_REGS + 1 * 8]
     mov r11, [rax + T_REGS + 11 * 8]

@@ -3,7 +3,7 @@
 //! What is off costs nothing: the entry code is patched for what it has to do beyond the usual, and everything else hangs on bits
 //! that the paths test anyway (`Cpu::attention`, `Shadow::slow`).
 
-use super::{paging, tables, virt::cpuid_count};
+use super::{paging, tables, virt::leaf};
 use crate::{
     memory::{DIRECT_MAP, KERNEL_BASE},
     percpu::{Cpu, attention},
@@ -15,10 +15,7 @@ use core::{
 };
 pub use moira_kernel_core::mitigations::measure;
 use moira_kernel_core::mitigations::{Facts, MEASURES, Verdict};
-use x86::{
-    cpuid::CpuIdResult,
-    msr::{IA32_EFER, IA32_LSTAR, rdmsr, wrmsr},
-};
+use x86::msr::{IA32_EFER, IA32_LSTAR, rdmsr, wrmsr};
 
 const SPEC_CTRL: u32 = 0x48;
 const PRED_CMD: u32 = 0x49;
@@ -53,10 +50,6 @@ pub fn has(bits: u32) -> bool {
 
 /// What the processor says.
 fn facts() -> Facts {
-    let leaf = |number: u32, sub: u32| {
-        let exists = number <= cpuid_count(number & 0x8000_0000, 0).eax;
-        if exists { cpuid_count(number, sub) } else { CpuIdResult { eax: 0, ebx: 0, ecx: 0, edx: 0 } }
-    };
     let (basic, seven, amd21) = (leaf(1, 0), leaf(7, 0), leaf(0x8000_0021, 0));
     let family = basic.eax >> 8 & 15;
     Facts {

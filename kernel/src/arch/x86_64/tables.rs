@@ -14,15 +14,18 @@ use x86::{
     segmentation::{BuildDescriptor, DescriptorBuilder, GateDescriptorBuilder, SegmentSelector},
 };
 
-/// Kernel code selector.
-pub const KERNEL_CODE: u16 = 0x08;
+/// Kernel code selector. The order of the table is the one that Linux has, and so is what SYSCALL clears: STAR and SFMASK of such a
+/// guest are the host's, and VT-x, which has no fields for them, has nothing to swap (`vmx::swap_in`).
+pub const KERNEL_CODE: u16 = 0x10;
 /// Kernel data selector.
-pub const KERNEL_DATA: u16 = 0x10;
+pub const KERNEL_DATA: u16 = 0x18;
+/// Where 32-bit code of tasks would be, if there were any: SYSRET finds theirs from here (`entry.s` for IRET), data at 28h, code at 30h.
+const USER_BASE: u16 = 0x23;
 /// Task state segment selector.
-pub const TSS: u16 = 0x28;
+pub const TSS: u16 = 0x38;
 
-/// Flags that SYSCALL clears: TF, IF, DF, IOPL, NT, RF, AC.
-const SYSCALL_MASK: u64 = 0x100 | 0x200 | 0x400 | 0x3000 | 0x4000 | 0x1_0000 | 0x4_0000;
+/// Flags that SYSCALL clears: TF, IF, DF, IOPL, NT, RF, AC, which must not come from a task; and CF, PF, AF, ZF, SF, OF, ID.
+const SYSCALL_MASK: u64 = 0x100 | 0x200 | 0x400 | 0x3000 | 0x4000 | 0x1_0000 | 0x4_0000 | 0x20_08d5;
 
 /// Bytes of an entry stub (`entry.s`).
 const STUB: u64 = 12;
@@ -30,7 +33,7 @@ const STUB: u64 = 12;
 /// What a processor's tables occupy: in its own page.
 #[repr(C, align(16))]
 pub struct Tables {
-    gdt: UnsafeCell<[u64; 7]>,
+    gdt: UnsafeCell<[u64; 9]>,
     tss: UnsafeCell<TaskStateSegment>,
 }
 
@@ -100,8 +103,10 @@ pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 4]) {
         let gdt = &mut *tables.gdt.get();
         *gdt = [
             0,
+            0,
             0x00af_9b00_0000_ffff,
             0x00cf_9300_0000_ffff,
+            0,
             0x00cf_f300_0000_ffff,
             0x00af_fb00_0000_ffff,
             limit & 0xffff | (tss_address & 0xff_ffff) << 16 | 0x89 << 40 | (tss_address >> 24 & 0xff) << 56,
@@ -120,7 +125,7 @@ pub unsafe fn init(cpu: &'static Cpu, tables: &'static Tables, ist: [u64; 4]) {
         wrmsr(IA32_GS_BASE, core::ptr::from_ref(cpu) as u64);
         wrmsr(IA32_KERNEL_GSBASE, 0);
         wrmsr(IA32_EFER, rdmsr(IA32_EFER) | 1 | 1 << 11);
-        wrmsr(IA32_STAR, (KERNEL_CODE as u64) << 32 | (KERNEL_DATA as u64) << 48);
+        wrmsr(IA32_STAR, (KERNEL_CODE as u64) << 32 | (USER_BASE as u64) << 48);
         wrmsr(IA32_LSTAR, entry_syscall as *const () as u64);
         wrmsr(IA32_CSTAR, 0);
         wrmsr(IA32_FMASK, SYSCALL_MASK);

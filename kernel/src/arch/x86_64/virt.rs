@@ -8,7 +8,7 @@
 //!
 //! | state | swapped |
 //! | --- | --- |
-//! | general registers, CR2, segments, SYSCALL MSRs that differ, GDT limit, SPEC_CTRL | at each entry and exit |
+//! | general registers, CR2, segments, SYSCALL MSRs that differ (VT-x: and that the guest can use), GDT limit, SPEC_CTRL | at each entry and exit |
 //! | KERNEL_GS_BASE (VT-x), TSC_AUX | at entry of another vCPU, or by [`settle`]: nobody but the vCPU's own VMM may run before |
 //! | XCR0, DR0–DR3, DR6 | at entry of another vCPU: no task can read or use them |
 //! | vector registers | by the caller, with [`vector_save`] and [`vector_restore`] |
@@ -22,7 +22,7 @@ mod vector;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use moira_abi::vcpu::Exit;
+use moira_abi::vcpu::{Exit, Segment, seg};
 use moira_kernel_core::vcpu_check::{self as check, Control};
 use x86::msr;
 
@@ -30,13 +30,10 @@ use super::{
     mitigations::{self, measure},
     svm, vmx,
 };
-use block::Block;
 pub use block::VcpuHw;
-pub(super) use block::{Nmi, Shadow, slow};
+pub(super) use block::{Block, Nmi, Shadow, slow};
 pub use cpu::CpuVirt;
-pub(super) use cpu::{
-    TableRegister, Tags, cpuid, cpuid_count, read_cr0, read_cr4, write_cr0, write_cr4, write_spec_ctrl,
-};
+pub(super) use cpu::{Tags, leaf, read_cr0, read_cr2, read_cr4, write_cr0, write_cr2, write_cr4, write_spec_ctrl};
 pub use page::StatePage;
 pub(super) use page::{
     get, put, put_segment, read_control, read_debug, read_inject, read_msrs, read_rip, read_segments, read_tables,
@@ -44,6 +41,16 @@ pub(super) use page::{
 };
 pub use vector::{guest_xcr0, vector_restore, vector_save};
 use vector::{read_xcr0, with_xsave, write_xcr0};
+
+/// Calls the function of this name of the vendor's module.
+macro_rules! by_vendor {
+    ($vendor:expr, $function:ident($($argument:expr),*)) => {
+        match $vendor {
+            Vendor::Svm => svm::$function($($argument),*),
+            Vendor::Vmx => vmx::$function($($argument),*),
+        }
+    };
+}
 
 /// Where the kernel maps physical memory.
 const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
@@ -67,21 +74,18 @@ pub enum Vendor {
 /// What `run` came back with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A host interrupt: its vector, acknowledged (VT-x); or `None`: if there is one, it is still pending, open a window with STI
-    /// (SVM always; VT-x when the bound on a guest's run has passed).
-    HostInterrupt(Option<u8>),
-    /// An NMI; the kernel's handler has run already.
-    HostNmi,
+    /// A host interrupt: [`taken_interrupt`].
+    HostInterrupt,
     /// A machine check hit while the guest ran; the registers of the machine-check banks tell more.
     MachineCheck,
     /// For the VMM: the exit and the groups written to the state page.
     Guest {
         /// Why.
         exit: Exit,
-        /// Groups now current in the page.
-        groups: u64,
+        /// Groups now current in the page. As small as this the whole fits two registers.
+        groups: u32,
     },
-    /// Handled here; enter again.
+    /// Handled here (an NMI by the kernel's handler); enter again.
     Again,
 }
 
@@ -90,9 +94,9 @@ pub enum Outcome {
 /// # Errors
 /// Why there is nothing to use, for the boot log.
 pub fn detect() -> Result<Vendor, &'static str> {
-    if cpuid(0x8000_0000).eax >= 0x8000_0001 && cpuid(0x8000_0001).ecx & 1 << 2 != 0 {
+    if leaf(0x8000_0001, 0).ecx & 1 << 2 != 0 {
         svm::usable().map(|()| Vendor::Svm)
-    } else if cpuid(1).ecx & 1 << 5 != 0 {
+    } else if leaf(1, 0).ecx & 1 << 5 != 0 {
         vmx::usable().map(|()| Vendor::Vmx)
     } else {
         Err("no VT-x and no SVM")
@@ -102,7 +106,7 @@ pub fn detect() -> Result<Vendor, &'static str> {
 /// Physical address of three pages of ones: the permission maps of vCPUs that opened nothing.
 static CLOSED_MAPS: AtomicU64 = AtomicU64::new(0);
 
-pub(super) fn closed_maps() -> u64 {
+fn closed_maps() -> u64 {
     CLOSED_MAPS.load(Ordering::Relaxed)
 }
 
@@ -137,12 +141,7 @@ pub unsafe fn enable_cpu(vendor: Vendor, pages_phys: u64) -> Result<*mut CpuVirt
     };
     cpu_ref.init_vector.0[24..28].copy_from_slice(&MXCSR_RESET.to_le_bytes());
     // SAFETY: the caller's contract.
-    unsafe {
-        match vendor {
-            Vendor::Svm => svm::enable(cpu_ref),
-            Vendor::Vmx => vmx::enable(cpu_ref)?,
-        }
-    }
+    unsafe { by_vendor!(vendor, enable(cpu_ref))? };
     Ok(place)
 }
 
@@ -154,10 +153,7 @@ pub fn init(vendor: Vendor, hw: VcpuHw) {
     set_slow(shadow, slow::HARDEN, mitigations::has(measure::L1D | measure::VERW | measure::RSB));
     // SAFETY: inside the block.
     unsafe { hw.vector().add(24).cast::<u32>().write(MXCSR_RESET) };
-    match vendor {
-        Vendor::Svm => svm::init(hw),
-        Vendor::Vmx => vmx::init(hw),
-    }
+    by_vendor!(vendor, init(hw))
 }
 
 const MXCSR_RESET: u32 = 0x1f80;
@@ -168,6 +164,15 @@ pub fn reset_control() -> Control {
     Control { cr0: 0x6000_0010, ..Control::default() }
 }
 
+/// Segment registers after reset (SDM table 9-1).
+pub(super) fn reset_segments() -> [Segment; 8] {
+    let mut segments = [Segment { rights: 0x93, limit: 0xffff, ..Segment::default() }; 8];
+    let code = &mut segments[seg::CS];
+    (code.selector, code.rights, code.base) = (0xf000, 0x9b, 0xffff_0000);
+    (segments[seg::LDTR].rights, segments[seg::TR].rights) = (0x82, 0x8b);
+    segments
+}
+
 /// Loads the groups of `mask` from the state page: each is read once, checked, and copied.
 ///
 /// Group RIP without group INTERRUPTIBILITY also ends an STI or MOV SS shadow: the VMM completed an instruction.
@@ -176,19 +181,13 @@ pub fn reset_control() -> Control {
 /// A [`vcpu::invalid`] code; groups before the refused one have been loaded.
 #[inline(always)]
 pub fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
-    match cpu.vendor {
-        Vendor::Svm => svm::load_state(cpu, hw, page, mask),
-        Vendor::Vmx => vmx::load_state(cpu, hw, page, mask),
-    }
+    by_vendor!(cpu.vendor, load_state(cpu, hw, page, mask))
 }
 
 /// Writes the groups of `mask` to the state page. After a host interrupt that becomes an exit for the VMM (`Until`,
 /// `Kicked`), ask for [`check::default_groups`] of it.
 pub fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
-    match cpu.vendor {
-        Vendor::Svm => svm::store_state(cpu, hw, page, mask),
-        Vendor::Vmx => vmx::store_state(cpu, hw, page, mask),
-    }
+    by_vendor!(cpu.vendor, store_state(cpu, hw, page, mask))
 }
 
 /// Turns a run that nothing in the guest ended into an exit (`Until`, `Kicked`): writes what every exit writes, and its groups.
@@ -208,12 +207,14 @@ pub fn end_run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: 
 #[inline(always)]
 pub unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     // SAFETY: handed on.
-    unsafe {
-        match cpu.vendor {
-            Vendor::Svm => svm::run(cpu, hw, page, out),
-            Vendor::Vmx => vmx::run(cpu, hw, page, out),
-        }
-    }
+    unsafe { by_vendor!(cpu.vendor, run(cpu, hw, page, out)) }
+}
+
+/// After [`Outcome::HostInterrupt`]: the vector of the interrupt that the exit acknowledged (VT-x), or `None`: if there is one, it is
+/// still pending, open a window with STI (SVM always; VT-x when the bound on a guest's run has passed).
+#[must_use]
+pub fn taken_interrupt(cpu: &CpuVirt) -> Option<u8> {
+    if cpu.vendor == Vendor::Vmx { vmx::taken_interrupt() } else { None }
 }
 
 /// Names the root table of the guest's translation (EPT or nested page table, four levels) and drops what was cached.
@@ -253,7 +254,7 @@ fn settle_resident(cpu: &mut CpuVirt) {
         shadow.xcr0 = with_xsave(true, read_xcr0);
     }
     if cpu.vendor == Vendor::Vmx {
-        vmx::settle(cpu, shadow);
+        vmx::settle(shadow);
     }
 }
 
@@ -321,17 +322,10 @@ pub fn allow_msr(cpu: &mut CpuVirt, hw: VcpuHw, msr: u32, read: bool, write: boo
         shadow.msr_open = close(hw.msr_map(), &mut shadow.msr_closed);
         return Ok(false);
     }
-    let bits = match cpu.vendor {
-        Vendor::Svm => check::msr_bit_svm(msr).map(|bit| (bit, bit + 1)),
-        Vendor::Vmx => check::msr_bits_vmx(msr),
-    };
-    let (read_bit, write_bit) = bits.ok_or(())?;
+    let (read_bit, write_bit) = by_vendor!(cpu.vendor, msr_bits(msr)).ok_or(())?;
     set_bit(hw.msr_map(), read_bit, !(read && most.read));
     set_bit(hw.msr_map(), write_bit, !(write && most.write));
-    match cpu.vendor {
-        Vendor::Svm => svm::maps_changed(hw),
-        Vendor::Vmx => vmx::maps_changed(cpu, hw),
-    }
+    by_vendor!(cpu.vendor, maps_changed(cpu, hw));
     Ok(true)
 }
 
@@ -355,10 +349,7 @@ pub fn allow_ports(cpu: &mut CpuVirt, hw: VcpuHw, first: u16, last: u16) -> bool
             at += 1;
         }
     }
-    match cpu.vendor {
-        Vendor::Svm => svm::maps_changed(hw),
-        Vendor::Vmx => vmx::maps_changed(cpu, hw),
-    }
+    by_vendor!(cpu.vendor, maps_changed(cpu, hw));
     true
 }
 

@@ -37,10 +37,10 @@ fn openable(svm: bool) -> [(u64, bool, bool); 11] {
         (0xc000_0100, true, true),
         (0xc000_0101, true, true),
         (0xc000_0102, true, true),
-        (0xc000_0081, true, svm),
-        (0xc000_0082, true, svm),
-        (0xc000_0084, true, svm),
+        (0xc000_0081, svm, svm),
+        (0xc000_0082, svm, svm),
         (0xc000_0083, svm, svm),
+        (0xc000_0084, svm, svm),
         (0xc000_0103, true, false),
     ]
 }

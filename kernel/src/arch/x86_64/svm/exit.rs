@@ -1,5 +1,5 @@
 //! From SVM's exit code to an [`Outcome`].
-use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
+use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, default_groups, efer};
 
 use super::super::mitigations;
@@ -55,15 +55,22 @@ pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64)
         return classify_slowly(cpu, hw, page, out);
     }
     if block.exit_code == code::IO {
-        // The hot one: RIP behind the instruction is in EXITINFO2 on every SVM.
-        report(page, Exit::Port, check::port_from_svm(block.exit_info1).0, block.exit_info2.wrapping_sub(block.rip));
-        return guest(cpu, hw, page, Exit::Port, out);
+        // The hot one.
+        return port(cpu, hw, page, out);
     }
     match block.exit_code {
         code::CPUID => plain(cpu, hw, page, out, Exit::Cpuid),
         code::VMMCALL => plain(cpu, hw, page, out, Exit::Hypercall),
         _ => dispatch(cpu, hw, page, out),
     }
+}
+
+/// IN, OUT, INS, OUTS: RIP behind the instruction is in EXITINFO2 on every SVM.
+#[inline(always)]
+fn port(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
+    let block = vmcb(hw);
+    report(page, Exit::Port, check::port_from_svm(block.exit_info1).0, block.exit_info2.wrapping_sub(block.rip));
+    guest(cpu, hw, page, Exit::Port, out)
 }
 
 /// An exit for an instruction that says all by itself.
@@ -187,7 +194,7 @@ fn find_code(block: &Vmcb, page: StatePage) -> u64 {
     if block.next_rip != 0 {
         return 0;
     }
-    if block.efer & efer::LMA != 0 && block.cs.attributes & CS_LONG != 0 {
+    if block.efer & efer::LMA != 0 && block.segments[seg::CS].attributes & CS_LONG != 0 {
         put!(page, code_root, block.cr3);
         return 0;
     }
@@ -199,19 +206,11 @@ fn find_code(block: &Vmcb, page: StatePage) -> u64 {
 fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
     let block = vmcb(hw);
     let exit = match block.exit_code {
-        code::INTR => return Outcome::HostInterrupt(None),
-        code::NMI => return Outcome::HostNmi,
-        code::SMI | code::BUSY => return Outcome::Again,
+        code::INTR => return Outcome::HostInterrupt,
+        // An NMI waited for STGI, where the kernel's handler ran.
+        code::NMI | code::SMI | code::BUSY => return Outcome::Again,
         code::MC => return Outcome::MachineCheck,
-        code::IO => {
-            report(
-                page,
-                Exit::Port,
-                check::port_from_svm(block.exit_info1).0,
-                block.exit_info2.wrapping_sub(block.rip),
-            );
-            Exit::Port
-        }
+        code::IO => return port(cpu, hw, page, out),
         code::NESTED_FAULT => {
             report(page, Exit::Memory, check::access_from_svm(block.exit_info1), 0);
             put!(page, address, block.exit_info2);
@@ -266,7 +265,7 @@ fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -
     put!(page, delivering, 0);
     let groups = default_groups(exit) | out & group::ALL;
     store_state(cpu, hw, page, groups);
-    Outcome::Guest { exit, groups }
+    Outcome::Guest { exit, groups: groups as u32 }
 }
 
 /// MOV to CR4, or to or from CR8 or a debug register; decode assists name the general register.

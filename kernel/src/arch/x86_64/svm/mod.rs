@@ -11,12 +11,12 @@ use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
 use super::virt::{
-    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, closed_maps, cpuid, get, put, slow,
-    write_spec_ctrl,
+    CpuVirt, Nmi, Outcome, StatePage, Tags, VcpuHw, become_resident, get, leaf, put, slow, write_spec_ctrl,
 };
 use super::{apic, mitigations};
+pub(super) use moira_kernel_core::vcpu_check::msr_bits_svm as msr_bits;
 pub(super) use state::{load_state, store_state};
-use vmcb::{Clean, Intercept1, Intercept2, Intercept3, Vmcb, vintr};
+use vmcb::{Clean, INTERCEPT2, INTERCEPT3, Intercept1, Vmcb, vintr};
 
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
@@ -33,10 +33,10 @@ pub(super) fn usable() -> Result<(), &'static str> {
     if unsafe { msr::rdmsr(VM_CR) } & VM_CR_SVMDIS != 0 {
         return Err("SVM locked off by firmware");
     }
-    if cpuid(0x8000_0000).eax < 0x8000_000a || cpuid(0x8000_000a).edx & 1 == 0 {
+    if leaf(0x8000_000a, 0).edx & 1 == 0 {
         return Err("SVM without nested paging");
     }
-    if cpuid(0x8000_000a).ebx < 2 {
+    if leaf(0x8000_000a, 0).ebx < 2 {
         return Err("SVM with fewer than two ASIDs");
     }
     Ok(())
@@ -46,18 +46,19 @@ pub(super) fn usable() -> Result<(), &'static str> {
 ///
 /// # Safety
 /// As for `virt::enable_cpu`.
-pub(super) unsafe fn enable(cpu: &mut CpuVirt) {
-    let leaf = cpuid(0x8000_000a);
-    cpu.tags = Tags::new(leaf.ebx - 1);
-    cpu.features.next_rip = leaf.edx & 1 << 3 != 0;
-    cpu.features.decode = leaf.edx & 1 << 7 != 0;
-    cpu.features.clean = if leaf.edx & 1 << 5 != 0 { Clean::all().bits() } else { 0 };
+pub(super) unsafe fn enable(cpu: &mut CpuVirt) -> Result<(), &'static str> {
+    let found = leaf(0x8000_000a, 0);
+    cpu.tags = Tags::new(found.ebx - 1);
+    cpu.features.next_rip = found.edx & 1 << 3 != 0;
+    cpu.features.decode = found.edx & 1 << 7 != 0;
+    cpu.features.clean = if found.edx & 1 << 5 != 0 { Clean::all().bits() } else { 0 };
     // SAFETY: the MSRs exist; the pages are this module's; VMSAVE writes into the second.
     unsafe {
         msr::wrmsr(msr::IA32_EFER, msr::rdmsr(msr::IA32_EFER) | efer::SVME);
         msr::wrmsr(VM_HSAVE_PA, cpu.pages_phys);
         asm!("vmsave rax", in("rax") cpu.pages_phys + 4096, options(nostack));
     }
+    Ok(())
 }
 
 /// The vCPU's control block.
@@ -76,34 +77,26 @@ pub(super) fn init(hw: VcpuHw) {
     vmcb.intercept_dr = 0xffff_ffff;
     vmcb.intercept_exceptions = EXCEPTIONS;
     vmcb.intercept1 = Intercept1::all() - Intercept1::VINTR - Intercept1::IRET;
-    vmcb.intercept2 = Intercept2::all();
+    vmcb.intercept2 = INTERCEPT2;
     vmcb.intercept3 = intercepts_of_newer();
     vmcb.virtual_interrupt = vintr::MASKING;
     vmcb.nested_control = 1;
     vmcb.asid = 1;
-    maps_changed(hw);
+    (vmcb.io_map, vmcb.msr_map) = hw.maps();
     state::reset(vmcb);
 }
 
 /// Intercepts for instructions that only newer processors have.
-fn intercepts_of_newer() -> Intercept3 {
-    let bits = if cpuid(0x8000_0000).eax >= 0x8000_0008 { cpuid(0x8000_0008).ebx } else { 0 };
-    let mut result = Intercept3::empty();
-    if bits & 1 << 3 != 0 {
-        result |= Intercept3::INVLPGB | Intercept3::ILLEGAL_INVLPGB | Intercept3::TLBSYNC;
-    }
-    if bits & 1 << 8 != 0 {
-        result |= Intercept3::MCOMMIT;
-    }
-    result
+fn intercepts_of_newer() -> u32 {
+    let bits = leaf(0x8000_0008, 0).ebx;
+    let [broadcast, commit] = INTERCEPT3;
+    broadcast * (bits >> 3 & 1) | commit * (bits >> 8 & 1)
 }
 
-/// Points the VMCB at the vCPU's own permission maps once it has any.
-pub(super) fn maps_changed(hw: VcpuHw) {
-    let shadow = hw.shadow();
+/// Points the VMCB at the permission maps.
+pub(super) fn maps_changed(_cpu: &CpuVirt, hw: VcpuHw) {
     let vmcb = vmcb(hw);
-    vmcb.io_map = if shadow.io_open { hw.io_map_phys() } else { closed_maps() };
-    vmcb.msr_map = if shadow.msr_open { hw.msr_map_phys() } else { closed_maps() };
+    (vmcb.io_map, vmcb.msr_map) = hw.maps();
     vmcb.clean.remove(Clean::MAPS);
 }
 
@@ -125,7 +118,7 @@ fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
     }
     if shadow.generation != cpu.tags.generation {
         let (tag, flush) = cpu.tags.take();
-        (shadow.tag, shadow.generation) = (tag, cpu.tags.generation);
+        shadow.generation = cpu.tags.generation;
         vmcb.asid = tag;
         vmcb.tlb_control = if flush { FLUSH_ALL } else { 0 };
         vmcb.nested_cr3 = shadow.root;

@@ -10,11 +10,7 @@ const SHADOW: u64 = 1;
 
 /// The state after reset (APM 2 table 14-1).
 pub(super) fn reset(vmcb: &mut Vmcb) {
-    let data = SvmSegment { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
-    (vmcb.es, vmcb.ss, vmcb.ds, vmcb.fs, vmcb.gs) = (data, data, data, data, data);
-    vmcb.cs = SvmSegment { selector: 0xf000, attributes: 0x9b, limit: 0xffff, base: 0xffff_0000 };
-    vmcb.ldtr = SvmSegment { attributes: 0x82, ..data };
-    vmcb.tr = SvmSegment { attributes: 0x89, ..data };
+    load_segments(vmcb, &virt::reset_segments());
     (vmcb.gdtr.limit, vmcb.idtr.limit) = (0xffff, 0xffff);
     vmcb.cr0 = virt::reset_control().cr0;
     vmcb.efer = efer::SVME;
@@ -142,13 +138,10 @@ pub(super) fn load_request(hw: VcpuHw, bits: u32) {
 }
 
 fn load_segments(vmcb: &mut Vmcb, segments: &[Segment; 8]) {
-    let convert = |index: usize| {
-        let from = &segments[index];
+    for (index, from) in segments.iter().enumerate() {
         let attributes = check::rights_to_svm(from.rights);
-        SvmSegment { selector: from.selector, attributes, limit: from.limit, base: from.base }
-    };
-    (vmcb.es, vmcb.cs, vmcb.ss, vmcb.ds) = (convert(seg::ES), convert(seg::CS), convert(seg::SS), convert(seg::DS));
-    (vmcb.fs, vmcb.gs, vmcb.ldtr, vmcb.tr) = (convert(seg::FS), convert(seg::GS), convert(seg::LDTR), convert(seg::TR));
+        *vmcb.segment(index) = SvmSegment { selector: from.selector, attributes, limit: from.limit, base: from.base };
+    }
     vmcb.tr.attributes = check::task_rights_to_svm(segments[seg::TR].rights);
 }
 
@@ -232,19 +225,14 @@ fn armed(hw: VcpuHw) -> Event {
 /// CS and CPL: what goes with group CONTROL.
 #[inline(always)]
 fn store_code(vmcb: &Vmcb, page: StatePage) {
-    store_segment(page, seg::CS, &vmcb.cs, 0);
+    store_segment(page, seg::CS, &vmcb.segments[seg::CS], 0);
     put!(page, cpl, u64::from(vmcb.cpl));
 }
 
-fn store_segments(vmcb: &Vmcb, page: StatePage) {
-    store_code(vmcb, page);
-    store_segment(page, seg::ES, &vmcb.es, 0);
-    store_segment(page, seg::SS, &vmcb.ss, 0);
-    store_segment(page, seg::DS, &vmcb.ds, 0);
-    store_segment(page, seg::FS, &vmcb.fs, 0);
-    store_segment(page, seg::GS, &vmcb.gs, 0);
-    store_segment(page, seg::LDTR, &vmcb.ldtr, 0);
+fn store_segments(vmcb: &mut Vmcb, page: StatePage) {
+    (0..8).for_each(|index| store_segment(page, index, vmcb.segment(index), 0));
     store_segment(page, seg::TR, &vmcb.tr, check::task_rights_from_svm(0) & !check::UNUSABLE);
+    put!(page, cpl, u64::from(vmcb.cpl));
 }
 
 #[inline(always)]

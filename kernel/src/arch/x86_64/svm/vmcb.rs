@@ -2,6 +2,7 @@
 use core::mem::{offset_of, size_of};
 
 use bitflags::bitflags;
+use moira_abi::vcpu::seg;
 use static_assertions::const_assert_eq;
 
 bitflags! {
@@ -9,58 +10,22 @@ bitflags! {
     #[derive(Clone, Copy, PartialEq, Eq)]
     #[repr(transparent)]
     pub struct Intercept1: u32 {
-        const INTR = 1 << 0;
-        const NMI = 1 << 1;
-        const SMI = 1 << 2;
-        const INIT = 1 << 3;
+        /// INTR, NMI, SMI, INIT.
+        const SIGNALS = 15;
         const VINTR = 1 << 4;
-        const RDPMC = 1 << 15;
-        const CPUID = 1 << 18;
-        const RSM = 1 << 19;
+        /// RDPMC, CPUID, RSM.
+        const READS = 1 << 15 | 3 << 18;
         const IRET = 1 << 20;
-        const INVD = 1 << 22;
-        const HLT = 1 << 24;
-        const INVLPGA = 1 << 26;
-        const IO = 1 << 27;
-        const MSR = 1 << 28;
-        const TASK_SWITCH = 1 << 29;
-        const SHUTDOWN = 1 << 31;
+        /// INVD, HLT, INVLPGA, ports, MSRs, task switch, shutdown.
+        const OTHERS = 1 << 22 | 1 << 24 | 15 << 26 | 1 << 31;
     }
 }
 
-bitflags! {
-    /// Intercepts of the word at 010h.
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct Intercept2: u32 {
-        const VMRUN = 1 << 0;
-        const VMMCALL = 1 << 1;
-        const VMLOAD = 1 << 2;
-        const VMSAVE = 1 << 3;
-        const STGI = 1 << 4;
-        const CLGI = 1 << 5;
-        const SKINIT = 1 << 6;
-        const ICEBP = 1 << 8;
-        const WBINVD = 1 << 9;
-        const MONITOR = 1 << 10;
-        const MWAIT = 1 << 11;
-        const MWAIT_ARMED = 1 << 12;
-        const XSETBV = 1 << 13;
-        const RDPRU = 1 << 14;
-    }
-}
-
-bitflags! {
-    /// Intercepts of the word at 014h; only on processors that have the instructions.
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    #[repr(transparent)]
-    pub struct Intercept3: u32 {
-        const INVLPGB = 1 << 0;
-        const ILLEGAL_INVLPGB = 1 << 1;
-        const MCOMMIT = 1 << 3;
-        const TLBSYNC = 1 << 4;
-    }
-}
+/// Intercepts of the word at 010h: VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, ICEBP, WBINVD, MONITOR, MWAIT in both
+/// forms, XSETBV, RDPRU.
+pub const INTERCEPT2: u32 = 0x7f7f;
+/// Intercepts of the word at 014h, only on processors that have the instructions: INVLPGB, also illegal, and TLBSYNC; MCOMMIT.
+pub const INTERCEPT3: [u32; 2] = [1 | 1 << 1 | 1 << 4, 1 << 3];
 
 bitflags! {
     /// Clean bits at 0C0h (APM 2 15.15): a set bit says that the processor may use what it cached of the group.
@@ -114,8 +79,8 @@ pub struct Vmcb {
     pub intercept_dr: u32,
     pub intercept_exceptions: u32,
     pub intercept1: Intercept1,
-    pub intercept2: Intercept2,
-    pub intercept3: Intercept3,
+    pub intercept2: u32,
+    pub intercept3: u32,
     reserved0: [u8; 0x40 - 0x18],
     pub io_map: u64,
     pub msr_map: u64,
@@ -139,12 +104,8 @@ pub struct Vmcb {
     pub fetched_count: u8,
     pub fetched: [u8; 15],
     reserved3: [u8; 0x400 - 0xe0],
-    pub es: SvmSegment,
-    pub cs: SvmSegment,
-    pub ss: SvmSegment,
-    pub ds: SvmSegment,
-    pub fs: SvmSegment,
-    pub gs: SvmSegment,
+    /// ES, CS, SS, DS, FS, GS.
+    pub segments: [SvmSegment; 6],
     pub gdtr: SvmSegment,
     pub ldtr: SvmSegment,
     pub idtr: SvmSegment,
@@ -180,6 +141,17 @@ pub struct Vmcb {
     reserved10: [u8; 0xc00 - 0x278],
 }
 
+impl Vmcb {
+    /// A segment register by its number in the state page.
+    pub fn segment(&mut self, index: usize) -> &mut SvmSegment {
+        match index {
+            seg::LDTR => &mut self.ldtr,
+            seg::TR => &mut self.tr,
+            _ => &mut self.segments[index % 6],
+        }
+    }
+}
+
 const_assert_eq!(size_of::<Vmcb>(), 4096);
 const_assert_eq!(offset_of!(Vmcb, asid), 0x58);
 const_assert_eq!(offset_of!(Vmcb, exit_code), 0x70);
@@ -188,7 +160,7 @@ const_assert_eq!(offset_of!(Vmcb, event_inject), 0xa8);
 const_assert_eq!(offset_of!(Vmcb, clean), 0xc0);
 const_assert_eq!(offset_of!(Vmcb, next_rip), 0xc8);
 const_assert_eq!(offset_of!(Vmcb, fetched), 0xd1);
-const_assert_eq!(offset_of!(Vmcb, es), 0x400);
+const_assert_eq!(offset_of!(Vmcb, segments), 0x400);
 const_assert_eq!(offset_of!(Vmcb, cpl), 0x4cb);
 const_assert_eq!(offset_of!(Vmcb, efer), 0x4d0);
 const_assert_eq!(offset_of!(Vmcb, cr4), 0x548);

@@ -6,7 +6,7 @@ use static_assertions::const_assert_eq;
 
 use super::super::vmx;
 use super::vector::VECTOR_BYTES;
-use super::{BLOCK_BYTES, DIRECT_MAP, PAGE};
+use super::{BLOCK_BYTES, DIRECT_MAP, PAGE, closed_maps};
 
 /// A vCPU's block. Page 0 belongs to the kernel object.
 #[repr(C, align(32768))]
@@ -58,10 +58,9 @@ pub(in super::super) mod slow {
 /// What the kernel keeps of a vCPU outside the hardware's page.
 #[repr(C, align(1024))]
 pub(in super::super) struct Shadow {
-    /// The `CpuVirt` on which the tag below is valid.
+    /// The `CpuVirt` on which its tag is valid, and the tag's generation there.
     pub(in super::super) cpu: u64,
     pub(in super::super) generation: u64,
-    pub(in super::super) tag: u32,
     pub(in super::super) request: u32,
     /// Root of the guest's translation, physical.
     pub(in super::super) root: u64,
@@ -151,12 +150,11 @@ impl VcpuHw {
         unsafe { &mut *addr_of_mut!((*self.0).io_map) }
     }
 
-    pub(in super::super) fn msr_map_phys(self) -> u64 {
-        self.phys(offset_of!(Block, msr_map))
-    }
-
-    pub(in super::super) fn io_map_phys(self) -> u64 {
-        self.phys(offset_of!(Block, io_map))
+    /// Physical addresses of the maps of ports and MSRs in use: the vCPU's own once it has any.
+    pub(in super::super) fn maps(self) -> (u64, u64) {
+        let own = |open, offset| if open { self.phys(offset) } else { closed_maps() };
+        let shadow = self.shadow();
+        (own(shadow.io_open, offset_of!(Block, io_map)), own(shadow.msr_open, offset_of!(Block, msr_map)))
     }
 
     pub(in super::super) fn control_phys(self) -> u64 {

@@ -3,6 +3,8 @@ use core::mem::size_of;
 
 use moira_kernel_core::vcpu_check::{Limits, cr4, efer};
 use static_assertions::const_assert_eq;
+use x86::cpuid::{CpuIdResult, native_cpuid::cpuid_count};
+use x86::dtables::{DescriptorTablePointer, sgdt};
 use x86::msr;
 
 use super::super::vmx;
@@ -28,29 +30,12 @@ pub struct CpuVirt {
 }
 const_assert_eq!(size_of::<CpuVirt>(), PAGE);
 
-/// The host's values that an exit has to put back.
-#[repr(C)]
-#[derive(Clone, Copy)]
+/// The host's values that an exit has to put back, beside those that are the same on every processor (`tables.rs`).
 pub(in super::super) struct Host {
     pub(in super::super) star: u64,
     pub(in super::super) lstar: u64,
     pub(in super::super) sfmask: u64,
-    pub(in super::super) kernel_gs_base: u64,
-    pub(in super::super) gs_base: u64,
-    pub(in super::super) tr_base: u64,
-    pub(in super::super) tr: u16,
-    pub(in super::super) cs: u16,
-    pub(in super::super) ss: u16,
-    pub(in super::super) gdt: TableRegister,
-    pub(in super::super) idt: TableRegister,
-}
-
-/// Operand of SGDT, SIDT and LGDT.
-#[repr(C, packed)]
-#[derive(Clone, Copy, Default)]
-pub(in super::super) struct TableRegister {
-    pub(in super::super) limit: u16,
-    pub(in super::super) base: u64,
+    pub(in super::super) gdt: DescriptorTablePointer<u64>,
 }
 
 /// What this processor has beyond the minimum.
@@ -108,116 +93,81 @@ pub(in super::super) fn write_spec_ctrl(value: u64) {
 }
 
 pub(super) fn limits(vendor: Vendor) -> Limits {
-    let basic = cpuid(1);
-    let seven = if cpuid(0).eax >= 7 { cpuid_count(7, 0) } else { cpuid(0) };
-    let has_seven = cpuid(0).eax >= 7;
-    let extended = cpuid(0x8000_0001);
-    let mut bits = cr4::BASE;
-    let mut add = |present: bool, bit: u64| {
-        if present {
-            bits |= bit;
-        }
-    };
-    add(has_seven && seven.ecx & 1 << 2 != 0, cr4::UMIP);
-    add(has_seven && seven.ebx & 1 != 0, cr4::FSGSBASE);
-    add(has_seven && seven.ebx & 1 << 7 != 0, cr4::SMEP);
-    add(has_seven && seven.ebx & 1 << 20 != 0, cr4::SMAP);
-    add(basic.ecx & 1 << 17 != 0, cr4::PCIDE);
-    add(basic.ecx & 1 << 26 != 0, cr4::OSXSAVE);
-    let mut efer_bits = efer::SCE | efer::LME | efer::LMA;
-    if extended.edx & 1 << 20 != 0 {
-        efer_bits |= efer::NXE;
-    }
+    let (basic, seven, extended) = (leaf(1, 0), leaf(7, 0), leaf(0x8000_0001, 0));
+    let add = |bits: u64, (features, feature, bit): (u32, u32, u64)| bits | u64::from(features >> feature & 1) * bit;
+    let cr4_bits = [
+        (seven.ecx, 2, cr4::UMIP),
+        (seven.ebx, 0, cr4::FSGSBASE),
+        (seven.ebx, 7, cr4::SMEP),
+        (seven.ebx, 20, cr4::SMAP),
+        (basic.ecx, 17, cr4::PCIDE),
+        (basic.ecx, 26, cr4::OSXSAVE),
+    ];
     // FFXSR and TCE, AMD only.
-    if vendor == Vendor::Svm {
-        efer_bits |= u64::from(extended.edx >> 25 & 1) << 14 | u64::from(extended.ecx >> 17 & 1) << 15;
+    let amd = u32::from(vendor == Vendor::Svm);
+    let efer_bits =
+        [(extended.edx, 20, efer::NXE), (extended.edx * amd, 25, 1 << 14), (extended.ecx * amd, 17, 1 << 15)];
+    Limits {
+        cr4: cr4_bits.into_iter().fold(cr4::BASE, add),
+        efer: efer_bits.into_iter().fold(efer::SCE | efer::LME | efer::LMA, add),
+        xcr0: guest_xcr0(),
+        spec_ctrl: if features().spec_ctrl { 7 } else { 0 },
+        physical_bits: (leaf(0x8000_0008, 0).eax & 0xff).clamp(32, 52),
     }
-    let spec_ctrl = if features().spec_ctrl { 7 } else { 0 };
-    let physical_bits = cpuid(0x8000_0008).eax & 0xff;
-    Limits { cr4: bits, efer: efer_bits, xcr0: guest_xcr0(), spec_ctrl, physical_bits: physical_bits.clamp(32, 52) }
 }
 
 pub(super) fn features() -> Features {
-    let has_seven = cpuid(0).eax >= 7;
-    let intel_spec = has_seven && cpuid_count(7, 0).edx & 1 << 26 != 0;
-    let amd_spec = cpuid(0x8000_0000).eax >= 0x8000_0008 && cpuid(0x8000_0008).ebx & 1 << 14 != 0;
-    let xsave = cpuid_has_xsave();
+    /// What says that IBRS, STIBP and SSBD exist: all of them, so that any combination can be loaded.
+    const INTEL: u32 = 1 << 26 | 1 << 27 | 1 << 31;
+    const AMD: u32 = 1 << 14 | 1 << 15 | 1 << 24;
+    let xsave = leaf(1, 0).ecx & 1 << 26 != 0;
     Features {
         xsave,
-        xsaveopt: xsave && cpuid_count(0xd, 1).eax & 1 != 0,
-        rdtscp: cpuid(0x8000_0001).edx & 1 << 27 != 0,
-        // All three bits (IBRS, STIBP, SSBD) have to exist, so that any combination can be loaded.
-        spec_ctrl: intel_spec
-            && has_seven
-            && cpuid_count(7, 0).edx & 1 << 27 != 0
-            && cpuid_count(7, 0).edx & 1 << 31 != 0
-            || amd_spec && cpuid(0x8000_0008).ebx & (1 << 15 | 1 << 24) == 1 << 15 | 1 << 24,
+        xsaveopt: xsave && leaf(0xd, 1).eax & 1 != 0,
+        rdtscp: leaf(0x8000_0001, 0).edx & 1 << 27 != 0,
+        spec_ctrl: !leaf(7, 0).edx & INTEL == 0 || !leaf(0x8000_0008, 0).ebx & AMD == 0,
         ..Features::default()
     }
 }
 
 pub(super) fn host_state() -> Host {
-    let (mut gdt, mut idt) = (TableRegister::default(), TableRegister::default());
-    let (tr, cs, ss): (u16, u16, u16);
-    // SAFETY: reads registers; the operands are ten bytes.
+    let mut gdt = DescriptorTablePointer::default();
+    // SAFETY: reads registers that every x86-64 processor has.
     unsafe {
-        core::arch::asm!("sgdt [{}]", in(reg) &raw mut gdt, options(nostack, preserves_flags));
-        core::arch::asm!("sidt [{}]", in(reg) &raw mut idt, options(nostack, preserves_flags));
-        core::arch::asm!("str {:x}", "mov {:x}, cs", "mov {:x}, ss", out(reg) tr, out(reg) cs, out(reg) ss, options(nomem, nostack, preserves_flags));
-    }
-    let descriptor = (gdt.base + u64::from(tr & !7)) as *const [u64; 2];
-    // SAFETY: TR was loaded from this GDT, so that its 16-byte descriptor lies there.
-    let [low, high] = unsafe { descriptor.read_unaligned() };
-    let tr_base = low >> 16 & 0xff_ffff | low >> 56 << 24 | high << 32;
-    // SAFETY: MSRs of every x86-64 processor.
-    let read = |number| unsafe { msr::rdmsr(number) };
-    Host {
-        star: read(msr::IA32_STAR),
-        lstar: read(msr::IA32_LSTAR),
-        sfmask: read(msr::IA32_FMASK),
-        kernel_gs_base: read(msr::IA32_KERNEL_GSBASE),
-        gs_base: read(msr::IA32_GS_BASE),
-        tr_base,
-        tr,
-        cs,
-        ss,
-        gdt,
-        idt,
+        sgdt(&mut gdt);
+        let read = |number| msr::rdmsr(number);
+        Host { star: read(msr::IA32_STAR), lstar: read(msr::IA32_LSTAR), sfmask: read(msr::IA32_FMASK), gdt }
     }
 }
 
-pub(in super::super) fn cpuid(leaf: u32) -> x86::cpuid::CpuIdResult {
-    cpuid_count(leaf, 0)
+/// A leaf of CPUID; all zero if there is none of this number.
+pub(in super::super) fn leaf(number: u32, sub: u32) -> CpuIdResult {
+    let exists = number <= cpuid_count(number & 0x8000_0000, 0).eax;
+    if exists { cpuid_count(number, sub) } else { CpuIdResult { eax: 0, ebx: 0, ecx: 0, edx: 0 } }
 }
 
-pub(in super::super) fn cpuid_count(leaf: u32, subleaf: u32) -> x86::cpuid::CpuIdResult {
-    x86::cpuid::native_cpuid::cpuid_count(leaf, subleaf)
-}
+/// Accessors of control registers.
+macro_rules! control_registers {
+    ($($read:ident, $write:ident: $name:literal;)*) => { $(
+        #[inline(always)]
+        pub(in super::super) fn $read() -> u64 {
+            let value;
+            // SAFETY: reads a register.
+            unsafe { core::arch::asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+            value
+        }
 
-pub(super) fn cpuid_has_xsave() -> bool {
-    cpuid(1).ecx & 1 << 26 != 0
+        /// # Safety
+        /// What the value does to the kernel is the caller's matter.
+        #[inline(always)]
+        pub(in super::super) unsafe fn $write(value: u64) {
+            // SAFETY: the caller's contract.
+            unsafe { core::arch::asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack)) };
+        }
+    )* };
 }
-
-pub(in super::super) fn read_cr0() -> u64 {
-    let value;
-    // SAFETY: reads a register.
-    unsafe { core::arch::asm!("mov {}, cr0", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-pub(in super::super) unsafe fn write_cr0(value: u64) {
-    // SAFETY: the caller's contract.
-    unsafe { core::arch::asm!("mov cr0, {}", in(reg) value, options(nostack)) };
-}
-
-pub(in super::super) fn read_cr4() -> u64 {
-    let value;
-    // SAFETY: reads a register.
-    unsafe { core::arch::asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
-    value
-}
-
-pub(in super::super) unsafe fn write_cr4(value: u64) {
-    // SAFETY: the caller's contract.
-    unsafe { core::arch::asm!("mov cr4, {}", in(reg) value, options(nostack)) };
+control_registers! {
+    read_cr0, write_cr0: "cr0";
+    read_cr2, write_cr2: "cr2";
+    read_cr4, write_cr4: "cr4";
 }

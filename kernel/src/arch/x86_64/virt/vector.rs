@@ -4,7 +4,7 @@ use core::ptr::addr_of;
 use moira_kernel_core::vcpu_check::cr4;
 
 use super::block::VcpuHw;
-use super::cpu::{CpuVirt, cpuid, cpuid_count, read_cr0, read_cr4, write_cr0, write_cr4};
+use super::cpu::{CpuVirt, leaf, read_cr0, read_cr4, write_cr0, write_cr4};
 
 /// Bytes of the vector save area.
 pub(super) const VECTOR_BYTES: usize = 3072;
@@ -12,13 +12,13 @@ pub(super) const VECTOR_BYTES: usize = 3072;
 /// XCR0 components that the save area can hold on this processor: never more than x87, SSE, AVX and AVX-512.
 #[must_use]
 pub fn guest_xcr0() -> u64 {
-    if cpuid(1).ecx & 1 << 26 == 0 {
+    if leaf(1, 0).ecx & 1 << 26 == 0 {
         return 3;
     }
-    let leaf = cpuid_count(0xd, 0);
-    let supported = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+    let components = leaf(0xd, 0);
+    let supported = u64::from(components.eax) | u64::from(components.edx) << 32;
     let fits = |component: u32| {
-        let part = cpuid_count(0xd, component);
+        let part = leaf(0xd, component);
         supported >> component & 1 != 0 && (part.eax as usize + part.ebx as usize) <= VECTOR_BYTES
     };
     let mut value = supported & 3;

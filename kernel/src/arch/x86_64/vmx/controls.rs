@@ -1,10 +1,12 @@
 //! Capabilities, VMXON, and the control and host fields of a VMCS.
 use moira_kernel_core::vcpu_check::{cr0, cr4};
+use x86::dtables::{DescriptorTablePointer, sidt};
 use x86::msr;
 use x86::vmx::vmcs::control::{EntryControls, ExitControls, PinbasedControls, PrimaryControls, SecondaryControls};
 
-use super::super::virt::{CpuVirt, VcpuHw, cpuid, read_cr0, read_cr4, write_cr0, write_cr4};
-use super::{switch, tags, vmcs};
+use super::super::tables;
+use super::super::virt::{CpuVirt, VcpuHw, leaf, read_cr0, read_cr4, write_cr0, write_cr4};
+use super::{switch, tags, vmcs, zero};
 
 const LOCKED: u64 = 1 << 0;
 const VMX_OUTSIDE_SMX: u64 = 1 << 2;
@@ -53,10 +55,11 @@ fn read(number: u32) -> u64 {
     unsafe { msr::rdmsr(number) }
 }
 
-/// Bits that may be one are kept from `wanted`, bits that must be one are added (SDM A.2).
-fn adjust(number: u32, wanted: u32) -> u32 {
-    let value = read(number);
-    (wanted | value as u32) & (value >> 32) as u32
+/// A control word with the bits that it must have, those that it may have, and those that must be one (SDM A.2).
+fn control(number: u32, must: u32, may: u32, why: &'static str) -> Result<u32, &'static str> {
+    let allowed = read(number);
+    let value = (must | may | allowed as u32) & (allowed >> 32) as u32;
+    if value & must == must { Ok(value) } else { Err(why) }
 }
 
 /// What VT-x must have, or why it is of no use.
@@ -73,63 +76,7 @@ fn caps() -> Result<Caps, &'static str> {
     if basic >> 55 & 1 == 0 {
         return Err("VT-x without the true capability MSRs");
     }
-    let primary = primary_wanted().bits();
-    let caps_primary = adjust(msr::IA32_VMX_TRUE_PROCBASED_CTLS, primary);
-    if caps_primary & primary != primary {
-        return Err("VT-x lacks a processor control");
-    }
-    let must =
-        SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST | SecondaryControls::WBINVD_EXITING;
-    let may = SecondaryControls::ENABLE_RDTSCP | SecondaryControls::ENABLE_VPID | SecondaryControls::ENABLE_INVPCID;
-    let secondary = SecondaryControls::from_bits_truncate(adjust(msr::IA32_VMX_PROCBASED_CTLS2, (must | may).bits()));
-    if !secondary.contains(SecondaryControls::ENABLE_EPT) {
-        return Err("VT-x without EPT");
-    }
-    if !secondary.contains(SecondaryControls::UNRESTRICTED_GUEST) {
-        return Err("VT-x without unrestricted guest");
-    }
-    if !secondary.contains(must) {
-        return Err("VT-x without WBINVD exiting");
-    }
-    let translation = read(msr::IA32_VMX_EPT_VPID_CAP);
-    if translation & (EPT_WALK_4 | EPT_WRITE_BACK | INVEPT) != EPT_WALK_4 | EPT_WRITE_BACK | INVEPT {
-        return Err("EPT without four levels, write-back or INVEPT");
-    }
-    let vpid = secondary.contains(SecondaryControls::ENABLE_VPID)
-        && translation & INVVPID != 0
-        && translation & INVVPID_ALL != 0;
-    let pin =
-        PinbasedControls::EXTERNAL_INTERRUPT_EXITING | PinbasedControls::NMI_EXITING | PinbasedControls::VIRTUAL_NMIS;
-    let timer = PinbasedControls::VMX_PREEMPTION_TIMER;
-    let pin_value = adjust(msr::IA32_VMX_TRUE_PINBASED_CTLS, (pin | timer).bits());
-    let preemption = if pin_value & timer.bits() != 0 { GUEST_TICKS >> (read(msr::IA32_VMX_MISC) & 31) } else { 0 };
-    let exit = exit_wanted().bits();
-    let entry =
-        (EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_IA32_PAT | EntryControls::LOAD_IA32_EFER).bits();
-    let caps = Caps {
-        revision: basic as u32 & 0x7fff_ffff,
-        vpid,
-        invept_single: translation & INVEPT_SINGLE != 0,
-        pin: pin_value,
-        preemption,
-        primary: caps_primary,
-        secondary: if vpid { secondary } else { secondary - SecondaryControls::ENABLE_VPID }.bits(),
-        exit: adjust(msr::IA32_VMX_TRUE_EXIT_CTLS, exit),
-        entry: adjust(msr::IA32_VMX_TRUE_ENTRY_CTLS, entry),
-        cr0_fixed: read(msr::IA32_VMX_CR0_FIXED0) & !(cr0::PE | cr0::PG),
-        cr4_fixed: read(msr::IA32_VMX_CR4_FIXED0),
-    };
-    if caps.pin & pin.bits() != pin.bits() {
-        return Err("VT-x without virtual NMIs");
-    }
-    if caps.exit & exit != exit || caps.entry & entry != entry {
-        return Err("VT-x cannot switch PAT and EFER");
-    }
-    Ok(caps)
-}
-
-fn primary_wanted() -> PrimaryControls {
-    PrimaryControls::USE_TSC_OFFSETTING
+    let primary = PrimaryControls::USE_TSC_OFFSETTING
         | PrimaryControls::HLT_EXITING
         | PrimaryControls::MWAIT_EXITING
         | PrimaryControls::RDPMC_EXITING
@@ -139,17 +86,46 @@ fn primary_wanted() -> PrimaryControls {
         | PrimaryControls::USE_IO_BITMAPS
         | PrimaryControls::USE_MSR_BITMAPS
         | PrimaryControls::MONITOR_EXITING
-        | PrimaryControls::SECONDARY_CONTROLS
-}
-
-fn exit_wanted() -> ExitControls {
-    ExitControls::SAVE_DEBUG_CONTROLS
+        | PrimaryControls::SECONDARY_CONTROLS;
+    let primary = control(msr::IA32_VMX_TRUE_PROCBASED_CTLS, primary.bits(), 0, "VT-x lacks a processor control")?;
+    let must =
+        SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST | SecondaryControls::WBINVD_EXITING;
+    let may = SecondaryControls::ENABLE_RDTSCP | SecondaryControls::ENABLE_VPID | SecondaryControls::ENABLE_INVPCID;
+    let why = "VT-x without EPT, unrestricted guest or WBINVD exiting";
+    let mut secondary = control(msr::IA32_VMX_PROCBASED_CTLS2, must.bits(), may.bits(), why)?;
+    let translation = read(msr::IA32_VMX_EPT_VPID_CAP);
+    if !translation & (EPT_WALK_4 | EPT_WRITE_BACK | INVEPT) != 0 {
+        return Err("EPT without four levels, write-back or INVEPT");
+    }
+    if !translation & (INVVPID | INVVPID_ALL) != 0 {
+        secondary &= !SecondaryControls::ENABLE_VPID.bits();
+    }
+    let pin =
+        PinbasedControls::EXTERNAL_INTERRUPT_EXITING | PinbasedControls::NMI_EXITING | PinbasedControls::VIRTUAL_NMIS;
+    let timer = PinbasedControls::VMX_PREEMPTION_TIMER.bits();
+    let pin = control(msr::IA32_VMX_TRUE_PINBASED_CTLS, pin.bits(), timer, "VT-x without virtual NMIs")?;
+    let exit = ExitControls::SAVE_DEBUG_CONTROLS
         | ExitControls::HOST_ADDRESS_SPACE_SIZE
         | ExitControls::ACK_INTERRUPT_ON_EXIT
         | ExitControls::SAVE_IA32_PAT
         | ExitControls::LOAD_IA32_PAT
         | ExitControls::SAVE_IA32_EFER
-        | ExitControls::LOAD_IA32_EFER
+        | ExitControls::LOAD_IA32_EFER;
+    let entry = EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_IA32_PAT | EntryControls::LOAD_IA32_EFER;
+    let why = "VT-x cannot switch PAT and EFER";
+    Ok(Caps {
+        revision: basic as u32 & 0x7fff_ffff,
+        vpid: secondary & SecondaryControls::ENABLE_VPID.bits() != 0,
+        invept_single: translation & INVEPT_SINGLE != 0,
+        pin,
+        preemption: if pin & timer != 0 { GUEST_TICKS >> (read(msr::IA32_VMX_MISC) & 31) } else { 0 },
+        primary,
+        secondary,
+        exit: control(msr::IA32_VMX_TRUE_EXIT_CTLS, exit.bits(), 0, why)?,
+        entry: control(msr::IA32_VMX_TRUE_ENTRY_CTLS, entry.bits(), 0, why)?,
+        cr0_fixed: read(msr::IA32_VMX_CR0_FIXED0) & !(cr0::PE | cr0::PG),
+        cr4_fixed: read(msr::IA32_VMX_CR4_FIXED0),
+    })
 }
 
 /// Turns VMX operation on. Page 0 of the host's pages is the VMXON region.
@@ -161,7 +137,7 @@ pub(in super::super) unsafe fn enable(cpu: &mut CpuVirt) -> Result<(), &'static 
     let caps = caps()?;
     cpu.features.vmx = caps;
     cpu.features.rdtscp = cpu.features.rdtscp && caps.secondary & SecondaryControls::ENABLE_RDTSCP.bits() != 0;
-    if caps.secondary & SecondaryControls::ENABLE_INVPCID.bits() == 0 && cpuid(7).ebx & 1 << 10 != 0 {
+    if caps.secondary & SecondaryControls::ENABLE_INVPCID.bits() == 0 && leaf(7, 0).ebx & 1 << 10 != 0 {
         cpu.limits.cr4 &= !cr4::PCIDE;
     }
     cpu.tags = tags(caps.vpid);
@@ -221,19 +197,10 @@ pub(super) fn write_controls(cpu: &CpuVirt, hw: VcpuHw) {
     }
     vmcs::EXCEPTION_BITMAP.write(EXCEPTIONS);
     // VMCLEAR promises nothing about fields that were never written (SDM 24.11.3), not even zero.
-    let zero = [
-        vmcs::PAGE_FAULT_MASK,
-        vmcs::PAGE_FAULT_MATCH,
-        vmcs::CR3_TARGETS,
-        vmcs::EXIT_MSR_STORES,
-        vmcs::EXIT_MSR_LOADS,
-        vmcs::ENTRY_MSR_LOADS,
-        vmcs::ENTRY_EVENT,
-        vmcs::ENTRY_EVENT_CODE,
-        vmcs::ENTRY_EVENT_LENGTH,
-    ];
-    zero.iter().for_each(|field| field.write(0));
-    vmcs::TSC_OFFSET.write(0);
+    zero! {
+        PAGE_FAULT_MASK PAGE_FAULT_MATCH CR3_TARGETS EXIT_MSR_STORES EXIT_MSR_LOADS ENTRY_MSR_LOADS
+        ENTRY_EVENT ENTRY_EVENT_CODE ENTRY_EVENT_LENGTH TSC_OFFSET
+    }
     vmcs::CR0_MASK.write(cr0_mask(caps));
     vmcs::CR4_MASK.write(cr4_mask(cpu));
     vmcs::GUEST_LINK.write(u64::MAX);
@@ -245,19 +212,22 @@ pub(super) fn write_controls(cpu: &CpuVirt, hw: VcpuHw) {
 
 /// The host fields, which are this CPU's. The kernel uses no DS, ES, FS, nor SYSENTER.
 pub(super) fn write_host(cpu: &CpuVirt) {
-    let host = &cpu.host;
-    [vmcs::HOST_ES, vmcs::HOST_DS, vmcs::HOST_FS, vmcs::HOST_GS].iter().for_each(|field| field.write(0));
-    [vmcs::HOST_FS_BASE, vmcs::HOST_SYSENTER_ESP, vmcs::HOST_SYSENTER_EIP].iter().for_each(|field| field.write(0));
-    vmcs::HOST_SYSENTER_CS.write(0);
-    vmcs::HOST_CS.write(host.cs);
-    vmcs::HOST_SS.write(host.ss);
-    vmcs::HOST_TR.write(host.tr);
+    zero! { HOST_ES HOST_DS HOST_FS HOST_GS HOST_FS_BASE HOST_SYSENTER_CS HOST_SYSENTER_ESP HOST_SYSENTER_EIP }
+    vmcs::HOST_CS.write(tables::KERNEL_CODE);
+    vmcs::HOST_SS.write(tables::KERNEL_DATA);
+    vmcs::HOST_TR.write(tables::TSS);
     vmcs::HOST_PAT.write(read(msr::IA32_PAT));
     vmcs::HOST_EFER.write(read(msr::IA32_EFER));
     vmcs::HOST_CR0.write(read_cr0());
     vmcs::HOST_CR4.write(read_cr4());
-    vmcs::HOST_GS_BASE.write(host.gs_base);
-    vmcs::HOST_TR_BASE.write(host.tr_base);
-    vmcs::HOST_GDTR_BASE.write(host.gdt.base);
-    vmcs::HOST_IDTR_BASE.write(host.idt.base);
+    vmcs::HOST_GS_BASE.write(read(msr::IA32_GS_BASE));
+    let (gdt, mut idt) = (cpu.host.gdt.base as u64, DescriptorTablePointer::<u64>::default());
+    // SAFETY: TR was loaded from this GDT, so that its 16-byte descriptor lies there; reads a register.
+    let [low, high] = unsafe {
+        sidt(&mut idt);
+        ((gdt + u64::from(tables::TSS)) as *const [u64; 2]).read_unaligned()
+    };
+    vmcs::HOST_TR_BASE.write(low >> 16 & 0xff_ffff | low >> 56 << 24 | high << 32);
+    vmcs::HOST_GDTR_BASE.write(gdt);
+    vmcs::HOST_IDTR_BASE.write(idt.base as u64);
 }

@@ -1,11 +1,12 @@
 //! From VT-x's exit reason to an [`Outcome`].
-use moira_abi::vcpu::{Exit, control_write, event, group, invalid, request};
-use moira_kernel_core::vcpu_check::{self as check, cr0, cr4, default_groups, efer};
+use core::mem::offset_of;
 
-use super::super::virt::{CpuVirt, Outcome, StatePage, VcpuHw, get, put, report};
-use super::controls::{cr0_real, cr4_real};
+use moira_abi::vcpu::{Exit, VcpuState, control_write, event, group, invalid, request};
+use moira_kernel_core::vcpu_check::{self as check, default_groups};
+
+use super::super::virt::{CpuVirt, Outcome, StatePage, VcpuHw, put, report};
 use super::state::{self, store_current};
-use super::{flush_linear, switch, vmcs};
+use super::{put_field, switch, vmcs};
 
 /// Basic exit reasons (SDM appendix C) that are looked at here.
 mod reason {
@@ -28,23 +29,6 @@ mod reason {
 /// Bit 12 of an EPT violation's qualification and of the exit event: IRET had unblocked NMIs and runs again.
 const UNBLOCKED_BY_IRET: u64 = 1 << 12;
 const DR6_CONDITIONS: u64 = 0xe00f;
-/// VM-instruction error (SDM 30.4).
-const RESUME_OF_UNLAUNCHED: u64 = 5;
-const TF: u64 = 1 << 8;
-const CS_LONG: u32 = 1 << 13;
-
-/// VMLAUNCH or VMRESUME itself failed.
-#[cold]
-pub(super) fn refused(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage) -> Outcome {
-    let error = u64::from(vmcs::INSTRUCTION_ERROR.read());
-    let launched = &mut hw.shadow().vmx.launched;
-    if error == RESUME_OF_UNLAUNCHED && *launched {
-        // Its only launch so far ended in an entry failure, which leaves it clear (SDM 26.8).
-        *launched = false;
-        return Outcome::Again;
-    }
-    invalid_state(cpu, hw, page, error)
-}
 
 /// The processor refused the state; the event that was to be injected is dropped with it.
 fn invalid_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, error: u64) -> Outcome {
@@ -55,20 +39,37 @@ fn invalid_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, error: u64) -> 
 
 /// Says what the exit means, and writes its groups if it is for the VMM.
 #[inline(always)]
-pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome {
-    // The hot ones are instructions, which cannot exit during the delivery of an event.
-    let (exit, detail) = match vmcs::EXIT_REASON.read() {
-        reason::IO => (Exit::Port, check::port_from_vmx(vmcs::QUALIFICATION.read()).0),
-        reason::CPUID => (Exit::Cpuid, 0),
-        reason::VMCALL => (Exit::Hypercall, 0),
-        number => return classify_other(cpu, hw, page, out, number),
-    };
-    report(page, exit, detail, length());
+pub(super) fn classify(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
+    // The hottest one, and inside of the caller.
+    if number == reason::IO {
+        return plain(cpu, hw, page, out, Exit::Port, check::port_from_vmx(vmcs::QUALIFICATION.read()).0);
+    }
+    classify_other(cpu, hw, page, out, number)
+}
+
+/// An exit for an instruction that cannot exit during the delivery of an event.
+#[inline(always)]
+fn plain(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, exit: Exit, detail: u64) -> Outcome {
+    put!(page, reason, exit as u64);
+    put!(page, qualification, detail);
+    put_field!(page, length, vmcs::INSTRUCTION_LENGTH);
     guest(cpu, hw, page, exit, out)
 }
 
 #[inline(never)]
 fn classify_other(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
+    match number {
+        reason::CPUID => plain(cpu, hw, page, out, Exit::Cpuid, 0),
+        reason::VMCALL => plain(cpu, hw, page, out, Exit::Hypercall, 0),
+        _ => classify_rest(cpu, hw, page, out, number),
+    }
+}
+
+#[inline(never)]
+fn classify_rest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
+    if number == switch::REFUSED {
+        return invalid_state(cpu, hw, page, vmcs::INSTRUCTION_ERROR.read().into());
+    }
     if number & reason::ENTRY_FAILED != 0 {
         if number & 0xffff == reason::ENTRY_MACHINE_CHECK {
             return Outcome::MachineCheck;
@@ -84,7 +85,7 @@ fn classify_other(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, numb
         }
         if let Outcome::Guest { groups, .. } = outcome {
             put!(page, delivering, pending.packed());
-            if groups & group::INTERRUPTIBILITY != 0 && pending.is_nmi() {
+            if u64::from(groups) & group::INTERRUPTIBILITY != 0 && pending.is_nmi() {
                 store_current(cpu, hw, page, group::INTERRUPTIBILITY);
             }
         } else {
@@ -105,14 +106,13 @@ fn guest(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, exit: Exit, out: u64) -
     put!(page, delivering, 0);
     let groups = default_groups(exit) | out & group::ALL;
     store_current(cpu, hw, page, groups);
-    Outcome::Guest { exit, groups }
+    Outcome::Guest { exit, groups: groups as u32 }
 }
 
 #[inline]
 fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u32) -> Outcome {
     let exit = match number {
-        reason::INTERRUPT => return Outcome::HostInterrupt(Some(vmcs::EXIT_EVENT.read() as u8)),
-        reason::PREEMPTION_TIMER => return Outcome::HostInterrupt(None),
+        reason::INTERRUPT | reason::PREEMPTION_TIMER => return Outcome::HostInterrupt,
         reason::EVENT => match exception(page) {
             Ok(exit) => exit,
             Err(outcome) => return outcome,
@@ -137,11 +137,7 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u3
             Exit::TaskSwitch
         }
         reason::CONTROL => {
-            let qualification = vmcs::QUALIFICATION.read();
-            if handle_control(cpu, hw, page, qualification) {
-                return Outcome::Again;
-            }
-            control(page, qualification);
+            control(page, vmcs::QUALIFICATION.read());
             Exit::ControlWrite
         }
         reason::DEBUG => {
@@ -165,13 +161,19 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64, number: u3
     guest(cpu, hw, page, exit, out)
 }
 
+/// The vector of the interrupt that the last exit acknowledged.
+pub(in super::super) fn taken_interrupt() -> Option<u8> {
+    let info = vmcs::EXIT_EVENT.read();
+    (u64::from(info) & event::VALID != 0).then_some(info as u8)
+}
+
 /// Exceptions and NMIs.
 fn exception(page: StatePage) -> Result<Exit, Outcome> {
     let info = vmcs::EXIT_EVENT.read();
     let vector = u64::from(info & 0xff);
     if u64::from(info) & event::TYPE == event::NMI {
         switch::call_nmi_handler();
-        return Err(Outcome::HostNmi);
+        return Err(Outcome::Again);
     }
     if vector == 18 {
         return Err(Outcome::MachineCheck);
@@ -215,68 +217,4 @@ fn control(page: StatePage, qualification: u64) {
     };
     report(page, Exit::ControlWrite, qualification & 15 | flags, length());
     put!(page, address, qualification >> 16 & 0xffff);
-}
-
-/// MOV to CR0 or CR4 that exits only for bits the kernel keeps for itself. False: the VMM has to look.
-fn handle_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, qualification: u64) -> bool {
-    if qualification >> 4 & 3 != KIND_WRITE || vmcs::GUEST_RFLAGS.read() & TF != 0 {
-        return false;
-    }
-    let register = (qualification >> 8 & 15) as usize;
-    let long = vmcs::GUEST_EFER.read() & efer::LMA != 0;
-    let wide = long && vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
-    let value = get!(page, gpr[register]);
-    let value = if wide { value } else { value & 0xffff_ffff };
-    let done = match qualification & 15 {
-        0 => write_cr0(cpu, value, long),
-        4 => write_cr4(cpu, value, long),
-        _ => false,
-    };
-    if done {
-        vmcs::GUEST_RIP.write(vmcs::GUEST_RIP.read().wrapping_add(length()));
-        state::end_shadow();
-        flush_linear(hw);
-    }
-    done
-}
-
-fn write_cr0(cpu: &CpuVirt, value: u64, long: bool) -> bool {
-    let before = state::cr0_view(cpu);
-    let malformed =
-        value & !cr0::DEFINED != 0 || value & (cr0::PG | cr0::PE) == cr0::PG || value & (cr0::NW | cr0::CD) == cr0::NW;
-    let paging = value & cr0::PG != 0;
-    if malformed {
-        return false;
-    }
-    if (before ^ value) & cr0::PG != 0 {
-        let long_wanted = vmcs::GUEST_EFER.read() & efer::LME != 0;
-        let pae = state::cr4_view(cpu) & cr4::PAE != 0;
-        let in_long_code = vmcs::GUEST_RIGHTS.of_segment(moira_abi::vcpu::seg::CS).read() & CS_LONG != 0;
-        // PAE paging needs its four entries from guest memory; the rest would be #GP.
-        if paging && long_wanted != pae || in_long_code {
-            return false;
-        }
-        if paging && long_wanted {
-            state::set_efer(vmcs::GUEST_EFER.read() | efer::LMA);
-        } else if long {
-            state::set_efer(vmcs::GUEST_EFER.read() & !efer::LMA);
-        }
-    } else if paging && !long && state::cr4_view(cpu) & cr4::PAE != 0 && (before ^ value) & (cr0::CD | cr0::NW) != 0 {
-        // SDM 4.4.1: changing CD or NW under PAE paging loads the four entries.
-        return false;
-    }
-    vmcs::GUEST_CR0.write(cr0_real(&cpu.features.vmx, value | cr0::ET));
-    vmcs::CR0_SHADOW.write(value | cr0::ET);
-    true
-}
-
-fn write_cr4(cpu: &CpuVirt, value: u64, long: bool) -> bool {
-    let before = state::cr4_view(cpu);
-    let pae_paging = !long && vmcs::GUEST_CR0.read() & cr0::PG != 0 && value & cr4::PAE != 0;
-    if value & !cpu.limits.cr4 != 0 || (before ^ value) & (cr4::PAE | cr4::PCIDE) != 0 || pae_paging {
-        return false;
-    }
-    vmcs::GUEST_CR4.write(cr4_real(&cpu.features.vmx, value));
-    vmcs::CR4_SHADOW.write(value);
-    true
 }

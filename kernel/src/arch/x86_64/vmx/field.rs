@@ -3,14 +3,14 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
+use moira_abi::vcpu::VcpuState;
 use x86::vmx::vmcs::{control, guest, host, ro};
 
 /// Width of a field: the type its value has.
-pub trait Width: Copy {
+pub trait Width: Copy + Into<u64> {
     /// Bits 13–14 of the encoding: one value, or two for the 64-bit kinds (64-bit and natural width).
     const CODES: [u32; 2];
     fn from_raw(value: u64) -> Self;
-    fn to_raw(self) -> u64;
 }
 
 macro_rules! width {
@@ -20,10 +20,6 @@ macro_rules! width {
             #[inline(always)]
             fn from_raw(value: u64) -> Self {
                 value as $type
-            }
-            #[inline(always)]
-            fn to_raw(self) -> u64 {
-                self as u64
             }
         }
     };
@@ -40,14 +36,8 @@ pub struct Writable;
 pub struct ReadOnly;
 
 /// A field with value type `W`.
+#[derive(Clone, Copy)]
 pub struct Field<W, A = Writable>(u32, PhantomData<(W, A)>);
-
-impl<W, A> Clone for Field<W, A> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<W, A> Copy for Field<W, A> {}
 
 impl<W: Width, A> Field<W, A> {
     const fn checked(code: u32, access: bool) -> Field<W, A> {
@@ -67,6 +57,18 @@ impl<W: Width, A> Field<W, A> {
         unsafe { asm!("vmread {}, {}", out(reg) value, in(reg) u64::from(self.0), options(nostack)) };
         W::from_raw(value)
     }
+
+    /// Puts the field's value into the word at `OFFSET` of the state page.
+    ///
+    /// # Safety
+    /// The page is there, and the word lies in it.
+    #[inline(always)]
+    pub unsafe fn store<const OFFSET: usize>(self, page: *mut VcpuState) {
+        // SAFETY: as for `read`; VMREAD writes eight bytes whatever the field's width is.
+        unsafe {
+            asm!("vmread [{} + {offset}], {}", in(reg) page, in(reg) u64::from(self.0), offset = const OFFSET, options(nostack));
+        }
+    }
 }
 
 impl<W: Width> Field<W, Writable> {
@@ -78,7 +80,19 @@ impl<W: Width> Field<W, Writable> {
     #[inline(always)]
     pub fn write(self, value: W) {
         // SAFETY: as for `read`; what the value does to an entry is the vendor module's matter.
-        unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(self.0), in(reg) value.to_raw(), options(nostack)) };
+        unsafe { asm!("vmwrite {}, {}", in(reg) u64::from(self.0), in(reg) value.into(), options(nostack)) };
+    }
+
+    /// Writes the field with the word at `OFFSET` of the state page, which is read once.
+    ///
+    /// # Safety
+    /// As for [`Self::store`].
+    #[inline(always)]
+    pub unsafe fn load<const OFFSET: usize>(self, page: *mut VcpuState) {
+        // SAFETY: as for `write`.
+        unsafe {
+            asm!("vmwrite {}, [{} + {offset}]", in(reg) u64::from(self.0), in(reg) page, offset = const OFFSET, options(nostack));
+        }
     }
 
     /// The same field of another segment register, in the order ES CS SS DS FS GS LDTR TR.
@@ -100,6 +114,26 @@ macro_rules! fields {
 macro_rules! exit_fields {
     ($($name:ident: $width:ty = $code:expr;)*) => { $(pub const $name: Field<$width, ReadOnly> = Field::new_read_only($code);)* };
 }
+
+/// Writes a word of the state page from a field.
+macro_rules! put_field {
+    ($page:expr, $($word:ident).+ $([$index:expr])?, $field:expr) => {
+        // SAFETY: `StatePage::new`'s contract; plain data.
+        unsafe { $field.store::<{ offset_of!(VcpuState, $($word).+) $(+ 8 * $index)? }>($page.pointer()) }
+    };
+}
+/// Writes a field from a word of the state page, which is read once.
+macro_rules! get_field {
+    ($page:expr, $($word:ident).+ $([$index:expr])?, $field:expr) => {
+        // SAFETY: `StatePage::new`'s contract; plain data.
+        unsafe { $field.load::<{ offset_of!(VcpuState, $($word).+) $(+ 8 * $index)? }>($page.pointer()) }
+    };
+}
+/// Writes zero to fields.
+macro_rules! zero {
+    ($($field:ident)*) => { $(vmcs::$field.write(0);)* };
+}
+pub(super) use {get_field, put_field, zero};
 
 fields! {
     VPID: u16 = control::VPID;
@@ -184,7 +218,6 @@ fields! {
 exit_fields! {
     GUEST_PHYSICAL: u64 = ro::GUEST_PHYSICAL_ADDR_FULL;
     INSTRUCTION_ERROR: u32 = ro::VM_INSTRUCTION_ERROR;
-    EXIT_REASON: u32 = ro::EXIT_REASON;
     EXIT_EVENT: u32 = ro::VMEXIT_INTERRUPTION_INFO;
     EXIT_EVENT_CODE: u32 = ro::VMEXIT_INTERRUPTION_ERR_CODE;
     VECTORING: u32 = ro::IDT_VECTORING_INFO;

@@ -5,15 +5,21 @@ mod field;
 mod state;
 mod switch;
 
+use core::mem::offset_of;
+
+use moira_abi::vcpu::VcpuState;
+use moira_kernel_core::vcpu_check::efer;
 use x86::msr;
 
-use super::mitigations;
 use super::virt::{
-    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, closed_maps, get, put, slow,
+    self, CpuVirt, Outcome, Shadow, StatePage, Tags, VcpuHw, become_resident, read_cr2, slow, write_cr2,
     write_spec_ctrl,
 };
+use super::{mitigations, paging};
 pub(super) use controls::{Caps, enable, usable};
-use field as vmcs;
+pub(super) use exit::taken_interrupt;
+use field::{self as vmcs, get_field, put_field, zero};
+pub(super) use moira_kernel_core::vcpu_check::msr_bits_vmx as msr_bits;
 pub(super) use state::{load_state, store_state};
 
 /// VT-x's part of the kernel's copy of a vCPU.
@@ -21,8 +27,6 @@ pub(super) use state::{load_state, store_state};
 pub(super) struct Extra {
     /// The VMCS was initialised.
     ready: bool,
-    /// It was launched since its last VMCLEAR.
-    launched: bool,
     /// Primary controls with the window bits as they stand in the VMCS.
     primary: u32,
     /// Host fields as they stand in the VMCS.
@@ -32,8 +36,7 @@ pub(super) struct Extra {
 
 /// Nothing to write yet: the VMCS is made when it is first loaded, on the CPU that will use it.
 pub(super) fn init(hw: VcpuHw) {
-    let extra = &mut hw.shadow().vmx;
-    (extra.ready, extra.launched) = (false, false);
+    hw.shadow().vmx.ready = false;
 }
 
 /// Makes the vCPU's VMCS current on this CPU, and initialises a fresh one.
@@ -83,19 +86,16 @@ pub(super) fn maps_changed(cpu: &mut CpuVirt, hw: VcpuHw) {
 }
 
 fn maps_changed_current(hw: VcpuHw) {
-    let shadow = hw.shadow();
-    let io = if shadow.io_open { hw.io_map_phys() } else { closed_maps() };
+    let (io, msr) = hw.maps();
     vmcs::IO_BITMAP_A.write(io);
     vmcs::IO_BITMAP_B.write(io + 4096);
-    vmcs::MSR_BITMAPS.write(if shadow.msr_open { hw.msr_map_phys() } else { closed_maps() });
+    vmcs::MSR_BITMAPS.write(msr);
 }
 
 /// VMCLEAR: the VMCS is in memory and on no CPU.
 pub(super) fn detach(cpu: &mut CpuVirt, hw: VcpuHw) {
-    let extra = &mut hw.shadow().vmx;
-    if extra.ready {
+    if hw.shadow().vmx.ready {
         switch::vmclear(hw.control_phys());
-        extra.launched = false;
     }
     if cpu.current == hw.address() {
         virt::settle(cpu);
@@ -104,11 +104,11 @@ pub(super) fn detach(cpu: &mut CpuVirt, hw: VcpuHw) {
 }
 
 /// KERNEL_GS_BASE back to the host's.
-pub(super) fn settle(cpu: &mut CpuVirt, shadow: &mut Shadow) {
-    // SAFETY: the MSR exists; the value is the one the kernel was entered with.
+pub(super) fn settle(shadow: &mut Shadow) {
+    // SAFETY: the MSR exists; tasks have a GS base of 0.
     unsafe {
         shadow.kernel_gs_base = msr::rdmsr(msr::IA32_KERNEL_GSBASE);
-        msr::wrmsr(msr::IA32_KERNEL_GSBASE, cpu.host.kernel_gs_base);
+        msr::wrmsr(msr::IA32_KERNEL_GSBASE, 0);
     }
 }
 
@@ -125,7 +125,7 @@ fn prepare(cpu: &mut CpuVirt, hw: VcpuHw) {
     }
     if shadow.generation != cpu.tags.generation {
         let (tag, flush) = cpu.tags.take();
-        (shadow.tag, shadow.generation) = (tag, cpu.tags.generation);
+        shadow.generation = cpu.tags.generation;
         let eptp = cpu.features.vmx.eptp(shadow.root);
         vmcs::EPTP.write(eptp);
         switch::invept(cpu.features.vmx.invept_single, eptp);
@@ -154,38 +154,56 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     if cpu.resident != hw.address() || shadow.generation != cpu.tags.generation {
         prepare(cpu, hw);
     }
-    let cr3 = switch::read_cr3();
+    let cr3 = paging::loaded();
     if cr3 != shadow.vmx.host_cr3 {
         shadow.vmx.host_cr3 = cr3;
         vmcs::HOST_CR3.write(cr3);
     }
-    vmcs::GUEST_RSP.write(get!(page, gpr[4]));
-    if switch::read_cr2() != shadow.cr2 {
-        switch::write_cr2(shadow.cr2);
+    get_field!(page, gpr[4], vmcs::GUEST_RSP);
+    if read_cr2() != shadow.cr2 {
+        // SAFETY: the register has no effect.
+        unsafe { write_cr2(shadow.cr2) };
     }
-    let differs = shadow.slow;
-    if differs != 0 {
-        swap_in(shadow, differs);
+    if shadow.slow != 0 {
+        swap_in(shadow);
     }
     // SAFETY: the caller's contract; the VMCS is current, its controls and host fields are this module's.
-    let failed = unsafe { switch::enter(page.pointer(), &mut shadow.vmx.launched, &mut shadow.vmx.host_rsp) };
-    shadow.cr2 = switch::read_cr2();
-    if differs != 0 {
-        swap_out(cpu, differs);
-    }
-    if failed {
-        return exit::refused(cpu, hw, page);
+    let reason = unsafe { switch::enter(page.pointer(), hw) };
+    let shadow = hw.shadow();
+    shadow.cr2 = read_cr2();
+    if shadow.slow != 0 {
+        swap_out(cpu, shadow.slow);
     }
     // An exit leaves the GDT's limit at 64 KiB (SDM 27.5.2): what lies behind it must not be read as descriptors.
-    switch::lgdt(&cpu.host.gdt);
-    put!(page, gpr[4], vmcs::GUEST_RSP.read());
-    exit::classify(cpu, hw, page, out)
+    switch::load_gdt(cpu);
+    put_field!(page, gpr[4], vmcs::GUEST_RSP);
+    exit::classify(cpu, hw, page, out, reason)
 }
 
 /// The guest's SYSCALL MSRs and SPEC_CTRL, as far as they differ from the host's. The VMM makes system calls between two
-/// exits, so that they cannot wait for `settle`.
+/// exits, so that they cannot wait for `settle`. Of a Linux guest it is LSTAR alone.
 #[inline(always)]
-fn swap_in(shadow: &Shadow, differs: u32) {
+fn swap_in(shadow: &Shadow) {
+    if shadow.slow == slow::LSTAR {
+        switch::write_if(true, msr::IA32_LSTAR, shadow.lstar);
+    } else {
+        swap_in_all(shadow);
+    }
+}
+
+#[inline(always)]
+fn swap_out(cpu: &CpuVirt, differs: u32) {
+    if differs == slow::LSTAR {
+        switch::write_if(true, msr::IA32_LSTAR, cpu.host.lstar);
+    } else {
+        swap_out_all(cpu, differs);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn swap_in_all(shadow: &Shadow) {
+    let differs = shadow.slow;
     switch::write_if(differs & slow::STAR != 0, msr::IA32_STAR, shadow.star);
     switch::write_if(differs & slow::LSTAR != 0, msr::IA32_LSTAR, shadow.lstar);
     switch::write_if(differs & slow::SFMASK != 0, msr::IA32_FMASK, shadow.sfmask);
@@ -197,8 +215,9 @@ fn swap_in(shadow: &Shadow, differs: u32) {
     }
 }
 
-#[inline(always)]
-fn swap_out(cpu: &CpuVirt, differs: u32) {
+#[cold]
+#[inline(never)]
+fn swap_out_all(cpu: &CpuVirt, differs: u32) {
     if differs & slow::SPEC_CTRL != 0 {
         write_spec_ctrl(mitigations::host_spec_ctrl());
     }
@@ -207,12 +226,13 @@ fn swap_out(cpu: &CpuVirt, differs: u32) {
     switch::write_if(differs & slow::SFMASK != 0, msr::IA32_FMASK, cpu.host.sfmask);
 }
 
-/// Notes which SYSCALL MSRs [`run`] has to swap.
+/// Notes which SYSCALL MSRs [`run`] has to swap: none for a guest that has SYSCALL off, and to which reads of them exit.
+/// The VMCS is current.
 fn note_differences(cpu: &CpuVirt, shadow: &mut Shadow) {
-    let host = &cpu.host;
-    virt::set_slow(shadow, slow::STAR, shadow.star != host.star);
-    virt::set_slow(shadow, slow::LSTAR, shadow.lstar != host.lstar);
-    virt::set_slow(shadow, slow::SFMASK, shadow.sfmask != host.sfmask);
+    let (host, on) = (&cpu.host, vmcs::GUEST_EFER.read() & efer::SCE != 0);
+    virt::set_slow(shadow, slow::STAR, on && shadow.star != host.star);
+    virt::set_slow(shadow, slow::LSTAR, on && shadow.lstar != host.lstar);
+    virt::set_slow(shadow, slow::SFMASK, on && shadow.sfmask != host.sfmask);
 }
 
 /// The value group MSRS has for KERNEL_GS_BASE: in the register while the vCPU is resident.
@@ -230,9 +250,4 @@ fn set_kernel_gs_base(cpu: &CpuVirt, hw: VcpuHw, value: u64) {
         // SAFETY: the MSR exists; the value was checked to be canonical.
         unsafe { msr::wrmsr(msr::IA32_KERNEL_GSBASE, value) };
     }
-}
-
-/// Drops the guest's linear translations at the next entry.
-fn flush_linear(hw: VcpuHw) {
-    virt::invalidate(hw);
 }

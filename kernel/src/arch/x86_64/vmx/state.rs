@@ -1,50 +1,29 @@
 //! State page to VMCS and back.
-use moira_abi::vcpu::{Segment, event, group, interruptibility, invalid, request, seg};
+use core::mem::offset_of;
+
+use moira_abi::vcpu::{Segment, VcpuState, event, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 use x86::vmx::vmcs::control::{EntryControls, PrimaryControls};
 
 use super::super::virt::{self, CpuVirt, StatePage, VcpuHw, get, put};
 use super::controls::{EXCEPTIONS, cr0_mask, cr0_real, cr4_mask, cr4_real};
-use super::{kernel_gs_base, make_current, note_differences, set_kernel_gs_base, vmcs};
+use super::{get_field, kernel_gs_base, make_current, note_differences, put_field, set_kernel_gs_base, vmcs, zero};
 
 const SHADOWS: u32 = (interruptibility::STI | interruptibility::MOV_SS) as u32;
 const NMI_BLOCKED: u32 = interruptibility::NMI_BLOCKED as u32;
 const TF: u64 = 1 << 8;
 const PENDING_STEP: u64 = 1 << 14;
+const PDPTES: [vmcs::Field<u64>; 4] = [vmcs::GUEST_PDPTE0, vmcs::GUEST_PDPTE1, vmcs::GUEST_PDPTE2, vmcs::GUEST_PDPTE3];
 
 /// The state after reset (SDM table 9-1), control registers apart.
 pub(super) fn reset() {
-    for index in 0..8 {
-        let rights = match index {
-            seg::CS => 0x9b,
-            seg::LDTR => 0x82,
-            seg::TR => 0x8b,
-            _ => 0x93,
-        };
-        let (selector, base) = if index == seg::CS { (0xf000, 0xffff_0000) } else { (0, 0) };
-        let from = Segment { selector, rights, limit: 0xffff, base, ..Segment::default() };
-        load_segment(index, &from);
-    }
+    virt::reset_segments().iter().enumerate().for_each(|(index, segment)| load_segment(index, segment));
     [vmcs::GUEST_GDTR_LIMIT, vmcs::GUEST_IDTR_LIMIT].iter().for_each(|field| field.write(0xffff));
-    [vmcs::GUEST_INTERRUPTIBILITY, vmcs::GUEST_ACTIVITY, vmcs::GUEST_SYSENTER_CS]
-        .iter()
-        .for_each(|field| field.write(0));
-    let zero = [
-        vmcs::GUEST_DEBUGCTL,
-        vmcs::GUEST_EFER,
-        vmcs::GUEST_CR3,
-        vmcs::GUEST_GDTR_BASE,
-        vmcs::GUEST_IDTR_BASE,
-        vmcs::GUEST_PENDING_DEBUG,
-        vmcs::GUEST_SYSENTER_ESP,
-        vmcs::GUEST_SYSENTER_EIP,
-        vmcs::GUEST_PDPTE0,
-        vmcs::GUEST_PDPTE1,
-        vmcs::GUEST_PDPTE2,
-        vmcs::GUEST_PDPTE3,
-        vmcs::GUEST_RSP,
-    ];
-    zero.iter().for_each(|field| field.write(0));
+    zero! {
+        GUEST_INTERRUPTIBILITY GUEST_ACTIVITY GUEST_SYSENTER_CS GUEST_DEBUGCTL GUEST_EFER GUEST_CR3
+        GUEST_GDTR_BASE GUEST_IDTR_BASE GUEST_PENDING_DEBUG GUEST_SYSENTER_ESP GUEST_SYSENTER_EIP
+        GUEST_PDPTE0 GUEST_PDPTE1 GUEST_PDPTE2 GUEST_PDPTE3 GUEST_RSP
+    }
     vmcs::GUEST_PAT.write(0x0007_0406_0007_0406);
     vmcs::GUEST_DR7.write(0x400);
     vmcs::GUEST_RIP.write(0xfff0);
@@ -54,30 +33,22 @@ pub(super) fn reset() {
 /// Loads the groups of `mask` after checking them.
 #[inline(always)]
 pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
-    if mask & group::ALL == 0 {
-        return Ok(());
-    }
-    make_current(cpu, hw);
     if mask & group::RIP != 0 {
-        let (rip, rflags) = virt::read_rip(page);
-        vmcs::GUEST_RIP.write(rip);
-        vmcs::GUEST_RFLAGS.write(rflags);
-        end_shadow();
+        make_current(cpu, hw);
+        get_field!(page, rip, vmcs::GUEST_RIP);
+        vmcs::GUEST_RFLAGS.write(get!(page, rflags) & check::RFLAGS_DEFINED | 2);
+        // An instruction was completed: no STI or MOV SS shadow any more.
+        let now = vmcs::GUEST_INTERRUPTIBILITY.read();
+        if now & SHADOWS != 0 {
+            vmcs::GUEST_INTERRUPTIBILITY.write(now & !SHADOWS);
+        }
     }
     if mask & group::ALL & !group::RIP != 0 { load_more(cpu, hw, page, mask) } else { Ok(()) }
 }
 
-/// An instruction was completed: no STI or MOV SS shadow any more.
-#[inline(always)]
-pub(super) fn end_shadow() {
-    let now = vmcs::GUEST_INTERRUPTIBILITY.read();
-    if now & SHADOWS != 0 {
-        vmcs::GUEST_INTERRUPTIBILITY.write(now & !SHADOWS);
-    }
-}
-
 #[inline(never)]
 fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
+    make_current(cpu, hw);
     if mask & group::INTERRUPTIBILITY != 0 {
         let value = get!(page, interruptibility) as u32 & (SHADOWS | NMI_BLOCKED);
         vmcs::GUEST_INTERRUPTIBILITY.write(value);
@@ -122,9 +93,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
         vmcs::TSC_OFFSET.write(hw.shadow().tsc_offset);
     }
     if mask & group::PDPTE != 0 {
-        let entries: [u64; 4] = get!(page, pdpte);
-        let fields = [vmcs::GUEST_PDPTE0, vmcs::GUEST_PDPTE1, vmcs::GUEST_PDPTE2, vmcs::GUEST_PDPTE3];
-        fields.iter().zip(entries).for_each(|(field, entry)| field.write(entry));
+        PDPTES.iter().zip(get!(page, pdpte)).for_each(|(field, entry)| field.write(entry));
     }
     // Last: the event is taken out of the page only when all else was accepted.
     if mask & group::INJECT != 0 {
@@ -147,17 +116,13 @@ fn load_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) -> Result<(), u64> {
     vmcs::GUEST_CR3.write(control.cr3);
     vmcs::GUEST_CR4.write(cr4_real(caps, control.cr4));
     vmcs::CR4_SHADOW.write(control.cr4);
-    set_efer(control.efer);
+    vmcs::GUEST_EFER.write(control.efer);
+    // The entry control has to agree with LMA.
+    let (now, long) = (vmcs::ENTRY_CONTROLS.read(), EntryControls::IA32E_MODE_GUEST.bits());
+    vmcs::ENTRY_CONTROLS.write(if control.efer & efer::LMA != 0 { now | long } else { now & !long });
+    note_differences(cpu, hw.shadow());
     hw.shadow().cr2 = control.cr2;
     Ok(())
-}
-
-/// EFER, and the entry control that has to agree with its LMA.
-pub(super) fn set_efer(value: u64) {
-    vmcs::GUEST_EFER.write(value);
-    let long = EntryControls::IA32E_MODE_GUEST.bits();
-    let now = vmcs::ENTRY_CONTROLS.read();
-    vmcs::ENTRY_CONTROLS.write(if value & efer::LMA != 0 { now | long } else { now & !long });
 }
 
 /// Puts an event into the entry fields.
@@ -205,8 +170,8 @@ pub(in super::super) fn store_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePa
 #[inline(always)]
 pub(super) fn store_current(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
     if mask & group::RIP != 0 {
-        put!(page, rip, vmcs::GUEST_RIP.read());
-        put!(page, rflags, vmcs::GUEST_RFLAGS.read());
+        put_field!(page, rip, vmcs::GUEST_RIP);
+        put_field!(page, rflags, vmcs::GUEST_RFLAGS);
     }
     if mask & group::ALL & !group::RIP != 0 {
         if mask & group::CONTROL != 0 {
@@ -223,9 +188,9 @@ pub(super) fn store_current(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u6
 fn store_control(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
     put!(page, cr0, cr0_view(cpu));
     put!(page, cr2, hw.shadow().cr2);
-    put!(page, cr3, vmcs::GUEST_CR3.read());
+    put_field!(page, cr3, vmcs::GUEST_CR3);
     put!(page, cr4, cr4_view(cpu));
-    put!(page, efer, vmcs::GUEST_EFER.read());
+    put_field!(page, efer, vmcs::GUEST_EFER);
     store_code(page);
 }
 
@@ -244,24 +209,23 @@ fn store_more(cpu: &CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) {
         store_segments(page);
     }
     if mask & group::TABLES != 0 {
-        put!(page, gdtr.base, vmcs::GUEST_GDTR_BASE.read());
-        put!(page, gdtr.limit, u64::from(vmcs::GUEST_GDTR_LIMIT.read()));
-        put!(page, idtr.base, vmcs::GUEST_IDTR_BASE.read());
-        put!(page, idtr.limit, u64::from(vmcs::GUEST_IDTR_LIMIT.read()));
+        put_field!(page, gdtr.base, vmcs::GUEST_GDTR_BASE);
+        put_field!(page, gdtr.limit, vmcs::GUEST_GDTR_LIMIT);
+        put_field!(page, idtr.base, vmcs::GUEST_IDTR_BASE);
+        put_field!(page, idtr.limit, vmcs::GUEST_IDTR_LIMIT);
     }
     if mask & group::MSRS != 0 {
         store_msrs(cpu, hw, page);
     }
     if mask & group::DEBUG != 0 {
         put!(page, dr6, hw.shadow().dr6);
-        put!(page, dr7, vmcs::GUEST_DR7.read());
+        put_field!(page, dr7, vmcs::GUEST_DR7);
     }
     if mask & (group::DEBUG | group::TSC_XCR) != 0 {
         virt::store_shadow(cpu, hw, page, mask);
     }
     if mask & group::PDPTE != 0 {
-        let fields = [vmcs::GUEST_PDPTE0, vmcs::GUEST_PDPTE1, vmcs::GUEST_PDPTE2, vmcs::GUEST_PDPTE3];
-        put!(page, pdpte, fields.map(|field| field.read()));
+        put!(page, pdpte, PDPTES.map(vmcs::Field::read));
     }
 }
 
@@ -272,10 +236,10 @@ fn store_msrs(cpu: &CpuVirt, hw: VcpuHw, page: StatePage) {
     put!(page, cstar, shadow.cstar);
     put!(page, sfmask, shadow.sfmask);
     put!(page, kernel_gs_base, kernel_gs_base(cpu, hw));
-    put!(page, sysenter_cs, u64::from(vmcs::GUEST_SYSENTER_CS.read()));
-    put!(page, sysenter_esp, vmcs::GUEST_SYSENTER_ESP.read());
-    put!(page, sysenter_eip, vmcs::GUEST_SYSENTER_EIP.read());
-    put!(page, pat, vmcs::GUEST_PAT.read());
+    put_field!(page, sysenter_cs, vmcs::GUEST_SYSENTER_CS);
+    put_field!(page, sysenter_esp, vmcs::GUEST_SYSENTER_ESP);
+    put_field!(page, sysenter_eip, vmcs::GUEST_SYSENTER_EIP);
+    put_field!(page, pat, vmcs::GUEST_PAT);
 }
 
 /// CS and CPL: what goes with group CONTROL.
@@ -297,13 +261,13 @@ fn store_segment(page: StatePage, index: usize) {
 }
 
 /// CR0 as the guest sees it.
-pub(super) fn cr0_view(cpu: &CpuVirt) -> u64 {
+fn cr0_view(cpu: &CpuVirt) -> u64 {
     let mask = cr0_mask(&cpu.features.vmx);
     vmcs::GUEST_CR0.read() & !mask | vmcs::CR0_SHADOW.read() & mask
 }
 
 /// CR4 as the guest sees it.
-pub(super) fn cr4_view(cpu: &CpuVirt) -> u64 {
+fn cr4_view(cpu: &CpuVirt) -> u64 {
     let mask = cr4_mask(cpu);
     vmcs::GUEST_CR4.read() & !mask | vmcs::CR4_SHADOW.read() & mask
 }
