@@ -13,10 +13,11 @@ use crate::cli::Global;
 use crate::fuzz::{self, Budget, Outcome, Run};
 use crate::paths;
 
-/// Inputs in a usual run and in a long one, and at most until the planted mistake is found, which takes some thousands.
+/// Inputs in a usual run and in a long one, and at most until the planted mistake is found: some hundred thousand by coverage, and by
+/// chance once in 2^32.
 const USUAL: u64 = 5_000;
 const LONG: u64 = 200_000;
-const BROKEN: u64 = 1_000_000;
+const BROKEN: u64 = 10_000_000;
 /// Edges that the least of the targets has passed after a usual run: without coverage it would be none.
 const LEAST_EDGES: u64 = 50;
 
