@@ -113,7 +113,7 @@ pub fn kernel_with(feature: &str, toolchain: &Toolchain, install: Install) -> Re
 }
 
 /// Runs cargo, lets its progress and complaints through, and returns its executables by name.
-fn run_cargo(command: &mut Command) -> Result<HashMap<String, PathBuf>> {
+pub fn run_cargo(command: &mut Command) -> Result<HashMap<String, PathBuf>> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let mut built = HashMap::new();
     let stdout = child.stdout.take().context("cargo has no output")?;

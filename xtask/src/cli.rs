@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::control::commands::{self as control, Control};
 use crate::hosttools::Install;
 use crate::toolchain::Choice;
-use crate::{bench, doctor, experiment, media, paths, prepush, process, run, test, trace};
+use crate::{bench, doctor, experiment, fuzz, media, paths, prepush, process, run, test, trace};
 
 /// Builds, boots and tests Moira.
 ///
@@ -54,6 +54,9 @@ enum Command {
     #[command(after_help = "The last line is `N passed, N failed`; the exit status is 0 when nothing failed.\n\
         Cases are in tests/cases, their logs in target/test-logs.")]
     Test(test::Options),
+    /// Run what takes untrusted input on inputs that coverage leads to
+    #[command(after_help = "Corpus and crashes are in target/fuzz/TARGET; the exit status is 0 when nothing crashed.")]
+    Fuzz(fuzz::Options),
     /// Measure, in instructions of a deterministic machine
     Bench(bench::Options),
     /// Try what the guarantees are worth: data as CSV, plots and a one-page report
@@ -95,6 +98,7 @@ pub fn main() -> Result<ExitCode> {
         Command::Run(options) => run::main(options, global),
         Command::Control(command) => control::main(command),
         Command::Test(options) => test::main(options, global),
+        Command::Fuzz(options) => fuzz::main(options, global),
         Command::Bench(options) => bench::main(options, global),
         Command::Experiment(options) => experiment::main(options, global),
         Command::Trace(options) => trace::main(options, global),

@@ -47,7 +47,7 @@ fn compilers() {
 
 fn tools() {
     println!("\nhost tools (`run` and `test` install what they miss)");
-    let groups: [(&str, &[&[Tool]]); 9] = [
+    let groups: [(&str, &[&[Tool]]); 10] = [
         ("QEMU", &[hosttools::QEMU]),
         ("UEFI firmware", &[hosttools::OVMF]),
         ("Bochs", &[hosttools::BOCHS]),
@@ -55,6 +55,7 @@ fn tools() {
         ("objcopy", &[hosttools::BINUTILS]),
         ("ACPI compiler", &[hosttools::ACPICA]),
         ("lld", &[hosttools::LLD]),
+        ("C++ compiler", &[hosttools::CXX]),
         ("Debian's clippy", &[hosttools::DEBIAN_CLIPPY]),
         ("gdb", &[hosttools::GDB]),
     ];

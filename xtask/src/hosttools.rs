@@ -64,6 +64,8 @@ pub const DEBIAN_CLIPPY: &[Tool] = &[tool("/usr/bin/cargo-clippy", "rust-web-cli
 pub const BINUTILS: &[Tool] = &[tool("objcopy", "binutils", "leaves debug information out of boot images")];
 /// ACPICA, whose compiler judges the virtual machines' tables.
 pub const ACPICA: &[Tool] = &[tool("iasl", "acpica-tools", "tests of ACPI tables")];
+/// A C++ compiler, for the fuzzer.
+pub const CXX: &[Tool] = &[tool("c++", "g++", "compiles libFuzzer")];
 /// A debugger; only for people.
 pub const GDB: &[Tool] = &[tool("gdb", "gdb", "debugging with --gdb")];
 

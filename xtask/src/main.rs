@@ -12,6 +12,7 @@ mod doctor;
 mod emulator;
 mod experiment;
 mod flash;
+mod fuzz;
 mod guest;
 mod hosttools;
 mod image;

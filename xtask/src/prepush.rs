@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::cli::Global;
 use crate::toolchain::{self, Toolchain};
-use crate::{build, hosttools, paths, test};
+use crate::{build, fuzz, hosttools, paths, test};
 
 /// Checks format and lints, then tests. Goes on after a failed check, so that one call tells everything.
 pub fn main(global: &Global) -> Result<ExitCode> {
@@ -26,6 +26,9 @@ pub fn main(global: &Global) -> Result<ExitCode> {
 
     check("format", toolchain::rustup_cargo().args(["fmt", "--all", "--check", "--", "-l"]))?;
     check("lints of host crates", toolchain::rustup_cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
+    hosttools::require(&[hosttools::CXX], install)?;
+    let targets = ["clippy", "-p", fuzz::PACKAGE, "--", "-D", "warnings"];
+    check("lints of fuzz targets", toolchain::rustup_cargo().args(targets))?;
     let toolchain = Toolchain::find(global.toolchain, install)?;
     eprintln!("compiler: {}", toolchain.origin);
     toolchain.prepare_clippy(install)?;

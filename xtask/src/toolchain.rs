@@ -154,6 +154,14 @@ fn rustup_rustc() -> Command {
     command
 }
 
+/// The target that rustup's compiler builds for by itself: this machine.
+pub fn host() -> Result<String> {
+    let output = process::output(rustup_rustc().arg("-vV"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not tell its host")?;
+    Ok(host.trim().to_string())
+}
+
 fn sysroot_of_rustup() -> Option<PathBuf> {
     let output = process::output(rustup_rustc().args(["--print", "sysroot"])).ok()?;
     Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))

@@ -161,7 +161,10 @@ fn commands_ask_for_what_is_there() {
             let system = words.iter().position(|word| *word == "--system").and_then(|at| words.get(at + 1)).copied();
             let first = words.first().copied().filter(|word| !word.starts_with('-'));
             let there = match (&found[1], first) {
-                ("test", Some("host")) => true,
+                ("test", Some("host" | "libfuzzer")) => true,
+                ("fuzz", Some(name)) => {
+                    matches!(name, "all" | "TARGET") || exists(&format!("tests/libfuzzer/src/bin/{name}.rs"))
+                }
                 // Each case brings one of these with it (`xtask/src/test/ledger.rs`).
                 ("test", Some(pattern)) => {
                     cases.iter().any(|case| case.contains(pattern) || format!("ledger-of-{case}").contains(pattern))

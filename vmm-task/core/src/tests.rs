@@ -392,6 +392,57 @@ fn a_machine_that_halts_sleeps_until_its_timer() {
     assert_eq!(vm.run(&mut cpu), Ending::Killed);
 }
 
+/// A processor whose debugger is served a few times only.
+struct Served<'a, 'b>(&'b mut Script<'a>, u32);
+
+impl Processor for Served<'_, '_> {
+    fn run(&mut self, masks: u64, until: u64) -> Result<(u64, u64), Error> {
+        self.0.run(masks, until)
+    }
+    fn now(&self) -> u64 {
+        self.0.now
+    }
+    fn sleep(&mut self, until: u64) -> u64 {
+        self.0.sleep(until)
+    }
+    fn poll(&mut self) -> u64 {
+        0
+    }
+    fn orders(&mut self, bits: u64) -> Orders {
+        self.0.orders(bits)
+    }
+    fn debug(&mut self) {
+        self.1 += 1;
+        assert!(self.1 < 100, "it does not sleep");
+    }
+}
+
+/// As with gdb's `set scheduler-locking on`: the one that goes on may halt.
+#[test]
+fn a_processor_that_halts_sleeps_although_another_one_is_held() {
+    let memory = Memory::new();
+    let mut vm = memory.vm();
+    vm.machine().debug_hold(!1, 0);
+    let mut cpu = Script::new(&memory);
+    for (port, value) in
+        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x30), (0x40, 0xe8), (0x40, 3)]
+    {
+        cpu = cpu.step(move |page, _| out8(page, port, value));
+    }
+    let mut cpu = cpu
+        .step(|page, _| {
+            at(page, 1);
+            page.set(field::INTERRUPTIBILITY, 0);
+            (Exit::Halt, group::RIP | group::INTERRUPTIBILITY | group::INJECT)
+        })
+        .step(|page, _| {
+            assert_eq!(page.get(field::INJECT), event::VALID | event::INTERRUPT | 0x20);
+            at(page, 0);
+            (Exit::Shutdown, group::ALL)
+        });
+    assert_eq!(vm.run(&mut Served(&mut cpu, 0)), Ending::TripleFault);
+}
+
 #[test]
 fn firmware_starts_in_real_mode_runs_from_its_rom_and_cannot_write_it() {
     let image: Vec<u8> = (0..64 << 10).map(|at| if at % 16 == 0 { 0x0f } else { 0xa2 }).collect();

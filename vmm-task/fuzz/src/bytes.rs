@@ -38,6 +38,13 @@ impl<'a> Bytes<'a> {
         of.get(usize::from(self.byte()) % of.len().max(1)).copied()
     }
 
+    /// The next so many, or as many as there are.
+    pub fn take(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
     /// What is left.
     #[must_use]
     pub const fn rest(&self) -> &'a [u8] {

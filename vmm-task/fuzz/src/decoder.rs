@@ -3,7 +3,6 @@
 use crate::Bytes;
 use crate::memory::Memory;
 use vmm_decode::{Access, Expected, Gprs, Mode, Paging, exit_length, fetch, length_at, mmio, string_io, walk};
-use vmm_devices::traits::GuestMemory;
 
 const SIZE: u64 = 1 << 16;
 const EXPECTED: [Expected; 9] = [
@@ -38,12 +37,12 @@ pub fn run(data: &[u8]) {
     let gprs = Gprs(core::array::from_fn(|_| bytes.number(8)));
     let access = Access { write: rip & 1 != 0, user: rip & 2 != 0, fetch: rip & 4 != 0 };
     let rest = bytes.rest();
-    let memory = Memory::new(SIZE as usize);
-    for at in (0..SIZE).step_by(rest.len().max(1)) {
-        let part = rest.get(..(SIZE - at) as usize).unwrap_or(rest);
-        // It fits by what was cut off above.
-        let _ = GuestMemory::write(&memory, at, part);
+    let mut image = if rest.is_empty() { vec![0] } else { rest.to_vec() };
+    while image.len() < SIZE as usize {
+        image.extend_from_within(..);
     }
+    image.truncate(SIZE as usize);
+    let memory = Memory::holding(image);
     let read = &mut |gpa| memory.word(gpa);
     let _ = walk(&paging, rip, access, read);
     let length = length_at(&paging, rip, mode, expected, read);
@@ -57,4 +56,35 @@ pub fn run(data: &[u8]) {
         }
         let _ = string_io(code, mode, &gprs, paging.rflags);
     }
+}
+
+/// Instructions of each kind, in each mode.
+#[must_use]
+pub fn seeds() -> Vec<Vec<u8>> {
+    const CODE: [&[u8]; 14] = [
+        &[0x0f, 0xa2],
+        &[0xf4],
+        &[0x0f, 0x32],
+        &[0x0f, 0x30],
+        &[0x0f, 0x01, 0xd9],
+        &[0xf3, 0x90],
+        &[0x0f, 0x01, 0xd1],
+        &[0x0f, 0x22, 0xc0],
+        &[0x48, 0x8b, 0x84, 0x88, 0x10, 0, 0, 0],
+        &[0x66, 0x89, 0x07],
+        &[0xf0, 0x0f, 0xb1, 0x0f],
+        &[0x81, 0x25, 0, 0x10, 0, 0, 1, 2, 3, 4],
+        &[0xf3, 0xa4],
+        &[0xf2, 0x66, 0x6f],
+    ];
+    let each = |mode: u8| {
+        CODE.iter().enumerate().map(move |(number, code)| {
+            // Mode, what is expected, control registers as usual, an address, registers.
+            let mut bytes = vec![mode, number as u8, 1, 0, 0, 1, 1, 0, 0, 2, 10, 0, 0];
+            bytes.extend([0x10; 128]);
+            bytes.extend_from_slice(code);
+            bytes
+        })
+    };
+    [0, 2, 3].into_iter().flat_map(each).collect()
 }

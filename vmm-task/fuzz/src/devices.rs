@@ -35,7 +35,7 @@ impl EntropyBackend for Other {
     }
 }
 
-fn board() -> Board {
+fn board(without_firmware: bool) -> Board {
     let mut board = Board::new(BoardConfig {
         apic_ids: &[0, 1],
         apic_timer_hz: 1_000_000_000,
@@ -43,7 +43,7 @@ fn board() -> Board {
         unix_ns: 1_700_000_000_000_000_000,
         memory_below_4g: SIZE as u64,
         memory_above_4g: 0,
-        without_firmware: true,
+        without_firmware,
         console: Box::new(Other(0)),
     });
     board.plug(1, Box::new(VirtioPci::new(Box::new(Console::new(Box::new(Other(1)))))));
@@ -57,8 +57,9 @@ pub fn run(data: &[u8]) {
         0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x42, 0x43, 0x61, 0x60, 0x64, 0x70, 0x71, 0x80, 0x92, 0x3f8, 0x3f9,
         0x3fa, 0x3fb, 0x3fc, 0x3ff, 0xcf8, 0xcfc, 0xcfd, 0xcfe, 0x600, 0x602, 0x608, 0x510, 0x511, 0x514,
     ];
-    const PAGES: [u64; 8] = [
+    const PAGES: [u64; 9] = [
         p::LAPIC_BASE,
+        p::HPET_BASE,
         p::IOAPIC_BASE,
         p::ECAM_BASE + 0x8000,
         p::ECAM_BASE + 0x1_0000,
@@ -67,7 +68,8 @@ pub fn run(data: &[u8]) {
         p::PCI_MMIO_BASE + 0x4000,
         p::PCI_MMIO_BASE + 0x5000,
     ];
-    let (mut board, memory, mut bytes, mut now) = (board(), Memory::new(SIZE), Bytes::new(data), 0);
+    let (memory, mut bytes, mut now) = (Memory::new(SIZE), Bytes::new(data), 0);
+    let mut board = board(bytes.byte() & 1 == 0);
     while !bytes.is_empty() {
         let operation = bytes.byte();
         let (cpu, size) = (usize::from(operation >> 4) % CPUS, 1 << (operation >> 6));
@@ -104,6 +106,15 @@ pub fn run(data: &[u8]) {
         }
     }
     settle(&mut board, now, &memory);
+}
+
+/// An access to each port and page, and interrupts of the timers.
+#[must_use]
+pub fn seeds() -> Vec<Vec<u8>> {
+    let ports = (0..32).map(|port| vec![0, 2, port, 0, 1, 0, 0, 0, 0x36, 0, port, 0xff, 0xff, 15, 0, 0, 1]);
+    let pages =
+        (0..9).map(|page| vec![1, 0x87, 0, 0, 1, page, 0, 0x10, 0, 0, 0, 1, 0x45, 0, 0, 0, page, 0, 0x10, 15, 0, 0, 1]);
+    ports.chain(pages).collect()
 }
 
 /// Lets the devices work, and takes all that waits.

@@ -6,7 +6,9 @@
 mod bytes;
 pub mod decoder;
 pub mod devices;
+pub mod exits;
 pub mod loaders;
 mod memory;
+pub mod virtio;
 
 pub use bytes::{Bytes, Random};

@@ -82,6 +82,27 @@ pub fn multiboot_image() -> Vec<u8> {
     image
 }
 
+/// A Multiboot2 kernel: header, addresses and entry as tags, in front of code.
+#[must_use]
+pub fn multiboot2_image() -> Vec<u8> {
+    const MAGIC: u32 = 0xe852_50d6;
+    const LENGTH: u32 = 16 + 24 + 16 + 8;
+    let words = [MAGIC, 0, LENGTH, MAGIC.wrapping_add(LENGTH).wrapping_neg()];
+    // Addresses (tag 2), entry (tag 3, padded to eight bytes), end (tag 0).
+    let tags = [2, 24, 0x20_0000, 0x20_0000, 0x20_1000, 0x20_2000, 3, 12, 0x20_0040, 0, 0, 8];
+    let mut image: Vec<u8> = words.iter().chain(&tags).flat_map(|word| word.to_le_bytes()).collect();
+    image.resize(0x1000, 0x90);
+    image
+}
+
+/// An image of each kind, without and with modules.
+#[must_use]
+pub fn seeds() -> Vec<Vec<u8>> {
+    let images = [bz_image(), elf_image(), multiboot_image(), multiboot2_image()];
+    let with = |modules: u8| images.iter().map(move |image| [&[modules], image.as_slice()].concat());
+    with(0).chain(with(2)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,5 +117,7 @@ mod tests {
         pvh::load(&mut memory, &map, &guest).unwrap();
         let guest = multiboot::MultibootGuest { kernel: &multiboot_image(), cmdline: b"", modules: &[] };
         multiboot::load(&mut memory, &map, &guest).unwrap();
+        let guest = multiboot::MultibootGuest { kernel: &multiboot2_image(), cmdline: b"", modules: &[] };
+        multiboot2::load(&mut memory, &map, &guest, b"RSD PTR ").unwrap();
     }
 }

@@ -14,6 +14,11 @@ impl Memory {
         Memory(RefCell::new(vec![0; size]))
     }
 
+    /// Memory with these bytes in it.
+    pub fn holding(bytes: Vec<u8>) -> Self {
+        Memory(RefCell::new(bytes))
+    }
+
     /// The eight bytes at a multiple of eight.
     pub fn word(&self, gpa: u64) -> Option<u64> {
         let mut bytes = [0; 8];

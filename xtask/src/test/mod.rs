@@ -1,4 +1,4 @@
-//! The test harness: host tests, then every case in its emulator, side by side.
+//! The test harness: host tests, fuzz targets, then every case in its emulator, side by side.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -23,6 +23,7 @@ mod apart;
 mod attempt;
 mod case;
 mod expect;
+mod fuzzing;
 mod host;
 mod judge;
 mod ledger;
@@ -33,7 +34,7 @@ const SHOWN: usize = 15;
 /// What to test.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Only cases whose NAME/MACHINE contains this; `host` means the host tests
+    /// Only cases whose NAME/MACHINE contains this; `host` means the host tests, `libfuzzer` the fuzz targets
     pattern: Option<String>,
     /// Only cases of this emulator
     #[arg(long)]
@@ -64,6 +65,16 @@ impl Options {
             && (self.long || !case.long || self.list)
     }
 
+    fn jobs(&self) -> u32 {
+        let cores = || std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+        self.jobs.unwrap_or_else(cores)
+    }
+
+    /// Fuzz targets run on this machine, whatever a case's emulator is.
+    fn wants_target(&self, name: &str) -> bool {
+        self.emulator.is_none() && self.pattern.as_ref().is_none_or(|pattern| name.contains(pattern))
+    }
+
     /// Host tests run with everything, or when asked for by name.
     fn wants_host(&self) -> bool {
         match &self.pattern {
@@ -82,11 +93,13 @@ struct Count {
 /// Runs the command. The exit status says whether all passed.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let cases: Vec<Case> = case::load()?.into_iter().filter(|case| options.wants(case)).collect();
+    let targets: Vec<fuzzing::Case> =
+        fuzzing::cases()?.into_iter().filter(|case| options.wants_target(&case.name)).collect();
     if options.list {
-        list(&cases, options.wants_host());
+        list(&cases, options.wants_host(), &targets);
         return Ok(ExitCode::SUCCESS);
     }
-    if cases.is_empty() && !options.wants_host() {
+    if cases.is_empty() && targets.is_empty() && !options.wants_host() {
         bail!("no case matches; `cargo xtask test --list --long` shows all");
     }
     let mut count = Count::default();
@@ -94,6 +107,11 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         let host = host::run()?;
         count.passed += host.passed;
         count.failed += host.failed;
+    }
+    if !targets.is_empty() {
+        let fuzzed = fuzzing::run(&targets, options.long, options.jobs(), global)?;
+        count.passed += fuzzed.passed;
+        count.failed += fuzzed.failed;
     }
     if !cases.is_empty() {
         let emulated = emulated(&cases, options, global)?;
@@ -104,10 +122,13 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn list(cases: &[Case], host: bool) {
+fn list(cases: &[Case], host: bool, targets: &[fuzzing::Case]) {
     println!("{:<48} {:<9} {:<7} {:<9} {:>4}  OUTCOME", "CASE", "EMULATOR", "VENDOR", "FIRMWARE", "CPUS");
     if host {
         println!("{:<48} {:<9} {:<7} {:<9} {:>4}  passed", "host", "-", "-", "-", "-");
+    }
+    for case in targets {
+        println!("{:<48} {:<9} {:<7} {:<9} {:>4}  passed", case.name, "-", "-", "-", "-");
     }
     for case in cases {
         let machine = &case.machine;
@@ -147,8 +168,7 @@ fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count>
         images.kernel_symbols.clone_from(kernel);
     }
     let systems = systems(cases, &images, &kernels);
-    let cores = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-    Ok(Runner::new(cases, &systems, options.jobs.unwrap_or(cores)).run())
+    Ok(Runner::new(cases, &systems, options.jobs()).run())
 }
 
 /// Packs each system once. A system that cannot be packed fails its own cases, not the others'.

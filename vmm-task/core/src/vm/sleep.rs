@@ -28,8 +28,7 @@ impl Vm<'_> {
                 if parked || ending.is_some() {
                     return ending;
                 }
-                // It was only held: it still waits for an interrupt.
-                continue;
+                // It was only held, or another one still is: this one waits for its interrupt.
             }
             if self.starts != starts {
                 return None;

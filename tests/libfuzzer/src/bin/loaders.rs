@@ -1,0 +1,3 @@
+//! Kernel images.
+#![no_main]
+moira_libfuzzer::target!(vmm_fuzz::loaders::run, vmm_fuzz::loaders::seeds);
