@@ -169,13 +169,13 @@ impl Board {
         board.claim_ports();
         // The map is empty, so these cannot meet other ranges.
         let _ = board.mmio.claim(p::IOAPIC_BASE, p::IOAPIC_SIZE, Mmio::IoApic);
+        // Without firmware no table names it, so that Linux keeps to its other clocks; systems that know where it is find it.
+        let _ = board.mmio.claim(p::HPET_BASE, p::HPET_SIZE, Mmio::Hpet);
         if board.without_firmware {
             // Test payloads come without firmware, which has its own use for these addresses.
             board.ports.claim(test_device::PORTS, test_device::PORT_COUNT, port::TEST);
             board.ports.claim(test_device::LINES, test_device::LINE_COUNT, port::TEST_LINE);
             let _ = board.mmio.claim(test_device::MEMORY, test_device::MEMORY_SIZE, Mmio::Test);
-        } else {
-            let _ = board.mmio.claim(p::HPET_BASE, p::HPET_SIZE, Mmio::Hpet);
         }
         board.map_ecam();
         board
