@@ -9,10 +9,12 @@ use core::fmt;
 pub use image::Found;
 use image::Protocol;
 use moira_abi::vcpu::{self, group, seg};
+use vmm_devices::platform::IOAPIC_ID;
 use vmm_machine::acpi::{AcpiConfig, AcpiError, Tables};
 pub use vmm_machine::boot::Module;
 use vmm_machine::boot::{self, ElfError, InitialState, firmware, flat, linux, multiboot, multiboot2, pvh};
 use vmm_machine::memory_map::MemoryMap;
+use vmm_machine::mp_table::{self, MpConfig};
 
 /// What to boot.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,7 +79,7 @@ impl fmt::Display for BootError {
 }
 
 /// Starts firmware, which finds everything by itself; else puts ACPI tables and the image into RAM, by the protocol that its
-/// content asks for. `signature` is CPUID leaf 1's EAX.
+/// content asks for. `signature` and `features` are CPUID leaf 1's EAX and EDX.
 ///
 /// # Errors
 /// [`BootError`]; RAM may be partly written.
@@ -86,13 +88,16 @@ pub fn load(
     map: &MemoryMap,
     cpus: u32,
     guest: &Guest<'_>,
-    signature: u32,
+    (signature, features): (u32, u32),
 ) -> Result<InitialState, BootError> {
     if let Some(image) = guest.firmware {
         return firmware::load(ram, image, signature).map_err(BootError::Firmware);
     }
     let tables = Tables::build_in_bios_area(&AcpiConfig::new(cpus)).map_err(BootError::Acpi)?;
     tables.write(ram).map_err(BootError::Ram)?;
+    map.write_bda(ram).map_err(BootError::Ram)?;
+    let old = MpConfig { cpus, signature: (signature, features), ioapic_id: IOAPIC_ID };
+    mp_table::write(&old, ram).map_err(BootError::Ram)?;
     let (kernel, modules, cmdline, rsdp) = (guest.kernel, guest.modules, guest.cmdline, tables.rsdp());
     let multiboot = multiboot::MultibootGuest { kernel, cmdline, modules };
     match image::protocol(kernel, pvh::has_note).map_err(BootError::NoKernel)? {
