@@ -53,6 +53,8 @@ pub struct Uart {
     thre_pending: bool,
     /// The line has fallen and may have risen again since the last [`Uart::take_fall`].
     fell: bool,
+    /// A byte went out, ever.
+    sent: bool,
 }
 
 impl Uart {
@@ -78,6 +80,7 @@ impl Uart {
             msr_seen: MSR_CONNECTED,
             thre_pending: false,
             fell: false,
+            sent: false,
         }
     }
 
@@ -149,6 +152,12 @@ impl Uart {
         }
     }
 
+    /// Whether the guest has sent anything; what it loops back does not count.
+    #[must_use]
+    pub const fn has_sent(&self) -> bool {
+        self.sent
+    }
+
     fn tx_ready(&self) -> bool {
         self.tx_len + TX_PROMISE <= TX_CAPACITY
     }
@@ -178,6 +187,7 @@ impl Uart {
             self.thre_pending = true;
             return;
         }
+        self.sent = true;
         if let Some(cell) = self.tx.get_mut(self.tx_len) {
             *cell = byte;
             self.tx_len += 1;
