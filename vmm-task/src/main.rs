@@ -97,6 +97,7 @@ fn boot_processor(cpu: Cpu, guest: &Guest<'_>, panics: bool) {
         assert!(!panics, "a panic on purpose");
         wait_for_others(&vm, &mut kernel);
         vm.board().flush(0);
+        vm.show_text();
         let _ = kernel.console.lock().flush();
         if ending == Ending::Reset {
             resets += 1;

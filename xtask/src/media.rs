@@ -86,6 +86,7 @@ pub fn image(options: &ImageOptions, global: &Global) -> Result<ExitCode> {
 
 fn build_system(options: &ImageOptions, global: &Global) -> Result<(String, System)> {
     let values = options.guest.values()?;
+    crate::guest::check::check(&values)?;
     let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     let mut tools = vec![hosttools::GRUB, hosttools::BINUTILS];
     tools.extend(hosttools::of_system(&name));

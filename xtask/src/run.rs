@@ -225,6 +225,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let machine = options.machine();
     machine.check()?;
     let values = options.guest.values()?;
+    crate::guest::check::check(&values)?;
     let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     let mut tools = machine.tools();
     tools.push(hosttools::BINUTILS);

@@ -19,6 +19,7 @@
 //! | `reset` | resets the machine ten times, counting in CMOS memory, then switches it off |
 //! | `triple` | a triple fault |
 //! | `memory` | writes and reads all of its memory, then switches itself off |
+//! | `device-memory` | instructions on a device's memory that drivers seldom use |
 //! | `exit` | ends by the debug exit port with 7 |
 //! | `hang` | stops with interrupts off |
 //! | `stray` | jumps to where there is no memory |
@@ -30,6 +31,7 @@
 #[macro_use]
 mod serial;
 mod bench;
+mod device_memory;
 mod fuzz;
 mod fuzz_devices;
 mod hardware;
@@ -116,6 +118,10 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
         }
         "memory" => {
             memory::run(memory);
+            power_off()
+        }
+        "device-memory" => {
+            device_memory::run();
             power_off()
         }
         "reset" => reset(),

@@ -59,7 +59,7 @@ fn main() {
         let Ok(op) = mmio(fetched.bytes(), black_box(Mode::Bits64), &gprs, rflags) else { panic!("not decoded") };
         let back = op.complete_read(black_box(5), &mut gprs, &mut rflags);
         black_box(back);
-        rip = op.retire(&mut gprs, rip);
+        rip = op.retire(&mut gprs, rflags, rip);
     }
     black_box((rip, rflags, gprs));
 }

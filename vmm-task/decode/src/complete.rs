@@ -1,8 +1,10 @@
 //! Applying a finished access to registers and flags.
 
-use crate::gprs::{RAX, RCX, RDI, RSI, mask, sign_extend};
-use crate::mmio::{Action, MmioOp, Mode, Step};
-use crate::{Alu, Gprs, Target};
+use crate::gprs::{RAX, RCX, RDI, RDX, RSI, mask, sign_extend};
+use crate::mmio::{Action, MmioOp, Mode, Repeat, Step};
+use crate::{Alu, Gprs, Target, alu};
+
+const ZF: u64 = 1 << 6;
 
 impl MmioOp {
     /// What to do with the device first.
@@ -12,8 +14,21 @@ impl MmioOp {
         match self.action {
             Action::Store { value } => Step::Write(value),
             Action::Move { source, destination } => Step::Move { source, destination },
+            Action::Compare { source, destination } => Step::Compare { source, destination },
             Action::Nothing => Step::Nothing,
             _ => Step::Read,
+        }
+    }
+
+    /// Whether the memory operand is written.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        match self.action {
+            Action::Modify { alu, .. } => alu.writes(),
+            Action::Store { .. } | Action::Move { .. } => true,
+            Action::Exchange { .. } | Action::ExchangeAdd { .. } | Action::CompareExchange { .. } => true,
+            Action::Load { .. } | Action::LoadIf { .. } | Action::Combine { .. } | Action::Derive { .. } => false,
+            Action::Multiply { .. } | Action::Compare { .. } | Action::Nothing => false,
         }
     }
 
@@ -55,8 +70,42 @@ impl MmioOp {
                 Some(sum)
             }
             Action::CompareExchange { replacement } => Some(self.compare_exchange(value, replacement, gprs, rflags)),
-            Action::Store { .. } | Action::Move { .. } | Action::Nothing => None,
+            Action::Derive { alu, operand, target } => {
+                let (result, flags) = alu.apply(value, operand, self.size, *rflags);
+                *rflags = flags;
+                gprs.write(target, result);
+                None
+            }
+            Action::LoadIf { target, holds } => {
+                // A 32-bit register loses its upper half either way (SDM vol. 2A, CMOVcc).
+                let value = if holds { value } else { gprs.read(target) };
+                gprs.write(target, value);
+                None
+            }
+            Action::Multiply { signed } => {
+                self.multiply(value, signed, gprs, rflags);
+                None
+            }
+            Action::Store { .. } | Action::Move { .. } | Action::Compare { .. } | Action::Nothing => None,
         }
+    }
+
+    /// The product goes to AX, DX:AX, EDX:EAX or RDX:RAX.
+    fn multiply(&self, value: u64, signed: bool, gprs: &mut Gprs, rflags: &mut u64) {
+        let register = |index| Target { index, size: self.size, high: false };
+        let (product, flags) = alu::multiply(gprs.read(register(RAX)), value, self.size, signed, *rflags);
+        *rflags = flags;
+        if self.size == 1 {
+            gprs.write(Target { index: RAX, size: 2, high: false }, product as u64);
+        } else {
+            gprs.write(register(RAX), product as u64 & mask(self.size));
+            gprs.write(register(RDX), (product >> (8 * self.size)) as u64 & mask(self.size));
+        }
+    }
+
+    /// Sets the flags for one element of CMPS: `source` minus `destination`.
+    pub fn compare(&self, source: u64, destination: u64, rflags: &mut u64) {
+        (_, *rflags) = Alu::Cmp.apply(source, destination, self.size, *rflags);
     }
 
     /// CMPXCHG always writes: the new value, or the old one again (SDM vol. 2A).
@@ -75,9 +124,10 @@ impl MmioOp {
     /// Ends the instruction, or one element of a repeated one, and returns the RIP to go on at.
     ///
     /// A repeated instruction with elements left goes on at itself: the guest runs it again and exits again, so that
-    /// one exit does a bounded amount of work and interrupts come in between, as on the processor.
+    /// one exit does a bounded amount of work and interrupts come in between, as on the processor. `rflags` are those after
+    /// the element.
     #[inline]
-    pub fn retire(&self, gprs: &mut Gprs, rip: u64) -> u64 {
+    pub fn retire(&self, gprs: &mut Gprs, rflags: u64, rip: u64) -> u64 {
         if let Some(step) = self.string
             && self.action != Action::Nothing
         {
@@ -87,9 +137,14 @@ impl MmioOp {
             if step.destination {
                 gprs.advance(RDI, step.address_size, i64::from(step.by));
             }
-            if step.repeat {
+            if step.repeat != Repeat::Once {
                 gprs.advance(RCX, step.address_size, -1);
-                if gprs.address(RCX, step.address_size) != 0 {
+                let goes_on = match step.repeat {
+                    Repeat::WhileEqual => rflags & ZF != 0,
+                    Repeat::WhileUnequal => rflags & ZF == 0,
+                    Repeat::Once | Repeat::Count => true,
+                };
+                if goes_on && gprs.address(RCX, step.address_size) != 0 {
                     return rip;
                 }
             }

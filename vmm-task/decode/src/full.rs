@@ -2,9 +2,9 @@
 
 use crate::complete::swap_bytes;
 use crate::gprs::{RAX, RCX, RDI, RSI, mask};
-use crate::mmio::{Action, Address, DecodeError, MmioOp, Mode, SegmentName, StringStep};
+use crate::mmio::{Action, Address, DecodeError, MmioOp, Mode, Repeat, SegmentName, StringStep};
 use crate::{Alu, Gprs, Target};
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{ConditionCode, Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 const DF: u64 = 1 << 10;
 const MAX_LEN: usize = 15;
@@ -30,7 +30,7 @@ pub fn decode(bytes: &[u8], mode: Mode, gprs: &Gprs, rflags: u64) -> Result<Mmio
     let i = instruction(bytes, mode)?;
     let (action, string) = match string_action(&i, gprs, rflags) {
         Some(found) => found,
-        None => (plain_action(&i, gprs)?, None),
+        None => (plain_action(&i, gprs, rflags)?, None),
     };
     let size = i.memory_size().size();
     if !matches!(size, 1 | 2 | 4 | 8) {
@@ -65,13 +65,13 @@ fn value_operand(i: &Instruction, operand: u32, gprs: &Gprs) -> Option<u64> {
 }
 
 /// Everything but string instructions.
-fn plain_action(i: &Instruction, gprs: &Gprs) -> Result<Action, DecodeError> {
+fn plain_action(i: &Instruction, gprs: &Gprs, rflags: u64) -> Result<Action, DecodeError> {
     let memory = |operand| operand < i.op_count() && i.op_kind(operand) == OpKind::Memory;
     if memory(0) {
-        memory_first(i, gprs).ok_or(DecodeError::Unsupported)
+        memory_first(i, gprs, rflags).ok_or(DecodeError::Unsupported)
     } else if memory(1) {
         let target = register_operand(i, 0).ok_or(DecodeError::Unsupported)?;
-        memory_second(i, target).ok_or(DecodeError::Unsupported)
+        memory_second(i, target, gprs, rflags).ok_or(DecodeError::Unsupported)
     } else {
         // A memory operand elsewhere, or of another kind, is a vector or port instruction's; a stack can be a device too.
         let named = |kind| {
@@ -82,8 +82,12 @@ fn plain_action(i: &Instruction, gprs: &Gprs) -> Result<Action, DecodeError> {
     }
 }
 
-fn memory_first(i: &Instruction, gprs: &Gprs) -> Option<Action> {
+fn memory_first(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<Action> {
     let size = i.memory_size().size() as u8;
+    // SETcc: no other instruction with memory first has a condition.
+    if let Some(holds) = condition(i.condition_code(), rflags) {
+        return Some(Action::Store { value: holds.into() });
+    }
     let alu = match i.mnemonic() {
         Mnemonic::Mov | Mnemonic::Movnti | Mnemonic::Movdiri => {
             return Some(Action::Store { value: value_operand(i, 1, gprs)? & mask(size) });
@@ -96,13 +100,71 @@ fn memory_first(i: &Instruction, gprs: &Gprs) -> Option<Action> {
         Mnemonic::Neg => Alu::Neg,
         Mnemonic::Inc => Alu::Inc,
         Mnemonic::Dec => Alu::Dec,
-        other => binary(other)?,
+        // The forms with two and three operands have memory second.
+        Mnemonic::Mul => return Some(Action::Multiply { signed: false }),
+        Mnemonic::Imul => return Some(Action::Multiply { signed: true }),
+        Mnemonic::Shld => Alu::Shld(value_operand(i, 2, gprs)? as u8),
+        Mnemonic::Shrd => Alu::Shrd(value_operand(i, 2, gprs)? as u8),
+        other => shift(other).or_else(|| binary(other))?,
     };
     let operand = if i.op_count() > 1 { value_operand(i, 1, gprs)? } else { 0 };
     Some(Action::Modify { alu, operand })
 }
 
-fn memory_second(i: &Instruction, target: Target) -> Option<Action> {
+const fn shift(mnemonic: Mnemonic) -> Option<Alu> {
+    Some(match mnemonic {
+        Mnemonic::Shl | Mnemonic::Sal => Alu::Shl,
+        Mnemonic::Shr => Alu::Shr,
+        Mnemonic::Sar => Alu::Sar,
+        Mnemonic::Rol => Alu::Rol,
+        Mnemonic::Ror => Alu::Ror,
+        Mnemonic::Rcl => Alu::Rcl,
+        Mnemonic::Rcr => Alu::Rcr,
+        _ => return None,
+    })
+}
+
+/// Whether a condition holds (SDM vol. 1, appendix B).
+fn condition(code: ConditionCode, rflags: u64) -> Option<bool> {
+    let flag = |bit: u32| rflags >> bit & 1 != 0;
+    let (carry, parity, zero, sign, overflow) = (flag(0), flag(2), flag(6), flag(7), flag(11));
+    Some(match code {
+        ConditionCode::o => overflow,
+        ConditionCode::no => !overflow,
+        ConditionCode::b => carry,
+        ConditionCode::ae => !carry,
+        ConditionCode::e => zero,
+        ConditionCode::ne => !zero,
+        ConditionCode::be => carry || zero,
+        ConditionCode::a => !carry && !zero,
+        ConditionCode::s => sign,
+        ConditionCode::ns => !sign,
+        ConditionCode::p => parity,
+        ConditionCode::np => !parity,
+        ConditionCode::l => sign != overflow,
+        ConditionCode::ge => sign == overflow,
+        ConditionCode::le => zero || sign != overflow,
+        ConditionCode::g => !zero && sign == overflow,
+        ConditionCode::None => return None,
+    })
+}
+
+fn memory_second(i: &Instruction, target: Target, gprs: &Gprs, rflags: u64) -> Option<Action> {
+    // CMOVcc: no other instruction with memory second has a condition.
+    if let Some(holds) = condition(i.condition_code(), rflags) {
+        return Some(Action::LoadIf { target, holds });
+    }
+    let derive = |alu, operand| Some(Action::Derive { alu, operand, target });
+    match i.mnemonic() {
+        Mnemonic::Imul if i.op_count() == 3 => return derive(Alu::Imul, value_operand(i, 2, gprs)?),
+        Mnemonic::Imul => return Some(Action::Combine { alu: Alu::Imul, target }),
+        Mnemonic::Bsf => return derive(Alu::Bsf, gprs.read(target)),
+        Mnemonic::Bsr => return derive(Alu::Bsr, gprs.read(target)),
+        Mnemonic::Tzcnt => return derive(Alu::Tzcnt, 0),
+        Mnemonic::Lzcnt => return derive(Alu::Lzcnt, 0),
+        Mnemonic::Popcnt => return derive(Alu::Popcnt, 0),
+        _ => {}
+    }
     Some(match i.mnemonic() {
         Mnemonic::Mov | Mnemonic::Movzx => Action::Load { target, sign: false, swap: false },
         Mnemonic::Movsx | Mnemonic::Movsxd => Action::Load { target, sign: true, swap: false },
@@ -166,19 +228,26 @@ pub struct StringOperands {
     pub finished: bool,
 }
 
-/// The operands of MOVS, STOS, LODS, INS or OUTS.
+/// The operands of MOVS, CMPS, STOS, LODS, SCAS, INS or OUTS.
 pub fn string_operands(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<StringOperands> {
     let (source, destination) = match i.mnemonic() {
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => (true, true),
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => (false, true),
         Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => (true, false),
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => (true, true),
+        Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => (false, true),
         Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => (false, true),
         Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => (true, false),
         _ => return None,
     };
-    // The mnemonic of MOVSD is also a vector move's.
+    // The mnemonics of MOVSD and CMPSD are also vector instructions'.
     let address_size = string_address_size(i)?;
-    let repeat = i.has_rep_prefix() || i.has_repne_prefix();
+    let repeat = match (i.has_rep_prefix(), i.has_repne_prefix(), compares(i)) {
+        (false, false, _) => Repeat::Once,
+        (true, _, true) => Repeat::WhileEqual,
+        (false, true, true) => Repeat::WhileUnequal,
+        _ => Repeat::Count,
+    };
     let size = i.memory_size().size() as i8;
     let step =
         StringStep { by: if rflags & DF != 0 { -size } else { size }, address_size, repeat, source, destination };
@@ -186,8 +255,14 @@ pub fn string_operands(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<Stri
         source: Address { segment: segment(i.memory_segment()), offset: gprs.address(RSI, address_size) },
         destination: Address { segment: SegmentName::Es, offset: gprs.address(RDI, address_size) },
         step,
-        finished: repeat && gprs.address(RCX, address_size) == 0,
+        finished: repeat != Repeat::Once && gprs.address(RCX, address_size) == 0,
     })
+}
+
+/// Of a string instruction: whether it is CMPS or SCAS.
+fn compares(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq)
+        || matches!(i.mnemonic(), Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq)
 }
 
 fn string_action(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<(Action, Option<StringStep>)> {
@@ -197,6 +272,8 @@ fn string_action(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<(Action, O
     let step = operands.step;
     let action = match (step.source, step.destination) {
         _ if operands.finished => Action::Nothing,
+        (true, true) if compares(i) => Action::Compare { source: operands.source, destination: operands.destination },
+        (_, true) if compares(i) => Action::Combine { alu: Alu::Cmp, target: accumulator },
         (true, true) => Action::Move { source: operands.source, destination: operands.destination },
         // INS and OUTS go to ports; their exits are others.
         _ if matches!(i.mnemonic(), Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd) => return None,
@@ -205,4 +282,37 @@ fn string_action(i: &Instruction, gprs: &Gprs, rflags: u64) -> Option<(Action, O
         _ => Action::Store { value: gprs.read(accumulator) },
     };
     Some((action, Some(step)))
+}
+
+/// Where the memory operand of the instruction at the start of `bytes` is; of a string instruction with two, none.
+pub fn operand(bytes: &[u8], mode: Mode, gprs: &Gprs) -> Option<Address> {
+    let i = instruction(bytes, mode).ok()?;
+    if let Some(size) = string_address_size(&i) {
+        // One of the two is the device's: STOS and SCAS go by RDI, LODS by RSI.
+        let destination =
+            i.op_kinds().any(|kind| matches!(kind, OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI));
+        let (segment, register) = if destination { (SegmentName::Es, RDI) } else { (segment(i.memory_segment()), RSI) };
+        return Some(Address { segment, offset: gprs.address(register, size) });
+    }
+    if !i.op_kinds().any(|kind| kind == OpKind::Memory) {
+        return None;
+    }
+    let part =
+        |register: Register| if register == Register::None { Some(0) } else { Some(gprs.read(target(register)?)) };
+    // With RIP as its base the displacement is the address already.
+    let (base, width) = match i.memory_base() {
+        Register::RIP => (0, 8),
+        Register::EIP => (0, 4),
+        Register::None => (
+            0,
+            match i.memory_index() {
+                Register::None => i.memory_displ_size().max(2) as u8,
+                index => target(index)?.size,
+            },
+        ),
+        base => (part(base)?, target(base)?.size),
+    };
+    let index = part(i.memory_index())?.wrapping_mul(u64::from(i.memory_index_scale()));
+    let offset = base.wrapping_add(index).wrapping_add(i.memory_displacement64());
+    Some(Address { segment: segment(i.memory_segment()), offset: offset & mask(width) })
 }

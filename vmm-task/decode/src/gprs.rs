@@ -8,6 +8,8 @@ pub struct Gprs(pub [u64; 16]);
 pub const RAX: u8 = 0;
 /// Index of RCX.
 pub const RCX: u8 = 1;
+/// Index of RDX.
+pub const RDX: u8 = 2;
 /// Index of RSI.
 pub const RSI: u8 = 6;
 /// Index of RDI.

@@ -36,7 +36,7 @@ pub use alu::Alu;
 pub use fetch::{Fetched, LengthError, fetch, length_at};
 pub use gprs::{Gprs, Target};
 pub use length::{Expected, exit_length};
-pub use mmio::{Action, Address, DecodeError, MmioOp, Mode, SegmentName, Step, StringStep, mmio};
+pub use mmio::{Action, Address, DecodeError, MmioOp, Mode, Repeat, SegmentName, Step, StringStep, mmio, operand};
 pub use string_io::{StringIo, string_io};
 pub use walk::{Access, Paging, Translation, WalkError, walk};
 

@@ -110,6 +110,27 @@ pub enum Action {
         /// Value to store if they are equal.
         replacement: u64,
     },
+    /// Memory is read and a register computed from it: IMUL with an immediate, BSF, BSR and the like.
+    Derive {
+        /// Operation; memory is its left operand.
+        alu: Alu,
+        /// Right operand; for BSF and BSR what the register keeps if no bit is set.
+        operand: u64,
+        /// Destination.
+        target: Target,
+    },
+    /// CMOV: reads; only if the condition holds does the register change.
+    LoadIf {
+        /// Register.
+        target: Target,
+        /// Whether the condition holds.
+        holds: bool,
+    },
+    /// MUL or IMUL with the accumulator, whose double takes the result.
+    Multiply {
+        /// IMUL.
+        signed: bool,
+    },
     /// MOVS: reads the source, writes the destination; one of them is the device. One element.
     Move {
         /// DS:RSI, or what an override says.
@@ -117,8 +138,28 @@ pub enum Action {
         /// ES:RDI.
         destination: Address,
     },
+    /// CMPS: reads both, of which one at least is the device. One element.
+    Compare {
+        /// DS:RSI, or what an override says: the left operand.
+        source: Address,
+        /// ES:RDI.
+        destination: Address,
+    },
     /// A string instruction whose count is zero: nothing but the next instruction.
     Nothing,
+}
+
+/// When a string instruction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// After one element.
+    Once,
+    /// After RCX elements.
+    Count,
+    /// The same, or when two were unequal (REPE).
+    WhileEqual,
+    /// The same, or when two were equal (REPNE).
+    WhileUnequal,
 }
 
 /// How a string instruction goes on after one element.
@@ -128,8 +169,8 @@ pub struct StringStep {
     pub by: i8,
     /// Bytes of the index and count registers in use.
     pub address_size: u8,
-    /// Repeated RCX times.
-    pub repeat: bool,
+    /// When it ends.
+    pub repeat: Repeat,
     /// RSI moves.
     pub source: bool,
     /// RDI moves.
@@ -165,6 +206,13 @@ pub enum Step {
         /// Destination.
         destination: Address,
     },
+    /// Read both, then [`MmioOp::compare`]; see [`Action::Compare`].
+    Compare {
+        /// Source.
+        source: Address,
+        /// Destination.
+        destination: Address,
+    },
     /// Nothing: go to [`MmioOp::retire`].
     Nothing,
 }
@@ -182,4 +230,12 @@ pub fn mmio(bytes: &[u8], mode: Mode, gprs: &Gprs, rflags: u64) -> Result<MmioOp
         Some(op) => Ok(op),
         None => full::decode(bytes, mode, gprs, rflags),
     }
+}
+
+/// Where the memory operand of the instruction at the start of `bytes` is. An exit tells the physical address of an access, which is
+/// enough until the access goes on in another page.
+#[must_use]
+#[cold]
+pub fn operand(bytes: &[u8], mode: Mode, gprs: &Gprs) -> Option<Address> {
+    full::operand(bytes, mode, gprs)
 }

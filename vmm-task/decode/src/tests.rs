@@ -128,9 +128,9 @@ fn run(bytes: &[u8], mode: Mode, mut g: Gprs, mut flags: u64, cell: u64) -> (u64
                 put(&mut memory, v);
             }
         }
-        Step::Move { .. } | Step::Nothing => {}
+        Step::Move { .. } | Step::Compare { .. } | Step::Nothing => {}
     }
-    let rip = op.retire(&mut g, 0x1000);
+    let rip = op.retire(&mut g, flags, 0x1000);
     (memory, g, flags, rip)
 }
 
@@ -187,9 +187,9 @@ fn string_instructions_go_one_element_at_a_time() {
     let source = Address { segment: SegmentName::Ds, offset: 0x1000 };
     let destination = Address { segment: SegmentName::Es, offset: 0xFEE0_0000 };
     assert_eq!(op.first_step(), Step::Move { source, destination });
-    assert_eq!(op.retire(&mut g, 0x40), 0x40, "one more to go");
+    assert_eq!(op.retire(&mut g, 2, 0x40), 0x40, "one more to go");
     assert_eq!((g.get(1), g.get(6), g.get(7)), (1, 0x1004, 0xFEE0_0004));
-    assert_eq!(mmio(&[0xF3, 0xA5], M64, &g, 2).unwrap().retire(&mut g, 0x40), 0x42);
+    assert_eq!(mmio(&[0xF3, 0xA5], M64, &g, 2).unwrap().retire(&mut g, 2, 0x40), 0x42);
     assert_eq!(g.get(1), 0);
     assert_eq!(mmio(&[0xF3, 0xA5], M64, &g, 2).unwrap().first_step(), Step::Nothing);
 
@@ -206,7 +206,7 @@ fn string_instructions_go_one_element_at_a_time() {
     g.set(7, 0xFFFF_FFFF);
     let op = mmio(&[0x67, 0xAB], M64, &g, 2).unwrap(); // stosd with 32-bit addressing
     assert_eq!(op.first_step(), Step::Write(g.get(0) & 0xFFFF_FFFF));
-    op.retire(&mut g, 0);
+    op.retire(&mut g, 2, 0);
     assert_eq!(g.get(7), 3, "wraps at 32 bits");
     let op = mmio(&[0xAC], M64, &g, 2).unwrap(); // lodsb
     assert_eq!(op.action, load(0, 1, false));
@@ -220,7 +220,7 @@ fn string_port_instructions() {
     let io = string_io(&[0xF3, 0x6D], Mode::Bits32, &g, 2).unwrap(); // rep insd
     assert!(!io.output);
     assert_eq!((io.address.segment, io.address.offset), (SegmentName::Es, g.get(7) & 0xFFFF_FFFF));
-    assert_eq!(io.op.retire(&mut g, 0x10), 0x12, "the count is ECX");
+    assert_eq!(io.op.retire(&mut g, 2, 0x10), 0x12, "the count is ECX");
     let io = string_io(&[0x2E, 0x6E], Mode::Bits16, &g, 2).unwrap(); // outsb cs:[si]
     assert!(io.output);
     assert_eq!((io.address.segment, io.address.offset, io.op.size), (SegmentName::Cs, g.get(6) & 0xFFFF, 1));
@@ -238,7 +238,7 @@ fn other_modes() {
     assert_eq!((op.size, op.len, op.action), (4, 6, load(1, 4, false)));
     let op = mmio(&[0xFF, 0xFF], Mode::Bits32, &g, 2);
     assert_eq!(op, Err(DecodeError::Invalid));
-    assert_eq!(mmio(&[0x8B, 0x00], Mode::Bits32, &g, 2).unwrap().retire(&mut gprs(), 0xFFFF_FFFE), 0);
+    assert_eq!(mmio(&[0x8B, 0x00], Mode::Bits32, &g, 2).unwrap().retire(&mut gprs(), 2, 0xFFFF_FFFE), 0);
 }
 
 #[test]
@@ -260,6 +260,117 @@ fn errors_say_what_is_wrong() {
     assert_eq!(error(&[0xFF, 0x17]), DecodeError::Unsupported); // call [rdi]
     assert_eq!(error(&[0xFF, 0x37]), DecodeError::Unsupported); // push [rdi]
     assert_eq!(error(&[0x50]), DecodeError::Unsupported); // push rax
+    assert_eq!(error(&[0xF2, 0x0F, 0xC2, 0x07, 0]), DecodeError::Unsupported); // cmpsd xmm0,[rdi],0, no string instruction
+    assert_eq!(error(&[0xF7, 0x37]), DecodeError::Unsupported); // div dword [rdi]
+}
+
+#[test]
+fn comparing_strings_ends_with_the_count_or_the_flag() {
+    let mut g = gprs();
+    g.set(1, 3);
+    g.set(6, 0x1000);
+    g.set(7, 0xFEE0_0000);
+    let op = mmio(&[0xF3, 0xA6], M64, &g, 2).unwrap(); // repe cmpsb
+    let source = Address { segment: SegmentName::Ds, offset: 0x1000 };
+    let destination = Address { segment: SegmentName::Es, offset: 0xFEE0_0000 };
+    assert_eq!((op.first_step(), op.size), (Step::Compare { source, destination }, 1));
+    let mut flags = 2;
+    op.compare(5, 5, &mut flags);
+    assert_eq!(flags & (ZF | CF), ZF);
+    assert_eq!(op.retire(&mut g, flags, 0x40), 0x40, "equal, and two to go");
+    assert_eq!((g.get(1), g.get(6), g.get(7)), (2, 0x1001, 0xFEE0_0001));
+    op.compare(5, 6, &mut flags);
+    assert_eq!(flags & (ZF | CF | SF), CF | SF, "source minus destination");
+    assert_eq!(op.retire(&mut g, flags, 0x40), 0x42, "unequal: the end");
+    assert_eq!((g.get(1), g.get(6)), (1, 0x1002));
+    op.compare(7, 7, &mut flags);
+    assert_eq!(op.retire(&mut g, flags, 0x40), 0x42, "equal, and the count is over");
+    assert_eq!(mmio(&[0xF3, 0xA6], M64, &g, 2).unwrap().first_step(), Step::Nothing);
+    // repne scasd: goes on while they are unequal.
+    g.set(1, 9);
+    let op = mmio(&[0xF2, 0xAF], M64, &g, 2).unwrap();
+    let accumulator = Action::Combine { alu: Alu::Cmp, target: target(0, 4) };
+    assert_eq!((op.action, op.size, op.first_step()), (accumulator, 4, Step::Read));
+    let mut flags = 2;
+    assert_eq!(op.complete_read(g.get(0).wrapping_add(1), &mut g.clone(), &mut flags), None);
+    assert_eq!(op.retire(&mut g, flags, 0x40), 0x40);
+    assert_eq!(op.complete_read(g.get(0), &mut g.clone(), &mut flags), None);
+    assert_eq!(op.retire(&mut g, flags, 0x40), 0x42);
+    assert_eq!(g.get(1), 7);
+    // Without a prefix: one element, whatever the flag. The upper half of RAX does not count for scasb.
+    let op = mmio(&[0xAE], M64, &g, 2).unwrap();
+    op.complete_read(g.get(0) & 0xFF, &mut g.clone(), &mut flags);
+    assert_eq!((flags & ZF, op.retire(&mut g, flags, 0x40)), (ZF, 0x41));
+    // REPNE has no meaning with MOVS, and counts as on processors.
+    assert_eq!(mmio(&[0xF2, 0xA4], M64, &g, 2).unwrap().string.unwrap().repeat, Repeat::Count);
+}
+
+#[test]
+fn what_compilers_write_with_a_memory_operand() {
+    let mut g = gprs();
+    g.set(0, 0xFFFF_FFFF_1234_5678);
+    g.set(1, 3);
+    let modify = |alu, operand| Action::Modify { alu, operand };
+    assert_eq!(decode(&[0xD1, 0x27], 4), modify(Alu::Shl, 1)); // shl dword [rdi],1
+    assert_eq!(decode(&[0xC1, 0x2F, 4], 4), modify(Alu::Shr, 4));
+    assert_eq!(decode(&[0xD2, 0x07], 1), modify(Alu::Rol, gprs().get(1) & 0xFF)); // rol byte [rdi],cl
+    let (cell, _, flags, _) = run(&[0x0F, 0xA4, 0x07, 3], M64, g, 2, 0x1234_5678); // shld [rdi],eax,3
+    assert_eq!((cell, flags & CF), (0x91A2_B3C0, 0));
+    g.set(0, 0xAAAA_AAAA);
+    let (cell, ..) = run(&[0x0F, 0xA5, 0x07], M64, g, 2, 0x1234_5678); // shld [rdi],eax,cl
+    assert_eq!(cell, 0x1234_5678 << 3 & 0xFFFF_FFFF | 5);
+    let (cell, ..) = run(&[0x0F, 0xAD, 0x07], M64, g, 2, 0x1234_5678); // shrd [rdi],eax,cl
+    assert_eq!(cell, 0x1234_5678 >> 3 | 2 << 29);
+    let (cell, ..) = run(&[0x0F, 0x94, 0x07], M64, g, 2 | ZF, 0xEE); // sete [rdi]
+    assert_eq!(cell, 1);
+    let (cell, ..) = run(&[0x0F, 0x94, 0x07], M64, g, 2, 0xEE);
+    assert_eq!(cell, 0);
+    g.set(0, 0x1234_5678_1234_5678);
+    let (_, after, ..) = run(&[0x0F, 0x45, 0x07], M64, g, 2 | ZF, 0xABCD_EF12); // cmovne eax,[rdi]
+    assert_eq!(after.get(0), 0x1234_5678, "the upper half goes even if the condition does not hold");
+    let (_, after, ..) = run(&[0x0F, 0x45, 0x07], M64, g, 2, 0xABCD_EF12);
+    assert_eq!(after.get(0), 0xABCD_EF12);
+    let (_, after, ..) = run(&[0x66, 0x0F, 0xAF, 0x07], M64, g, 2, 51); // imul ax,[rdi]
+    assert_eq!(after.get(0), 0x1234_5678_1234_39E8);
+    let (_, after, flags, _) = run(&[0x69, 0x07, 0x37, 1, 0, 0], M64, g, 2, 0x1234_5678); // imul eax,[rdi],311
+    assert_eq!((after.get(0), flags & (CF | OF)), (0x1D95_0BC8, CF | OF));
+    let (_, after, ..) = run(&[0xF6, 0x27], M64, Gprs([0x1111_1111_1111_1111; 16]), 2, 0x33); // mul byte [rdi]
+    assert_eq!((after.get(0), after.get(2)), (0x1111_1111_1111_0363, 0x1111_1111_1111_1111));
+    let (_, after, ..) = run(&[0x48, 0xF7, 0x27], M64, Gprs([0x1111_1111_1111_1111; 16]), 2, 0x3333_3333_3333_3333);
+    assert_eq!((after.get(0), after.get(2)), (0x2FC9_62FC_962F_C963, 0x0369_D036_9D03_69D0));
+    let (_, after, flags, _) = run(&[0xF7, 0x2F], M64, Gprs([u64::MAX; 16]), 2, 5); // imul dword [rdi]: -1 * 5
+    assert_eq!((after.get(0), after.get(2), flags & (CF | OF)), (0xFFFF_FFFB, 0xFFFF_FFFF, 0));
+    let (_, after, flags, _) = run(&[0x0F, 0xBC, 0x07], M64, g, 2, 0xC000_0000); // bsf eax,[rdi]
+    assert_eq!((after.get(0), flags & ZF), (30, 0));
+    let (_, after, ..) = run(&[0x0F, 0xBD, 0x07], M64, g, 2, 0xC000_0000); // bsr
+    assert_eq!(after.get(0), 31);
+    let (_, after, flags, _) = run(&[0x48, 0x0F, 0xBC, 0x07], M64, g, 2, 0);
+    assert_eq!((after.get(0), flags & ZF), (g.get(0), ZF), "no bit: the register keeps its value");
+    let (_, after, flags, _) = run(&[0xF3, 0x0F, 0xBC, 0x07], M64, g, 2, 0); // tzcnt
+    assert_eq!((after.get(0), flags & (ZF | CF)), (32, CF));
+    let (_, after, ..) = run(&[0xF3, 0x66, 0x0F, 0xBD, 0x07], M64, g, 2, 1); // lzcnt ax,[rdi]
+    assert_eq!(after.get(0) & 0xFFFF, 15);
+    let (_, after, ..) = run(&[0xF3, 0x0F, 0xB8, 0x07], M64, g, 2, 0xFF00_0001); // popcnt
+    assert_eq!(after.get(0), 9);
+}
+
+#[test]
+fn where_an_operand_is() {
+    let mut g = gprs();
+    for (index, value) in [(0, 0x1000), (3, 0x20), (7, 0xFEE0_0000), (6, 0x5000), (5, 0xFFFF_FFFF_0000_0010)] {
+        g.set(index, value);
+    }
+    let at = |bytes: &[u8], mode| operand(bytes, mode, &g).map(|address| (address.segment, address.offset));
+    assert_eq!(at(&[0x8B, 0x44, 0x98, 0x08], M64), Some((SegmentName::Ds, 0x1088))); // [rax+rbx*4+8]
+    assert_eq!(at(&[0x65, 0x89, 0x07], M64), Some((SegmentName::Gs, 0xFEE0_0000)));
+    assert_eq!(at(&[0x8B, 0x45, 0xF0], M64), Some((SegmentName::Ss, 0xFFFF_FFFF_0000_0000)));
+    assert_eq!(at(&[0x67, 0x8B, 0x45, 0xF0], M64), Some((SegmentName::Ss, 0)), "cut to the address size");
+    assert_eq!(at(&[0xA1, 0x20, 0, 0xE0, 0xFE, 1, 0, 0, 0], M64), Some((SegmentName::Ds, 0x1_FEE0_0020)));
+    assert_eq!(at(&[0x8B, 0x0D, 0, 0, 0xE0, 0xFE], Mode::Bits32), Some((SegmentName::Ds, 0xFEE0_0000)));
+    assert_eq!(at(&[0x8B, 0x00], Mode::Bits16), Some((SegmentName::Ds, 0x5020)), "[bx+si]");
+    assert_eq!(at(&[0xAB], M64), Some((SegmentName::Es, 0xFEE0_0000)), "stosd");
+    assert_eq!(at(&[0x64, 0xAD], M64), Some((SegmentName::Fs, 0x5000)), "lodsd");
+    assert_eq!((at(&[0x90], M64), at(&[0x8B, 0xC0], M64)), (None, None));
 }
 
 #[test]
@@ -368,7 +479,7 @@ proptest! {
                         let _ = op.complete_read(value, &mut g, &mut flags);
                         prop_assert_eq!((flags ^ rflags) & !0x8D5, 0, "only status flags change");
                     }
-                    let next = op.retire(&mut g, rip);
+                    let next = op.retire(&mut g, flags, rip);
                     prop_assert!(next == rip || next == complete::next_rip(mode, rip, op.len));
                 }
                 Err(DecodeError::Incomplete) => prop_assert!(bytes.len() < 15),
@@ -398,6 +509,46 @@ proptest! {
             let len = usize::from(op.len);
             prop_assert_eq!(mmio(&bytes[..len - 1], M64, &g, 2), Err(DecodeError::Incomplete));
             prop_assert_eq!(mmio(&bytes[..len], M64, &g, 2), Ok(op));
+        }
+    }
+
+    /// Shifts and rotations against arithmetic that does not go bit by bit.
+    #[test]
+    fn shifts_agree_with_a_model(a in any::<u64>(), count in 0u64..256, size in prop::sample::select(std::vec![1u8, 2, 4, 8]), carry in any::<bool>()) {
+        let bits = u32::from(size) * 8;
+        let mask = if size == 8 { u64::MAX } else { (1 << bits) - 1 };
+        let n = count as u32 & if size == 8 { 63 } else { 31 };
+        let (a, c) = (a & mask, u64::from(carry));
+        let signed = i128::from(((a << (64 - bits)) as i64) >> (64 - bits));
+        let wide = u128::from(a);
+        // A rotation of the operand, or of the operand with carry above it, is one of so many bits.
+        let rotate = |value: u128, by: u32, bits: u32| {
+            let by = by % bits;
+            (value << by | value >> (bits - by)) & ((1 << bits) - 1)
+        };
+        let with_carry = wide | u128::from(c) << bits;
+        let up = rotate(with_carry, n, bits + 1);
+        let down = rotate(with_carry, bits + 1 - n % (bits + 1), bits + 1);
+        let results: [(Alu, u64, u64); 7] = [
+            (Alu::Shl, (wide << n) as u64, (wide << n >> bits) as u64 & 1),
+            (Alu::Shr, (wide >> n) as u64, (wide << 1 >> n) as u64 & 1),
+            (Alu::Sar, (signed >> n) as u64, (signed << 1 >> n) as u64 & 1),
+            (Alu::Rol, rotate(wide, n, bits) as u64, rotate(wide, n, bits) as u64 & 1),
+            (Alu::Ror, rotate(wide, bits - n % bits, bits) as u64, (rotate(wide, bits - n % bits, bits) >> (bits - 1)) as u64 & 1),
+            (Alu::Rcl, up as u64, (up >> bits) as u64),
+            (Alu::Rcr, down as u64, (down >> bits) as u64),
+        ];
+        for (alu, expected, out) in results {
+            let (result, flags) = alu.apply(a, count, size, 2 | c);
+            prop_assert_eq!(result, expected & mask, "{:?} by {}", alu, n);
+            if n == 0 {
+                prop_assert_eq!(flags, 2 | c);
+            } else {
+                prop_assert_eq!(flags & CF, out, "{:?} by {}", alu, n);
+                if matches!(alu, Alu::Shl | Alu::Shr | Alu::Sar) {
+                    prop_assert_eq!(flags & ZF != 0, result == 0);
+                }
+            }
         }
     }
 

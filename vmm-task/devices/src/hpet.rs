@@ -9,8 +9,9 @@ const PERIOD_FS: u64 = TICK_NS * 1_000_000;
 /// Low half of the capabilities: vendor 8086h, legacy replacement, 64 bits, three timers, revision 1.
 pub const ID: u32 = 0x8086_A201;
 const TIMERS: usize = 3;
-/// I/O APIC pins that a timer may be routed to; nothing else uses them.
-const ROUTES: u64 = 1 << 14 | 1 << 15;
+/// I/O APIC pins that a timer may be routed to: the PIT's, which a system that uses this timer leaves alone, and those that nothing
+/// else uses.
+const ROUTES: u64 = 1 << 2 | 1 << 14 | 1 << 15 | 0xF << 20;
 
 const ENABLE: u64 = 1;
 const LEGACY: u64 = 2;
@@ -296,6 +297,25 @@ mod tests {
         hpet.write(0xF0, 8, 7, 9 * MS);
         hpet.write(0x10, 4, ENABLE, 10 * MS);
         assert_eq!(hpet.read(0xF0, 8, 11 * MS), 100_007);
+    }
+
+    #[test]
+    fn a_timer_goes_where_it_is_routed() {
+        let mut hpet = Hpet::new();
+        hpet.write(0x10, 4, ENABLE, 0);
+        let routes = hpet.read(0x104, 4, 0);
+        for gsi in 0..32u8 {
+            hpet.write(0x100, 4, INTERRUPT | u64::from(gsi) << ROUTE_SHIFT, 0);
+            let now = hpet.read(0xF0, 8, 0);
+            hpet.write(0x108, 8, now + 100, 0);
+            hpet.poll(u64::from(gsi) * MS + MS);
+            let expected = (routes >> gsi & 1 != 0).then_some(Line { gsi, drive: Drive::Pulse });
+            assert_eq!(hpet.take_lines(0), [None, expected]);
+            hpet = Hpet::new();
+            hpet.write(0x10, 4, ENABLE, 0);
+        }
+        // The timer's own line, where systems with a fixed idea of the machine want it.
+        assert_eq!(routes >> 2 & 1, 1);
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub mod rtc;
 pub mod test_device;
 #[cfg(test)]
 mod test_memory;
+pub mod text_screen;
 pub mod time;
 pub mod traits;
 pub mod uart;

@@ -22,7 +22,7 @@ pub const PCI_MMIO_BASE: u64 = 0xC000_0000;
 pub const PCI_MMIO_END: u64 = 0xFEC0_0000;
 /// First port of the window for PCI I/O BARs.
 pub const PCI_IO_BASE: u16 = 0xC000;
-/// High-precision event timer, on machines with firmware.
+/// High-precision event timer.
 pub const HPET_BASE: u64 = 0xFED0_0000;
 /// Bytes decoded by the HPET.
 pub const HPET_SIZE: u64 = 0x400;

@@ -17,7 +17,6 @@ const LSR_READY: u8 = 0x01;
 const LSR_OVERRUN: u8 = 0x02;
 const LSR_THRE: u8 = 0x20;
 const LSR_IDLE: u8 = 0x40;
-const MCR_OUT2: u8 = 8;
 const MCR_LOOP: u8 = 0x10;
 /// Carrier, data set ready, clear to send: somebody is at the other end.
 const MSR_CONNECTED: u8 = 0xB0;
@@ -53,6 +52,8 @@ pub struct Uart {
     thre_pending: bool,
     /// The line has fallen and may have risen again since the last [`Uart::take_fall`].
     fell: bool,
+    /// A byte went out, ever.
+    sent: bool,
 }
 
 impl Uart {
@@ -78,6 +79,7 @@ impl Uart {
             msr_seen: MSR_CONNECTED,
             thre_pending: false,
             fell: false,
+            sent: false,
         }
     }
 
@@ -149,6 +151,12 @@ impl Uart {
         }
     }
 
+    /// Whether the guest has sent anything; what it loops back does not count.
+    #[must_use]
+    pub const fn has_sent(&self) -> bool {
+        self.sent
+    }
+
     fn tx_ready(&self) -> bool {
         self.tx_len + TX_PROMISE <= TX_CAPACITY
     }
@@ -178,6 +186,7 @@ impl Uart {
             self.thre_pending = true;
             return;
         }
+        self.sent = true;
         if let Some(cell) = self.tx.get_mut(self.tx_len) {
             *cell = byte;
             self.tx_len += 1;
@@ -210,10 +219,11 @@ impl Uart {
         core::mem::take(&mut self.fell)
     }
 
-    /// The interrupt line's level; OUT2 gates it, as on every PC.
+    /// The interrupt line's level. On a PC's card OUT2 gates it; emulators have no such gate, and kernels that were only ever run
+    /// on those leave OUT2 alone.
     #[must_use]
     pub fn irq(&self) -> bool {
-        self.mcr & MCR_OUT2 != 0 && self.mcr & MCR_LOOP == 0 && self.interrupt_id() != 1
+        self.mcr & MCR_LOOP == 0 && self.interrupt_id() != 1
     }
 
     fn modem_status(&self) -> u8 {

@@ -2,7 +2,7 @@
 
 use crate::Bytes;
 use crate::memory::Memory;
-use vmm_decode::{Access, Expected, Gprs, Mode, Paging, exit_length, fetch, length_at, mmio, string_io, walk};
+use vmm_decode::{Access, Expected, Gprs, Mode, Paging, exit_length, fetch, length_at, mmio, operand, string_io, walk};
 
 const SIZE: u64 = 1 << 16;
 const EXPECTED: [Expected; 9] = [
@@ -52,7 +52,8 @@ pub fn run(data: &[u8]) {
         let _ = exit_length(code, mode, expected);
         if let Ok(op) = mmio(code, mode, &gprs, paging.rflags) {
             let mut after = gprs;
-            let _ = op.retire(&mut after, rip);
+            let _ = operand(code, mode, &gprs);
+            let _ = op.retire(&mut after, paging.rflags, rip);
         }
         let _ = string_io(code, mode, &gprs, paging.rflags);
     }

@@ -17,7 +17,7 @@ pub const PCI_WINDOW_BASE: u64 = 0xC000_0000;
 pub const PCI_WINDOW_LAST: u64 = 0xFEBF_FFFF;
 /// I/O APIC registers.
 pub const IOAPIC_BASE: u64 = 0xFEC0_0000;
-/// High-precision event timer registers, on machines with firmware.
+/// High-precision event timer registers. Only machines with firmware have a table that names it.
 pub const HPET_BASE: u64 = 0xFED0_0000;
 /// Bytes of the HPET's registers.
 pub const HPET_SIZE: u64 = 0x400;
@@ -41,6 +41,10 @@ pub const BIOS_SIZE: u64 = 0x2_0000;
 /// Extended memory begins here.
 pub const ONE_MIB: u64 = 0x10_0000;
 
+/// BIOS data area word with the first serial port's base.
+pub const BDA_COM1: u64 = 0x400;
+/// The first serial port.
+pub const COM1_PORT: u16 = 0x3F8;
 /// BIOS data area word with the EBDA's real-mode segment.
 pub const BDA_EBDA_SEGMENT: u64 = 0x40E;
 /// BIOS data area word with the kilobytes of conventional memory.

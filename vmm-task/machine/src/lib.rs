@@ -24,6 +24,7 @@ pub mod boot;
 pub mod cpuid;
 pub mod layout;
 pub mod memory_map;
+pub mod mp_table;
 pub mod msr;
 mod ram;
 

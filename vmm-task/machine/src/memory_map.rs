@@ -141,12 +141,13 @@ impl MemoryMap {
         (layout::HIGH_RAM_BASE + self.high_size()).next_multiple_of(1 << 30)
     }
 
-    /// Writes the words of the BIOS data area that tell where conventional memory ends. Linux looks for its real-mode
-    /// trampoline's place there when no firmware has run.
+    /// Writes the words of the BIOS data area that tell where conventional memory ends, and where the serial port is. Linux
+    /// looks for its real-mode trampoline's place there when no firmware has run.
     ///
     /// # Errors
     /// [`OutOfRange`] if `ram` is smaller than this map says.
     pub fn write_bda(&self, ram: &mut dyn GuestRam) -> Result<(), OutOfRange> {
+        ram.write(layout::BDA_COM1, &layout::COM1_PORT.to_le_bytes())?;
         ram.write(layout::BDA_EBDA_SEGMENT, &((layout::EBDA_BASE >> 4) as u16).to_le_bytes())?;
         ram.write(layout::BDA_CONVENTIONAL_KIB, &((layout::EBDA_BASE >> 10) as u16).to_le_bytes())
     }

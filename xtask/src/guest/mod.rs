@@ -2,6 +2,7 @@
 //! BusyBox and that kernel's virtio modules, and a few other systems. Packages are downloaded into a cache and unpacked
 //! there, never installed.
 
+pub mod check;
 mod debian;
 mod initramfs;
 mod modules;

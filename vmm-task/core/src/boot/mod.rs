@@ -1,123 +1,16 @@
-//! From an image to the first instruction: which protocol, and the registers it wants.
+//! From an image to the first instruction: the registers on the state page.
 
-mod image;
-
-use crate::ram::Ram;
 use crate::state::{StatePage, field};
 use alloc::vec::Vec;
-use core::fmt;
-pub use image::Found;
-use image::Protocol;
 use moira_abi::vcpu::{self, group, seg};
-use vmm_machine::acpi::{AcpiConfig, AcpiError, Tables};
-pub use vmm_machine::boot::Module;
-use vmm_machine::boot::{self, ElfError, InitialState, firmware, flat, linux, multiboot, multiboot2, pvh};
-use vmm_machine::memory_map::MemoryMap;
-
-/// What to boot.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Guest<'a> {
-    /// Firmware, to be started at the reset vector; then all else is ignored. It stands in the machine's ROM already.
-    pub firmware: Option<&'a [u8]>,
-    /// Kernel: a bzImage, an ELF file with a PVH note, a Multiboot kernel, or any other 64-bit ELF file.
-    pub kernel: &'a [u8],
-    /// Modules; the first is the initial RAM disk if there is one.
-    pub modules: &'a [Module<'a>],
-    /// Command line.
-    pub cmdline: &'a [u8],
-}
+use vmm_machine::boot::{self, InitialState};
+pub use vmm_machine::boot::{BootError, Found, Guest, Module, load};
 
 /// The files of an archive of modules ("newc" cpio); their names are their command lines.
 #[must_use]
 pub fn modules(archive: &[u8]) -> Vec<Module<'_>> {
     let files = cpio_reader::iter_files(archive);
     files.map(|file| Module { bytes: file.file(), cmdline: file.name().trim_end_matches('\0').as_bytes() }).collect()
-}
-
-/// Why it cannot be booted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BootError {
-    /// No kernel that can be booted.
-    NoKernel(Found),
-    /// The bzImage is refused.
-    Linux(linux::LinuxError),
-    /// The ELF image is refused.
-    Elf(ElfError),
-    /// The Multiboot kernel is refused.
-    Multiboot(multiboot::MultibootError),
-    /// This protocol knows no modules.
-    Modules,
-    /// No ACPI tables could be made.
-    Acpi(AcpiError),
-    /// The tables do not fit into RAM.
-    Ram(vmm_machine::OutOfRange),
-    /// The firmware is refused.
-    Firmware(firmware::FirmwareError),
-}
-
-impl fmt::Display for BootError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            BootError::NoKernel(found) => write!(
-                f,
-                "the guest kernel is {found}; a Linux bzImage, an ELF file with a PVH note, a Multiboot kernel or any other \
-                 64-bit ELF file was expected"
-            ),
-            BootError::Linux(error) => write!(f, "the bzImage is refused: {error:?}"),
-            BootError::Elf(error) => write!(f, "the ELF image is refused: {error:?}"),
-            BootError::Multiboot(error) => write!(f, "the Multiboot kernel is refused: {error:?}"),
-            BootError::Modules => f.write_str(
-                "there are modules or a RAM disk, and the kernel is a plain 64-bit ELF file, which is given none",
-            ),
-            BootError::Acpi(error) => write!(f, "no ACPI tables: {error:?}"),
-            BootError::Ram(error) => write!(f, "the ACPI tables do not fit: {error:?}"),
-            BootError::Firmware(error) => write!(f, "the firmware is refused: {error}"),
-        }
-    }
-}
-
-/// Starts firmware, which finds everything by itself; else puts ACPI tables and the image into RAM, by the protocol that its
-/// content asks for. `signature` is CPUID leaf 1's EAX.
-///
-/// # Errors
-/// [`BootError`]; RAM may be partly written.
-pub fn load(
-    ram: &mut Ram<'_>,
-    map: &MemoryMap,
-    cpus: u32,
-    guest: &Guest<'_>,
-    signature: u32,
-) -> Result<InitialState, BootError> {
-    if let Some(image) = guest.firmware {
-        return firmware::load(ram, image, signature).map_err(BootError::Firmware);
-    }
-    let tables = Tables::build_in_bios_area(&AcpiConfig::new(cpus)).map_err(BootError::Acpi)?;
-    tables.write(ram).map_err(BootError::Ram)?;
-    let (kernel, modules, cmdline, rsdp) = (guest.kernel, guest.modules, guest.cmdline, tables.rsdp());
-    let multiboot = multiboot::MultibootGuest { kernel, cmdline, modules };
-    match image::protocol(kernel, pvh::has_note).map_err(BootError::NoKernel)? {
-        Protocol::Linux => {
-            let guest = linux::LinuxGuest { kernel, modules, cmdline, rsdp };
-            linux::load(ram, map, &guest).map_err(BootError::Linux)
-        }
-        Protocol::Multiboot => multiboot::load(ram, map, &multiboot).map_err(BootError::Multiboot),
-        Protocol::Multiboot2 => {
-            multiboot2::load(ram, map, &multiboot, tables.rsdp_bytes()).map_err(BootError::Multiboot)
-        }
-        Protocol::Elf => elf(ram, map, guest, rsdp),
-    }
-}
-
-/// An ELF file with a PVH note by PVH, any other as it is.
-fn elf(ram: &mut Ram<'_>, map: &MemoryMap, guest: &Guest<'_>, rsdp: u64) -> Result<InitialState, BootError> {
-    let (kernel, modules, cmdline) = (guest.kernel, guest.modules, guest.cmdline);
-    match pvh::load(ram, map, &pvh::PvhGuest { kernel, modules, cmdline, rsdp }) {
-        Err(ElfError::NoPvhNote) if modules.is_empty() => {}
-        Err(ElfError::NoPvhNote) => return Err(BootError::Modules),
-        other => return other.map_err(BootError::Elf),
-    }
-    let guest = flat::FlatGuest { image: kernel, cmdline, argument: ram.bytes() };
-    flat::load(ram, map, &guest).map_err(BootError::Elf)
 }
 
 /// PAT after reset (SDM 12.12.4).

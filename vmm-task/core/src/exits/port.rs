@@ -1,14 +1,14 @@
 //! IN and OUT.
 
 use super::decode;
+use super::memory::Span;
 use crate::event::vector;
 use crate::state::{field, gpr};
 use crate::vm::{Ending, Next, Vm};
 use moira_abi::vcpu::{PortIo, group, seg};
 use vmm_decode::mmio::SegmentName;
-use vmm_decode::{Access, Action as Instruction, Gprs, Mode, WalkError, string_io, walk};
+use vmm_decode::{Access, Action as Instruction, Gprs, WalkError, string_io, walk};
 use vmm_devices::board::Action;
-use vmm_devices::traits::GuestMemory;
 
 /// One port access; `now` in TSC ticks.
 #[inline(always)]
@@ -94,39 +94,30 @@ fn string(vm: &mut Vm<'_>, io: PortIo, now: u64) -> Next {
         return Next::Again;
     }
     if element.op.action != Instruction::Nothing {
-        match move_element(vm, io, mode, &element, now) {
+        match move_element(vm, io, &element, now) {
             Next::Enter if vm.event.is_none() => {}
             other => return other,
         }
     }
-    let rip = element.op.retire(&mut gprs, vm.page.get(field::RIP));
+    let rip = element.op.retire(&mut gprs, vm.page.get(field::RFLAGS), vm.page.get(field::RIP));
     vm.page.set_gprs(&gprs.0);
     vm.set_rip(rip);
     Next::Enter
 }
 
-fn move_element(vm: &mut Vm<'_>, io: PortIo, mode: Mode, element: &vmm_decode::StringIo, now: u64) -> Next {
-    let base = vm.page.segment_base(segment_index(element.address.segment));
-    let linear = element.address.linear(mode, base);
-    let gpa = match translate(vm, linear, !element.output) {
-        Ok(gpa) => gpa,
+fn move_element(vm: &mut Vm<'_>, io: PortIo, element: &vmm_decode::StringIo, now: u64) -> Next {
+    let memory = match Span::of(vm, &element.op, element.address, !element.output) {
+        Ok(memory) => memory,
         Err(next) => return next,
     };
-    let now = vm.ns(now);
-    let size = usize::from(element.op.size.clamp(1, 4));
-    let mut bytes = [0; 4];
-    let Some(bytes_used) = bytes.get_mut(..size) else { return Next::Again };
+    let (now, size) = (vm.ns(now), element.op.size.clamp(1, 4));
     if element.output {
-        // What is not memory reads as ones.
-        if GuestMemory::read(&vm.ram, gpa, bytes_used).is_err() {
-            bytes_used.fill(0xff);
-        }
-        let action = vm.board().port_write(io.port(), size as u8, u32::from_le_bytes(bytes), now, &vm.ram);
+        let value = memory.read(vm, now) as u32;
+        let action = vm.board().port_write(io.port(), size, value, now, &vm.ram);
         act(vm, action)
     } else {
-        bytes = vm.board().port_read(io.port(), size as u8, now, &vm.ram).to_le_bytes();
-        // What is not memory takes nothing.
-        let _ = GuestMemory::write(&vm.ram, gpa, bytes.get(..size).unwrap_or_default());
+        let value = vm.board().port_read(io.port(), size, now, &vm.ram);
+        memory.write(vm, value.into(), now);
         Next::Enter
     }
 }

@@ -152,6 +152,11 @@ impl<'a> Vm<'a> {
         self.machine
     }
 
+    /// Shows what the guest has written to text memory and was not shown; for the end of the machine.
+    pub fn show_text(&self) {
+        self.board().show_text(0, &self.ram);
+    }
+
     /// The last exits.
     #[must_use]
     pub fn history(&self) -> &History {

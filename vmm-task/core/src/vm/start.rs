@@ -102,8 +102,8 @@ impl<'a> Vm<'a> {
     /// [`BootError`].
     pub fn boot(&mut self, guest: &Guest<'_>) -> Result<(), BootError> {
         let cpus = self.machine.cpus() as u32;
-        let signature = self.signature();
-        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest, signature)?;
+        let leaf = self.cpuid.answer(1, 0, Live { apic: true, ..Live::default() });
+        let initial = boot::load(&mut self.ram, &self.machine.map, cpus, guest, (leaf.eax, leaf.edx))?;
         self.power_on();
         self.start(&initial);
         Ok(())

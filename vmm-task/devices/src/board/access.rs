@@ -8,6 +8,9 @@ use crate::platform as p;
 use crate::test_device;
 use crate::traits::GuestMemory;
 
+/// Where progress codes go, which are no text.
+const POST: u16 = 0x80;
+
 impl Board {
     /// A port read of 1, 2 or 4 bytes. Nobody's ports read as ones.
     #[inline]
@@ -67,6 +70,7 @@ impl Board {
             port::RESET => self.pm.read_reset(),
             port::DEBUG_EXIT => 0,
             port::TEST => self.test.read(number),
+            port::SCREEN => self.screen.read(number),
             _ => 0xFF,
         }
     }
@@ -130,6 +134,7 @@ impl Board {
         match self.ports.lookup(number) {
             port::PIC => self.fabric.write_pic(number, v),
             port::TEST => self.test.write(number, v),
+            port::SCREEN => self.screen.write(number, v),
             port::PIT => {
                 self.pit.write(number, v, now);
                 self.deadline_stale = true;
@@ -148,6 +153,9 @@ impl Board {
             }
             port::UART => {
                 self.uart.write(number - p::COM1_PORT, v, now);
+                if self.uart.has_sent() {
+                    self.screen.mute();
+                }
                 if self.uart.take_fall() {
                     self.fabric.set_isa(p::COM1_IRQ, false);
                 }
@@ -156,6 +164,9 @@ impl Board {
             }
             port::DEBUG => {
                 self.debug.write(number, v);
+                if number != POST {
+                    self.screen.mute();
+                }
                 if self.debug.wants_drain() {
                     self.flush(now);
                 }

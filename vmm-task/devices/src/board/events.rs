@@ -53,6 +53,10 @@ impl Board {
             return;
         }
         self.timers(now);
+        let text = self.screen.poll(now, memory);
+        if !text.is_empty() {
+            self.uart.print(&text, now);
+        }
         for slot in members(self.pci.plugged()) {
             let mut c = Context { now, memory, msi: &mut self.fabric };
             let Some(f) = self.pci.get_mut(slot) else { continue };
@@ -127,6 +131,7 @@ impl Board {
         at = earlier(at, self.hpet.next_deadline());
         at = earlier(at, self.uart.next_deadline());
         at = earlier(at, self.pm.next_deadline());
+        at = earlier(at, self.screen.next_deadline());
         for slot in members(self.pci.plugged()) {
             if let Some(f) = self.pci.get_mut(slot) {
                 at = earlier(at, f.next_deadline());

@@ -26,7 +26,8 @@ use crate::pit::Pit;
 use crate::platform as p;
 use crate::rtc::Rtc;
 use crate::test_device::{self, TestDevice};
-use crate::traits::ConsoleBackend;
+use crate::text_screen::{self, TextScreen};
+use crate::traits::{ConsoleBackend, GuestMemory};
 use crate::uart::Uart;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -86,6 +87,7 @@ mod port {
     pub const FW_CFG: u8 = 14;
     pub const TEST: u8 = 15;
     pub const TEST_LINE: u8 = 16;
+    pub const SCREEN: u8 = 17;
     pub const BAR: u8 = 0x80;
 }
 
@@ -111,6 +113,7 @@ pub struct Board {
     debug: DebugPorts,
     fw_cfg: FwCfg,
     test: TestDevice,
+    screen: TextScreen,
     pci: PciBus,
     ports: PortMap,
     mmio: MmioMap<Mmio>,
@@ -151,6 +154,7 @@ impl Board {
             debug: DebugPorts::new(),
             fw_cfg: FwCfg::new(config.apic_ids.len() as u16),
             test: TestDevice::new(),
+            screen: TextScreen::new(),
             pci,
             ports: PortMap::new(),
             mmio: MmioMap::default(),
@@ -169,13 +173,13 @@ impl Board {
         board.claim_ports();
         // The map is empty, so these cannot meet other ranges.
         let _ = board.mmio.claim(p::IOAPIC_BASE, p::IOAPIC_SIZE, Mmio::IoApic);
+        // Without firmware no table names it, so that Linux keeps to its other clocks; systems that know where it is find it.
+        let _ = board.mmio.claim(p::HPET_BASE, p::HPET_SIZE, Mmio::Hpet);
         if board.without_firmware {
             // Test payloads come without firmware, which has its own use for these addresses.
             board.ports.claim(test_device::PORTS, test_device::PORT_COUNT, port::TEST);
             board.ports.claim(test_device::LINES, test_device::LINE_COUNT, port::TEST_LINE);
             let _ = board.mmio.claim(test_device::MEMORY, test_device::MEMORY_SIZE, Mmio::Test);
-        } else {
-            let _ = board.mmio.claim(p::HPET_BASE, p::HPET_SIZE, Mmio::Hpet);
         }
         board.map_ecam();
         board
@@ -196,6 +200,8 @@ impl Board {
             (0x402, 1, port::DEBUG),
             (0xF4, 1, port::DEBUG_EXIT),
             (0x92, 1, port::PORT_92),
+            (text_screen::CRTC, 2, port::SCREEN),
+            (text_screen::STATUS, 1, port::SCREEN),
             (0xB2, 2, port::APM),
             (p::COM1_PORT, 8, port::UART),
             (0xCF8, 1, port::PCI_ADDRESS),
@@ -337,6 +343,14 @@ impl Board {
         self.deadline_stale = true;
     }
 
+    /// Shows what text memory holds and was not shown, when the machine ends.
+    pub fn show_text(&mut self, now: u64, memory: &dyn GuestMemory) {
+        let lines = self.screen.last(memory);
+        self.uart.print(&lines, now);
+        self.fabric.set_isa(p::COM1_IRQ, self.uart.irq());
+        self.deadline_stale = true;
+    }
+
     /// The machine as after power-on. Wall clock, CMOS memory and time go on.
     pub fn reset(&mut self) {
         self.fabric.reset();
@@ -348,6 +362,10 @@ impl Board {
         self.rtc.reset();
         self.fw_cfg.reset();
         self.test = TestDevice::new();
+        self.screen = TextScreen::new();
+        if self.uart.has_sent() {
+            self.screen.mute();
+        }
         (self.port_92, self.apm_status, self.intx) = (2, 0, 0);
         self.pci.reset();
         (self.next_mmio, self.next_io) = (p::PCI_MMIO_BASE, p::PCI_IO_BASE);

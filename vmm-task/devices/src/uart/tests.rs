@@ -83,7 +83,6 @@ fn linux_finds_a_16550a_and_nothing_else() {
 #[test]
 fn thre_interrupt_comes_with_each_enable_and_goes_with_iir() {
     let (mut u, _) = port();
-    u.write(4, MCR_OUT2, 0);
     for _ in 0..2 {
         u.write(1, IER_THRE, 0);
         assert!(u.irq());
@@ -135,7 +134,6 @@ fn a_full_back_end_loses_nothing() {
 #[test]
 fn input_interrupts_by_level_and_timeout() {
     let (mut u, l) = port();
-    u.write(4, MCR_OUT2, 0);
     u.write(2, 0x81, 0);
     u.write(1, IER_RDA, 0);
     l.0.lock().unwrap().input.extend(b"hello, world: more than sixteen");

@@ -1,4 +1,4 @@
-//! The tables with a fixed form: RSDP, XSDT, FADT, FACS, MADT, MCFG.
+//! The tables with a fixed form: RSDP, RSDT, XSDT, FADT, FACS, MADT, MCFG.
 
 use super::{AcpiConfig, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes_of};
 use crate::layout;
@@ -32,8 +32,27 @@ const ACTIVE_HIGH_LEVEL: u16 = 0b1101;
 /// MADT interrupt flags: as the bus has it (edge, active high for ISA).
 const CONFORMS: u16 = 0;
 
-pub fn rsdp(xsdt: u64) -> Vec<u8> {
-    bytes_of(&Rsdp::new(OEM_ID, xsdt))
+/// The root pointer. It names both roots: systems that know of no XSDT exist.
+pub fn rsdp(rsdt: u64, xsdt: u64) -> Vec<u8> {
+    let mut bytes = bytes_of(&Rsdp::new(OEM_ID, xsdt));
+    let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    if let Some(field) = bytes.get_mut(16..20) {
+        field.copy_from_slice(&(rsdt as u32).to_le_bytes());
+    }
+    // Checksums of the first 20 bytes, and of all.
+    for (at, length) in [(8, 20), (32, RSDP_SIZE)] {
+        let total = sum(bytes.get(..length).unwrap_or_default());
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte = byte.wrapping_sub(total);
+        }
+    }
+    bytes
+}
+
+pub fn rsdt(tables: &[u64]) -> Vec<u8> {
+    let mut table = Sdt::new(*b"RSDT", 36, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    tables.iter().for_each(|&address| table.append_slice(&(address as u32).to_le_bytes()));
+    table.as_slice().to_vec()
 }
 
 pub fn xsdt(tables: &[u64]) -> Vec<u8> {

@@ -31,9 +31,10 @@ const LIMIT: u64 = 0x2_0000;
 /// Offsets of a table's checksum, and of pointers (offset, bytes) in the tables that have some.
 const CHECKSUM: u32 = 9;
 const FADT_POINTERS: [(usize, u8); 3] = [(36, 4), (40, 4), (140, 8)];
-const XSDT_FIRST: usize = 36;
+const ROOT_FIRST: usize = 36;
 const RSDP_CHECKSUM: u32 = 8;
 const RSDP_EXTENDED_CHECKSUM: u32 = 32;
+const RSDP_RSDT: u32 = 16;
 const RSDP_XSDT: u32 = 24;
 
 /// The three files.
@@ -105,15 +106,19 @@ impl Loader {
     fn pointers_of(&mut self, table: &Table) {
         let at = table.address as u32;
         match &table.name {
-            b"RSDP" => self.pointer(RSDP_FILE, TABLES_FILE, RSDP_XSDT, 8),
+            b"RSDP" => {
+                self.pointer(RSDP_FILE, TABLES_FILE, RSDP_RSDT, 4);
+                self.pointer(RSDP_FILE, TABLES_FILE, RSDP_XSDT, 8);
+            }
             b"FACP" => {
                 for (offset, size) in FADT_POINTERS {
                     self.pointer(TABLES_FILE, TABLES_FILE, at + offset as u32, size);
                 }
             }
-            b"XSDT" => {
-                for offset in (XSDT_FIRST..table.bytes.len()).step_by(8) {
-                    self.pointer(TABLES_FILE, TABLES_FILE, at + offset as u32, 8);
+            b"RSDT" | b"XSDT" => {
+                let size = if table.name == *b"RSDT" { 4 } else { 8 };
+                for offset in (ROOT_FIRST..table.bytes.len()).step_by(size.into()) {
+                    self.pointer(TABLES_FILE, TABLES_FILE, at + offset as u32, size);
                 }
             }
             _ => {}
@@ -209,6 +214,8 @@ mod tests {
         }
         let xsdt = there.parts().iter().find(|table| table.name == *b"XSDT").unwrap();
         assert_eq!(rsdp[24..32], xsdt.address.to_le_bytes());
+        let rsdt = there.parts().iter().find(|table| table.name == *b"RSDT").unwrap();
+        assert_eq!(rsdp[16..20], (rsdt.address as u32).to_le_bytes());
     }
 
     #[test]

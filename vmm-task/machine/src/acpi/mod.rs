@@ -159,7 +159,7 @@ impl Tables {
             return Err(AcpiError::BadBase { base });
         }
         let mut placer = Placer { next: base };
-        let mut parts = Vec::with_capacity(7);
+        let mut parts = Vec::with_capacity(9);
         let rsdp = placer.place(fixed::RSDP_SIZE);
         let mut add = |name: [u8; 4], bytes: Vec<u8>| {
             let address = placer.place(bytes.len());
@@ -175,12 +175,13 @@ impl Tables {
         if config.hpet {
             listed.push(add(*b"HPET", fixed::hpet()));
         }
+        let rsdt = add(*b"RSDT", fixed::rsdt(&listed));
         let xsdt = add(*b"XSDT", fixed::xsdt(&listed));
         let needed = placer.next - base;
         if placer.next > limit {
             return Err(AcpiError::NoRoom { needed });
         }
-        parts.insert(0, Table { name: *b"RSDP", address: rsdp, bytes: fixed::rsdp(xsdt) });
+        parts.insert(0, Table { name: *b"RSDP", address: rsdp, bytes: fixed::rsdp(rsdt, xsdt) });
         Ok(Self { parts })
     }
 

@@ -41,6 +41,12 @@ fn tables_find_each_other_and_add_up() {
         names.push(bytes[..4].to_vec());
     }
     assert_eq!(names, [b"FACP".to_vec(), b"APIC".to_vec(), b"MCFG".to_vec()]);
+    // The old root lists the same.
+    let rsdt = u64::from(ram.u32(tables.rsdp() + 16));
+    assert_eq!((ram.bytes(rsdt, 4), sum(&ram.bytes(rsdt, ram.u32(rsdt + 4) as usize))), (b"RSDT".to_vec(), 0));
+    for i in 0..3 {
+        assert_eq!(u64::from(ram.u32(rsdt + 36 + 4 * i)), ram.u64(xsdt + 36 + 8 * i));
+    }
     let fadt = table(&tables, b"FACP").bytes;
     assert_eq!(u64::from(u32_at(&fadt, 36)), table(&tables, b"FACS").address);
     assert_eq!(u64_at(&fadt, 140), table(&tables, b"DSDT").address);

@@ -3,9 +3,11 @@
 //! A loader takes the image as a slice and writes it to guest RAM once. Everything in an image is untrusted: a loader
 //! answers with an error that names the field, and never does more work than RAM has bytes.
 
+mod any;
 mod elf_image;
 pub mod firmware;
 pub mod flat;
+mod image;
 pub mod linux;
 pub mod multiboot;
 pub mod multiboot2;
@@ -13,7 +15,9 @@ mod paging;
 pub mod pvh;
 mod state;
 
+pub use any::{BootError, Guest, load};
 pub use elf_image::ElfError;
+pub use image::Found;
 pub use state::{InitialState, Segment, TableRegister};
 
 use crate::memory_map::MemoryMap;

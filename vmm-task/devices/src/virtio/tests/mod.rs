@@ -76,9 +76,12 @@ impl Guest {
             console: Box::new(NullConsole),
         });
         board.plug(slot, Box::new(VirtioPci::new(device)));
+        let ram = Ram::new(MEMORY);
+        // A guest that talks here is not watched for text, which has times of its own.
+        let _ = board.port_write(0xE9, 1, b'\n'.into(), 0, &ram);
         let mut g = Self {
             board,
-            ram: Ram::new(MEMORY),
+            ram,
             slot,
             bar: 0,
             common: 0,

@@ -1,7 +1,7 @@
 //! What an image is, by its content: which protocol boots it, or what it is in place of a kernel.
 
+use super::{multiboot, multiboot2};
 use core::fmt;
-use vmm_machine::boot::{multiboot, multiboot2};
 
 /// A boot protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
