@@ -77,20 +77,20 @@ fn number(thread: Obj<Thread>) -> u32 {
 /// Tells the scheduler that a watched thread woke, resumed or died.
 #[inline(always)]
 pub fn news(cpu: &Cpu, thread: Obj<Thread>) {
-    if thread.watched.get() {
-        publish(cpu, thread);
+    if thread.watched.replace(false) {
+        publish(cpu, number(thread));
     }
 }
 
+/// News of a thread, by its number; 0: of no thread that it was told of: another one became active, or another plan came in force.
 #[cold]
-fn publish(cpu: &Cpu, thread: Obj<Thread>) {
-    thread.watched.set(false);
+fn publish(cpu: &Cpu, number: u32) {
     let Some(page) = cpu.status_page() else { return };
     let sequence = cpu.sequence.get();
     let base = page.physical();
     let words = crate::memory::Page(base);
     // The log entry first, the sequence last: a scheduler that sees the sequence sees the entry.
-    smp::store_u32(base + 16 + 4 * (sequence % NEWS_LOG as u64), number(thread));
+    smp::store_u32(base + 16 + 4 * (sequence % NEWS_LOG as u64), number);
     words.write(8, cpu.account_since.get());
     cpu.sequence.set(sequence + 1);
     words.write(0, sequence + 1);
@@ -357,6 +357,7 @@ fn swap_plan(cpu: &Cpu, now: u64) {
     cpu.boot_context.set(None);
     cpu.plan.set(next);
     cpu.position.set(plan::Position { index: 0, cycle_start: start });
+    publish(cpu, 0);
 }
 
 /// A thread on this CPU got something to wake up for. Answers whether to choose.
@@ -376,6 +377,14 @@ pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     news(cpu, thread);
     if !cpu.in_window.get() {
         cpu.must_choose.set(true);
+    }
+}
+
+/// A thread becomes active here. The scheduler may know its context, and found nobody behind it.
+pub fn begin(cpu: &Cpu, thread: Obj<Thread>) {
+    make_ready(cpu, thread);
+    if thread.context.get().is_some() {
+        publish(cpu, 0);
     }
 }
 
