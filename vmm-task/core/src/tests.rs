@@ -20,6 +20,9 @@ use vmm_machine::cpuid::{CpuidConfig, CpuidTable, Leaf, Vendor};
 use vmm_machine::memory_map::MemoryMap;
 use vmm_machine::msr::{MsrConfig, efer_mask};
 
+mod endings;
+mod random;
+
 const RAM: usize = 4 << 20;
 
 struct Zeros;
@@ -281,91 +284,6 @@ fn what_an_exit_did_not_bring_the_next_one_brings() {
 }
 
 #[test]
-fn an_unknown_register_faults_and_an_instruction_that_cannot_be_read_ends_the_machine() {
-    let memory = Memory::new();
-    let mut vm = memory.vm();
-    let mut cpu = Script::new(&memory)
-        .step(|page, _| {
-            at(page, 2);
-            page.set_gpr(gpr::RCX, 0x1234_5678);
-            (Exit::MsrRead, group::RIP)
-        })
-        .step(|page, masks| {
-            assert_eq!(masks & (group::RIP | group::INJECT), group::RIP | group::INJECT);
-            assert_eq!(page.get(field::INJECT), event::VALID | event::EXCEPTION | event::HAS_CODE | 13);
-            assert_eq!((page.get(field::RIP), page.get(field::RFLAGS)), (0x1000, 0x1_0202), "a fault sets RF");
-            at(page, 0);
-            (Exit::Hypercall, group::RIP)
-        });
-    // No length, and zeroes at RIP: no hypercall.
-    for _ in 0..1010 {
-        cpu = cpu.step(|page, _| {
-            at(page, 0);
-            (Exit::Hypercall, group::RIP | group::CONTROL)
-        });
-    }
-    assert!(matches!(vm.run(&mut cpu), Ending::Unsupported(_)));
-}
-
-#[test]
-fn exits_of_several_kinds_that_come_to_nothing_end_the_machine() {
-    let memory = Memory::new();
-    let mut vm = memory.vm();
-    let mut cpu = Script::new(&memory);
-    for turn in 0..5000 {
-        cpu = cpu.step(move |page, _| {
-            at(page, 0);
-            match turn % 4 {
-                0 => (Exit::Until, group::RIP | group::INJECT | group::INTERRUPTIBILITY),
-                2 => (Exit::InterruptWindow, group::RIP | group::INJECT | group::INTERRUPTIBILITY),
-                // No length, and zeroes at RIP: no hypercall.
-                _ => (Exit::Hypercall, group::RIP | group::CONTROL),
-            }
-        });
-    }
-    assert_eq!(vm.run(&mut cpu), Ending::Unsupported("an instruction that cannot be read"));
-    // As many at an instruction that the guest comes to each time.
-    let memory = Memory::new();
-    let mut vm = memory.vm();
-    let mut cpu = Script::new(&memory);
-    for turn in 0..5000 {
-        cpu = cpu.step(move |page, _| {
-            at(page, if turn % 2 == 0 { 0 } else { 3 });
-            (Exit::Hypercall, group::RIP | group::CONTROL)
-        });
-    }
-    assert_eq!(vm.run(&mut cpu), Ending::Kernel(Error::PeerGone));
-}
-
-#[test]
-fn an_event_that_cannot_be_delivered_ends_the_machine() {
-    let delivering = |vector: u64| event::VALID | event::EXCEPTION | vector;
-    let memory = Memory::new();
-    let mut vm = memory.vm();
-    let mut cpu = Script::new(&memory).step(|page, _| {
-        at(page, 0);
-        page.set(field::DELIVERING, delivering(6));
-        page.set(field::ADDRESS, 0xd000_0000);
-        page.set(field::QUALIFICATION, moira_abi::vcpu::access::WRITE);
-        (Exit::Memory, group::RIP | group::CONTROL)
-    });
-    assert!(matches!(vm.run(&mut cpu), Ending::Unsupported("an event whose table or stack is outside of memory")));
-    // #AC for ever, as on a stack that is not aligned.
-    let memory = Memory::new();
-    let mut vm = memory.vm();
-    let mut cpu = Script::new(&memory);
-    for _ in 0..5000 {
-        cpu = cpu.step(|page, _| {
-            at(page, 0);
-            page.set(field::DELIVERING, delivering(17));
-            page.set(field::QUALIFICATION, 17);
-            (Exit::Exception, group::RIP | group::CONTROL | group::DEBUG)
-        });
-    }
-    assert_eq!(vm.run(&mut cpu), Ending::Unsupported("an event that cannot be delivered"));
-}
-
-#[test]
 fn a_machine_that_halts_sleeps_until_its_timer() {
     let memory = Memory::new();
     let mut vm = memory.vm();
@@ -442,90 +360,6 @@ fn firmware_starts_in_real_mode_runs_from_its_rom_and_cannot_write_it() {
     memory.ram[0xf_fff8 / 8].store(0, Relaxed);
     vm.restart(&firmware).unwrap();
     assert_eq!(memory.ram[0xf_fff8 / 8].load(Relaxed), word(image.len() - 8));
-}
-
-/// A processor that does anything: page and RAM are random, exits and groups too.
-struct Anything<'a> {
-    memory: &'a Memory,
-    numbers: Vec<(u8, u16, u64)>,
-    next: usize,
-    now: u64,
-}
-
-impl Processor for Anything<'_> {
-    fn run(&mut self, masks: u64, _until: u64) -> Result<(u64, u64), Error> {
-        let Some(&(exit, word, value)) = self.numbers.get(self.next) else { return Err(Error::PeerGone) };
-        self.next += 1;
-        self.now = self.now.wrapping_add(value >> 40);
-        let page = self.memory.page();
-        // A few words at a time, those that decide most often.
-        let favourites = [
-            field::RIP,
-            field::QUALIFICATION,
-            field::ADDRESS,
-            field::LENGTH,
-            field::RFLAGS,
-            field::DELIVERING,
-            field::CR3,
-            field::CR0,
-        ];
-        page.set(favourites[usize::from(word) % favourites.len()], value);
-        self.memory.page[usize::from(word) % WORDS].store(value.rotate_left(7), Relaxed);
-        self.memory.ram[usize::from(word) * 3 % self.memory.ram.len()].store(value.rotate_left(23), Relaxed);
-        let groups = if value & 1 != 0 { group::ALL } else { masks >> 32 | group::RIP };
-        Ok((u64::from(exit), groups))
-    }
-    fn now(&self) -> u64 {
-        self.now
-    }
-    fn sleep(&mut self, _until: u64) -> u64 {
-        self.next += 1;
-        self.now = self.now.wrapping_add(1_000_000);
-        u64::from(self.next >= self.numbers.len())
-    }
-    fn poll(&mut self) -> u64 {
-        0
-    }
-    fn orders(&mut self, _bits: u64) -> Orders {
-        Orders { kill: true, ..Orders::default() }
-    }
-}
-
-fn exits() -> impl Strategy<Value = Vec<(u8, u16, u64)>> {
-    // Now and then one that no kernel gives, and seldom those that end a machine at once.
-    let exit = prop_oneof![8 => prop::sample::select(vec![0u8, 2, 2, 2, 3, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11, 13, 14, 15, 16, 22]), 1 => 0u8..30];
-    let value = prop_oneof![
-        any::<u64>(),
-        (any::<u16>(), 0u64..1 << 20).prop_map(|(port, low)| u64::from(port) << 16 | low & 0xff7d),
-        (0u64..0x4000).prop_map(|low| 0xfee0_0000 + low),
-        (0u64..0x400).prop_map(|low| 0xfed0_0000 + low),
-        (0u64..0x2_0000).prop_map(|low| 0xffff_0000 + low),
-        (0u64..RAM as u64)
-    ];
-    prop::collection::vec((exit, any::<u16>(), value), 1..400)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    #[test]
-    fn nothing_that_a_guest_does_panics(numbers in exits(), restart: bool, firmware: bool) {
-        let memory = Memory::new();
-        let rom: Vec<AtomicU64> = (0..8192u64 * u64::from(firmware)).map(AtomicU64::new).collect();
-        let mut vm = memory.with_rom(&rom);
-        let mut cpu = Anything { memory: &memory, numbers, next: 0, now: 0 };
-        // Each ending but the last two lets the machine go on, to try more.
-        while !matches!(vm.run(&mut cpu), Ending::Kernel(_) | Ending::Killed) {
-            if restart {
-                let _ = vm.restart(&Guest::default());
-            } else {
-                vm.machine().go_on();
-            }
-        }
-        let mut lines = 0;
-        crate::report::write(&vm, &Ending::TripleFault, |_| lines += 1);
-        prop_assert!(lines > 5);
-    }
 }
 
 #[test]
