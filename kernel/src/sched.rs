@@ -77,14 +77,18 @@ fn number(thread: Obj<Thread>) -> u32 {
 /// Tells the scheduler that a watched thread woke, resumed or died.
 #[inline(always)]
 pub fn news(cpu: &Cpu, thread: Obj<Thread>) {
-    if thread.watched.replace(false) {
-        publish(cpu, number(thread));
+    if thread.watched.get() {
+        publish(cpu, Some(thread));
     }
 }
 
-/// News of a thread, by its number; 0: of no thread that it was told of: another one became active, or another plan came in force.
+/// News of a thread; of none, number 0: another one became active, or another plan came in force.
 #[cold]
-fn publish(cpu: &Cpu, number: u32) {
+fn publish(cpu: &Cpu, thread: Option<Obj<Thread>>) {
+    let number = thread.map_or(0, |thread| {
+        thread.watched.set(false);
+        number(thread)
+    });
     let Some(page) = cpu.status_page() else { return };
     let sequence = cpu.sequence.get();
     let base = page.physical();
@@ -357,7 +361,7 @@ fn swap_plan(cpu: &Cpu, now: u64) {
     cpu.boot_context.set(None);
     cpu.plan.set(next);
     cpu.position.set(plan::Position { index: 0, cycle_start: start });
-    publish(cpu, 0);
+    publish(cpu, None);
 }
 
 /// A thread on this CPU got something to wake up for. Answers whether to choose.
@@ -384,7 +388,7 @@ pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
 pub fn begin(cpu: &Cpu, thread: Obj<Thread>) {
     make_ready(cpu, thread);
     if thread.context.get().is_some() {
-        publish(cpu, 0);
+        publish(cpu, None);
     }
 }
 
