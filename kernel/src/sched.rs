@@ -72,17 +72,21 @@ fn number(thread: Obj<Thread>) -> u32 {
 #[inline(always)]
 pub fn news(cpu: &Cpu, thread: Obj<Thread>) {
     if thread.watched.get() {
-        publish(cpu, thread);
+        publish(cpu, Some(thread));
     }
 }
 
+/// News of a thread; of none, number 0: another one became active, or another plan came in force.
 #[cold]
-fn publish(cpu: &Cpu, thread: Obj<Thread>) {
-    thread.watched.set(false);
+fn publish(cpu: &Cpu, thread: Option<Obj<Thread>>) {
+    let number = thread.map_or(0, |thread| {
+        thread.watched.set(false);
+        number(thread)
+    });
     let Some(page) = cpu.status_page() else { return };
     let sequence = cpu.sequence.get();
     // The log entry first, the sequence last: a scheduler that sees the sequence sees the entry.
-    smp::store_u32(page.0 + 16 + 4 * (sequence % NEWS_LOG as u64), number(thread));
+    smp::store_u32(page.0 + 16 + 4 * (sequence % NEWS_LOG as u64), number);
     page.write(8, cpu.account_since.get());
     cpu.sequence.set(sequence + 1);
     page.write(0, sequence + 1);
@@ -322,6 +326,7 @@ fn swap_plan(cpu: &Cpu, now: u64) {
     cpu.boot_context.set(None);
     cpu.plan.set(next);
     cpu.position.set(plan::Position { index: 0, cycle_start: start });
+    publish(cpu, None);
 }
 
 /// A thread on this CPU got something to wake up for. Answers whether to choose.
@@ -341,6 +346,14 @@ pub fn make_ready(cpu: &Cpu, thread: Obj<Thread>) {
     news(cpu, thread);
     if !cpu.in_window.get() {
         cpu.must_choose.set(true);
+    }
+}
+
+/// A thread becomes active here. The scheduler may know its context, and found nobody behind it.
+pub fn begin(cpu: &Cpu, thread: Obj<Thread>) {
+    make_ready(cpu, thread);
+    if thread.context.get().is_some() {
+        publish(cpu, None);
     }
 }
 

@@ -224,7 +224,7 @@ fn receive(cpu: &'static Cpu, header: Obj<Header>, messages: u32) {
     let thread = unsafe { Obj::<Thread>::at(header.physical()) };
     // Somebody here may have stopped it before the message came.
     if messages & mail::ACTIVATE != 0 && thread.state.get() == State::Inactive {
-        sched::make_ready(cpu, thread);
+        sched::begin(cpu, thread);
     }
     if messages & (mail::WAKE | mail::KICK) != 0 {
         sched::wake(cpu, thread);

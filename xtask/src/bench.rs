@@ -26,10 +26,11 @@ use crate::toolchain::Toolchain;
 use crate::trace::Tracer;
 
 mod costs;
+mod yields;
 
 /// What the figures are made with: the measures against processor leaks have columns of their own.
 const OFF: &str = "mitigations=off";
-/// What the names of the systems that measure begin with.
+/// The folder of the logs, below the target folder.
 const SYSTEMS: &str = "bench";
 /// The figure that comes from the experiments.
 const LEDGER_ERROR: &str = "time.ledger_error";
@@ -91,20 +92,21 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     }
     let mut all = Vec::new();
     let mut failed = None;
-    // The kernel's own figures and those of a whole Linux need no system that measures.
-    let asked = |name: &String| match (&options.system, &options.pattern) {
-        (Some(only), _) => only == name,
-        (None, Some(pattern)) => {
-            !linux::is_all_of(pattern) && !pattern.starts_with("kernel.") && pattern != LEDGER_ERROR
-        }
-        (None, None) => true,
+    let systems: Vec<&str> = match &options.system {
+        Some(only) if yields::is_one(only) => vec![only],
+        Some(other) => bail!(
+            "{other} is no system that measures; there are: {}",
+            yields::systems(None).collect::<Vec<_>>().join(", ")
+        ),
+        None => yields::systems(options.pattern.as_deref()).collect(),
     };
-    for name in systems()?.into_iter().filter(asked) {
-        match measure(&name, options, OFF, &images, &machine) {
+    for name in systems {
+        let measured = measure(name, options, OFF, &images, &machine);
+        match measured.and_then(|figures| yields::check(name, &figures).map(|()| figures)) {
             Ok(figures) => all.extend(figures),
             Err(error) => {
                 eprintln!("error: {name}: {error:#}");
-                failed = Some(name);
+                failed = Some(name.to_owned());
             }
         }
     }
@@ -149,17 +151,6 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         None if all.is_empty() => bail!("no figure matches"),
         None => Ok(ExitCode::SUCCESS),
     }
-}
-
-/// The systems that measure, in the order of their names.
-fn systems() -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(paths::root().join("initrd/systems"))? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        names.extend(name.strip_suffix(".toml").filter(|name| name.starts_with(SYSTEMS)).map(str::to_owned));
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// In each boot of each experiment: by how much the ledger and the trace differ about a context, at most, in percent of that context's time.

@@ -30,6 +30,7 @@ mod trace;
 mod tty;
 
 fn main() -> ExitCode {
+    process::end_on_closed_output();
     match cli::main() {
         Ok(code) => code,
         Err(error) => {

@@ -27,6 +27,38 @@ pub fn catch_signals() -> Result<()> {
     .context("cannot catch signals")
 }
 
+/// What the standard library's macros say in their panic when their output was closed; and the exit status of who is ended for that (128 and SIGPIPE).
+const CANNOT_PRINT: &str = "failed printing to std";
+const CLOSED: i32 = 141;
+
+/// Whoever reads what xtask prints may have seen enough (`| head`): that ends it, without a word. Children end with it.
+pub fn end_on_closed_output() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload().downcast_ref::<String>().is_some_and(|text| is_closed_output(text)) {
+            end_quietly();
+        }
+        usual(panic);
+    }));
+}
+
+/// The same for what is written without the macros: `result` is what writing to the standard output came to.
+pub fn printed(result: std::io::Result<()>) -> std::io::Result<()> {
+    if result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+        end_quietly();
+    }
+    result
+}
+
+fn end_quietly() -> ! {
+    crate::tty::restore();
+    std::process::exit(CLOSED);
+}
+
+fn is_closed_output(text: &str) -> bool {
+    text.starts_with(CANNOT_PRINT) && text.contains("Broken pipe")
+}
+
 fn kill(pid: u32) {
     // SAFETY: kill takes no pointers. The id is of a child that was not reaped yet, so it names no other process.
     unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
@@ -165,6 +197,15 @@ mod tests {
     fn output_tells_what_the_program_said() {
         let error = output(Command::new("sh").args(["-c", "echo broken >&2; exit 3"])).unwrap_err();
         assert!(error.to_string().contains("broken"), "{error}");
+    }
+
+    /// The text is the standard library's: another one would be a crash with a core dump again.
+    #[test]
+    fn a_closed_output_is_told_from_other_panics() {
+        let text = "failed printing to stdout: Broken pipe (os error 32)";
+        assert!(is_closed_output(text));
+        assert!(!is_closed_output("failed printing to stdout: No space left on device (os error 28)"));
+        assert!(!is_closed_output("Broken pipe"));
     }
 
     #[test]

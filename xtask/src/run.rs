@@ -20,6 +20,7 @@ use crate::control::hub::Hub;
 use crate::control::{commands, gdb};
 use crate::emulator::{Accel, Emulator, Firmware, Machine, Running, describe, qemu};
 use crate::hosttools;
+use crate::process::printed;
 use crate::symbols::Symbols;
 use crate::toolchain::Toolchain;
 use crate::{paths, system, tty};
@@ -302,13 +303,13 @@ fn console(mut running: Running, stay: bool, symbols: &mut Symbols) -> Result<Ex
         match running.serial.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
-                stdout.write_all(&buffer[..count])?;
+                printed(stdout.write_all(&buffer[..count]))?;
                 for line in watch.feed(&buffer[..count]) {
                     if let Some(symbol) = symbols.of_line(&line) {
-                        stdout.write_all(format!("       {symbol}\n").as_bytes())?;
+                        printed(stdout.write_all(format!("       {symbol}\n").as_bytes()))?;
                     }
                 }
-                stdout.flush()?;
+                printed(stdout.flush())?;
             }
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}

@@ -2,6 +2,8 @@
 //!
 //! The foreground client's bytes go out at once, so that prompts show. The others' go out in whole lines (or when their
 //! buffer is full), so that lines of different clients never mix. A line begins with its client's name.
+//!
+//! What others write while somebody's line is under way is held until that line ends, but not for long: the line may be a prompt.
 
 use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 
@@ -9,6 +11,8 @@ use alloc::{collections::VecDeque, format, string::String, vec::Vec};
 pub const MOST_CLIENTS: usize = 64;
 /// Bytes of an unfinished line that are kept.
 const LINE: usize = 256;
+/// Bytes of others' lines that are held; with more, nothing is.
+const HELD: usize = 4096;
 /// Typed bytes that are kept for a client that does not read.
 const TYPED: usize = 1024;
 /// Ctrl-]: what is typed goes to the next client.
@@ -39,6 +43,21 @@ pub struct Consoles {
     /// Whose line the terminal's cursor stands in; `None`: at the start of a line.
     open: Option<u16>,
     clock: Option<Clock>,
+    held: Held,
+}
+
+/// Lines that wait for the end of another one.
+#[derive(Debug, Default)]
+struct Held {
+    /// In the order in which they came, with whose they are.
+    lines: Vec<(u16, Vec<u8>)>,
+    /// Bytes of them all.
+    bytes: usize,
+    /// How long they wait at most; 0: not at all.
+    patience: u64,
+    /// When the first of them is to be put out.
+    until: u64,
+    now: u64,
 }
 
 /// What lines are stamped with: a counter, and its ticks a second.
@@ -90,6 +109,32 @@ impl Consoles {
         }
     }
 
+    /// Lets lines wait for the end of another one for at most so many ticks. Whoever calls [`Consoles::tick`] in time must have time of his own.
+    pub fn hold(&mut self, patience: u64) {
+        self.held.patience = patience;
+    }
+
+    /// When [`Consoles::tick`] has something to do.
+    #[must_use]
+    pub fn due(&self) -> Option<u64> {
+        (!self.held.lines.is_empty()).then_some(self.held.until)
+    }
+
+    /// It is `now`: what has waited long enough goes to `out`.
+    pub fn tick(&mut self, now: u64, out: &mut Vec<u8>) {
+        self.held.now = now;
+        if self.due().is_some_and(|due| due <= now) {
+            self.release(out);
+        }
+    }
+
+    fn release(&mut self, out: &mut Vec<u8>) {
+        self.held.bytes = 0;
+        for (number, line) in core::mem::take(&mut self.held.lines) {
+            self.put(number, &line, out);
+        }
+    }
+
     fn index(&self, number: u16) -> Option<usize> {
         self.clients.iter().position(|client| client.number == number)
     }
@@ -126,8 +171,28 @@ impl Consoles {
         bytes.len()
     }
 
-    /// Puts a part of a line (a newline only at its end) on the terminal.
+    /// A part of a line (a newline only at its end) goes to the terminal, now or when the line that is under way there has ended.
     fn emit(&mut self, number: u16, part: &[u8], out: &mut Vec<u8>) {
+        let elsewhere = self.open.is_some_and(|open| open != number);
+        if elsewhere && self.held.patience > 0 && self.held.bytes + part.len() <= HELD {
+            if self.held.lines.is_empty() {
+                self.held.until = self.held.now.saturating_add(self.held.patience);
+            }
+            self.held.bytes += part.len();
+            self.held.lines.push((number, part.to_vec()));
+            return;
+        }
+        if elsewhere {
+            self.release(out);
+        }
+        self.put(number, part, out);
+        if self.open.is_none() {
+            self.release(out);
+        }
+    }
+
+    /// Puts a part of a line on the terminal.
+    fn put(&mut self, number: u16, part: &[u8], out: &mut Vec<u8>) {
         if self.open != Some(number) {
             if self.open.is_some() {
                 out.extend_from_slice(b"\r\n");
@@ -166,6 +231,7 @@ impl Consoles {
     }
 
     fn bring_forward(&mut self, number: u16, out: &mut Vec<u8>) {
+        self.release(out);
         self.foreground = Some(number);
         // Its unfinished line may be a prompt.
         let line = self.client(number).map(|client| core::mem::take(&mut client.line)).unwrap_or_default();
@@ -195,6 +261,7 @@ impl Consoles {
         let Some((number, name)) = next.map(|client| (client.number, client.name.clone())) else {
             return;
         };
+        self.release(out);
         if self.open.take().is_some() {
             out.extend_from_slice(b"\r\n");
         }
@@ -275,6 +342,37 @@ mod tests {
     }
 
     #[test]
+    fn who_writes_into_a_line_waits_for_its_end_but_not_for_long() {
+        let mut consoles = Consoles::new();
+        consoles.add(1, "one", true);
+        consoles.add(2, "two", false);
+        consoles.hold(20);
+        let mut out = Vec::new();
+        consoles.listen(1, &mut out);
+        consoles.tick(100, &mut out);
+        consoles.write(1, b"the sum ", &mut out);
+        consoles.write(2, b"hello\nagain\n", &mut out);
+        assert_eq!((text(&out).as_str(), consoles.due()), ("the sum ", Some(120)));
+        consoles.tick(110, &mut out);
+        consoles.write(1, b"is 42\n# ", &mut out);
+        assert_eq!(text(&out), "the sum is 42\r\ntwo: hello\r\ntwo: again\r\n# ");
+        // A prompt: nobody knows when its line ends.
+        out.clear();
+        consoles.write(2, b"late\n", &mut out);
+        consoles.tick(129, &mut out);
+        assert_eq!((text(&out).as_str(), consoles.due()), ("", Some(130)));
+        consoles.tick(130, &mut out);
+        assert_eq!((text(&out).as_str(), consoles.due()), ("\r\ntwo: late\r\n", None));
+        // More than is held goes out at once, behind what was held before.
+        out.clear();
+        consoles.write(1, b"# ", &mut out);
+        let many: Vec<u8> = (0..HELD / 8 + 1).flat_map(|number| format!("{number:07}\n").into_bytes()).collect();
+        consoles.write(2, &many, &mut out);
+        assert!(text(&out).starts_with("# \r\ntwo: 0000000\r\ntwo: 0000001\r\n"));
+        assert_eq!(text(&out).matches("two: ").count(), HELD / 8 + 1);
+    }
+
+    #[test]
     fn clients_beyond_the_bound_get_nothing() {
         let mut consoles = Consoles::new();
         let mut out = Vec::new();
@@ -291,15 +389,20 @@ mod tests {
         #[test]
         fn bounded_and_complete(steps in prop::collection::vec((0u16..4, prop::collection::vec(prop_oneof![Just(b'\n'), Just(b'a'), any::<u8>()], 0..300)), 0..12)) {
             let mut consoles = Consoles::new();
+            consoles.hold(2);
             let mut out = Vec::new();
             let mut given = 0;
-            for (number, bytes) in &steps {
+            for ((number, bytes), now) in steps.iter().zip(1..) {
+                consoles.tick(now, &mut out);
                 given += consoles.write(*number, bytes, &mut out);
                 for byte in bytes {
                     consoles.typed(*byte, &mut out);
                 }
                 consoles.listen(*number, &mut out);
             }
+            prop_assert!(consoles.held.bytes <= HELD);
+            consoles.tick(u64::MAX, &mut out);
+            prop_assert!(consoles.due().is_none());
             let kept: usize = consoles.clients.iter().map(|client| client.line.len()).sum();
             prop_assert!(consoles.clients.iter().all(|client| client.line.len() <= LINE && client.typed.len() <= TYPED));
             prop_assert!(out.len() + kept >= given);

@@ -8,7 +8,8 @@
 //! Input is also looked for at each request, so that the task may be passive: it then runs on its clients' time only.
 //!
 //! Arguments: `port=0x3f8` (the first port), `name.N=NAME` (name of the client with number N), `raw=N` (client N's lines carry no
-//! name), `stamp=N` (its lines begin with the time since the TSC was zero). Ctrl-] gives the input to the next client.
+//! name), `stamp=N` (its lines begin with the time since the TSC was zero), `hold_ms=N` (lines that would stand in the middle of another client's wait for its end,
+//! but no longer than that; not for a passive console, which would never come to put them out; 0). Ctrl-] gives the input to the next client.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -22,7 +23,9 @@ use moira_rt::{
     memory::Slots,
     proto::console,
     received,
-    sys::{CapTable, Deadline, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification, Received, serve},
+    sys::{
+        CapTable, Deadline, Event, Interrupt, IoPorts, Message, MessageBuffer, Next, Notification, Received, now, serve,
+    },
 };
 use serial_core::{ports::Ports, uart::Uart};
 
@@ -91,18 +94,22 @@ fn named_clients(env: &Env) -> Consoles {
     for number in env.info.arguments.iter().filter_map(|argument| argument.strip_prefix("stamp=")?.parse().ok()) {
         consoles.stamp(number, clock);
     }
+    let hold: u64 = env.argument("hold_ms").and_then(|text| text.parse().ok()).unwrap_or(0);
+    consoles.hold(env.ticks(hold.saturating_mul(1_000_000)));
     consoles
 }
 
 impl Server {
     fn deadline(&self) -> Deadline {
-        match self.interrupt {
-            Some(_) if !self.more => Deadline::NEVER,
-            _ => Deadline::after(self.poll_ticks),
-        }
+        let poll = match self.interrupt {
+            Some(_) if !self.more => None,
+            _ => Some(now().saturating_add(self.poll_ticks)),
+        };
+        poll.into_iter().chain(self.consoles.due()).min().map_or(Deadline::NEVER, Deadline)
     }
 
     fn handle(&mut self, event: Event) -> Next {
+        self.consoles.tick(now(), &mut self.out);
         match event {
             Event::Call(call) => {
                 let reply = self.answer(&call);

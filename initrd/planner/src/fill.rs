@@ -18,7 +18,9 @@ pub fn fill(table: &mut Table, contracts: &[Contract], quantum: u64, shortest: u
         let Some(count) = u64::try_from(takers.len()).ok().filter(|count| *count > 0) else {
             break;
         };
-        let fair = ((end - start) / count).min(quantum).max(shortest);
+        // Turns are for those that share.
+        let longest = if count == 1 { end - start } else { quantum };
+        let fair = ((end - start) / count).min(longest).max(shortest);
         let mut at = start;
         while end - at >= shortest && table.windows.len() < most {
             let to = if end - at < fair + shortest { end } else { at + fair };

@@ -166,6 +166,11 @@ fn slack_is_handed_out_in_turns() {
     assert!(kernel_takes(&table));
     assert_eq!(table.given(1) + table.given(2), 5 * MS);
     assert!(table.given(1) >= 2 * MS && table.given(2) >= 2 * MS);
+    let alone = [promise(4 * MS, 10 * MS, 0), Contract { extra: true, ..promise(MS, 10 * MS, 0) }];
+    let mut table = make(&alone, &TERMS).unwrap();
+    let before = table.windows.len() + table.gaps().count();
+    assert_eq!(fill(&mut table, &alone, MS, 2_000, 1_000), None);
+    assert_eq!((table.given(1), table.windows.len()), (6 * MS, before), "no turns for one");
     let full = [promise(10 * MS, 10 * MS, 0), slack];
     let mut table = make(&full, &TERMS).unwrap();
     assert_eq!(fill(&mut table, &full, MS, 2_000, 1_000), Some(1));

@@ -82,12 +82,11 @@ impl Root {
         slot::NAMED + before as u32
     }
 
-    /// Contexts that live on the slack of a CPU, in the order of their tasks and threads.
+    /// Contexts that live on the slack of a CPU, in the order of their tasks and threads; the root task's own comes last, so that lists of
+    /// weights and slices are the tasks'.
     fn slack_contexts(&self, cpu: u32) -> Vec<Item> {
-        self.accounts()
-            .filter(|account| account.cpu == cpu && account.time.extra)
-            .map(|one| Item::Context(one.context))
-            .collect()
+        let own = (cpu == crate::time::OWN_CPU).then_some(crate::time::OWN);
+        self.slack_takers(cpu).map(|one| one.context).chain(own).map(Item::Context).collect()
     }
 
     /// The scheduling context of a task's main thread.

@@ -140,7 +140,7 @@ impl Root {
         match end {
             End::Finished => {
                 info!("root: task {}: finished", spec.name);
-                self.remove(index, Life::Finished)
+                self.bury(index, Life::Finished)
             }
             End::Panicked(text) => self.died(index, &spec, restarts, &text),
             End::Fault(text) => self.died(index, &spec, restarts, &text),
@@ -153,7 +153,7 @@ impl Root {
             Restart::Always | Restart::OnFailure => self.died_again(index, spec, restarts, how),
             Restart::Never => {
                 error!("root: task {name}: {how}: left dead");
-                self.remove(index, Life::Dead)
+                self.bury(index, Life::Dead)
             }
             Restart::EndSystem => {
                 error!("root: task {name}: {how}: ends the system");
@@ -182,7 +182,7 @@ impl Root {
             }
             Next::Dead(deaths) => {
                 error!("root: task {name}: {how}: died {deaths} times in a row: left dead");
-                self.remove(index, Life::Dead)
+                self.bury(index, Life::Dead)
             }
         }
     }
@@ -198,6 +198,15 @@ impl Root {
             self.grant_controls(other)?;
         }
         self.activate(index)
+    }
+
+    /// A task came to its end for good: takes back all it has, unless the whole system has ended with it. Nobody is left then who would
+    /// take the memory, and whoever boots next cleans it.
+    fn bury(&mut self, index: usize, life: Life) -> Result<(), Failure> {
+        if let Some(built) = self.tasks.get_mut(index) {
+            built.life = life;
+        }
+        if self.outcome().is_some() { Ok(()) } else { self.remove(index, life) }
     }
 
     /// Ends a task, whatever it does, and takes back all it has.

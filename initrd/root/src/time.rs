@@ -13,7 +13,10 @@ use moira_rt::sys::{SchedContext, Slot};
 
 /// The root task's own account.
 pub const OWN: SchedContext = SchedContext::new(Slot(slot::CONTEXT));
-/// What the root task keeps for itself on CPU 0, to see to tasks that died: nanoseconds in each period.
+/// Where the root task lives.
+pub const OWN_CPU: u32 = 0;
+/// What the root task keeps for itself there, to see to tasks that died: nanoseconds in each period. Memory that is to be cleaned makes that long work,
+/// so it takes slack as well.
 const OWN_SLICE: u64 = 500_000;
 const OWN_PERIOD: u64 = 10_000_000;
 /// Longest window of slack where there is no scheduler, in nanoseconds.
@@ -51,6 +54,11 @@ impl Root {
         })
     }
 
+    /// Those that take the slack of a CPU.
+    pub fn slack_takers(&self, cpu: u32) -> impl Iterator<Item = Account<'_>> {
+        self.accounts().filter(move |account| account.cpu == cpu && account.time.extra)
+    }
+
     /// Makes the scheduler tasks what they are.
     pub fn register_schedulers(&mut self) -> Result<(), Failure> {
         for (spec, identity) in self.system.tasks.iter().zip(&self.identities) {
@@ -68,13 +76,16 @@ impl Root {
 
     /// What the manifest promises, the root task's own windows first.
     pub fn book(&self) -> Book {
+        // Without a scheduler slack is handed out in windows, which are lost where their owner has nothing to do, and the root task hardly ever has: it
+        // takes what nobody else would.
+        let extra = self.scheduler_of(OWN_CPU).is_some() || self.slack_takers(OWN_CPU).next().is_none();
         let own = Booked {
             name: "root".into(),
-            cpu: 0,
+            cpu: OWN_CPU,
             slice: self.ticks(OWN_SLICE),
             period: self.ticks(OWN_PERIOD),
             latency: 0,
-            extra: false,
+            extra,
         };
         let tasks = self.accounts().map(|account| Booked {
             name: account.name.into(),
@@ -114,9 +125,8 @@ impl Root {
                 let name = why.owner.map(name).unwrap_or_default();
                 format!("CPU {index}: the time of task {name} cannot be promised: {}", why.reason)
             })?;
-            let promised: u64 =
-                (0..contracts.len()).filter(|owner| contracts[*owner].promises()).map(|owner| table.given(owner)).sum();
-            let promised = (u128::from(promised) * 1000 + u128::from(table.cycle) / 2) / u128::from(table.cycle.max(1));
+            let promised: u64 = contracts.iter().filter(|contract| contract.promises()).map(Contract::share_ppm).sum();
+            let promised = (promised + 500) / 1_000;
             let (windows, whole, part) = (table.windows.len(), promised / 10, promised % 10);
             info!(
                 "root: CPU {index}: {windows} windows in {} us, {whole}.{part} % promised",

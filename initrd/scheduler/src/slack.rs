@@ -3,13 +3,17 @@
 //! One round is: read the sequence (the token), read the news up to it, choose, dispatch with the token. News before the
 //! first read is in the log; news after it makes the token stale, and the kernel refuses it. So no wake-up is lost. The log names
 //! threads, and a context wakes at news of the thread where its chain of calls was found blocked. A log that was overrun means that
-//! anything may have happened: all contexts are tried. So is, at any news, a context of which nobody told where it is blocked.
+//! anything may have happened: all contexts are tried. So is, at any news, a context of which nobody told where it is blocked. News of thread 0 says
+//! that a thread became active or another plan came in force: a context that was missing may be there now, and a place may have another one.
 
 use crate::{page::Page, policy::Policy};
 use alloc::boxed::Box;
 use alloc::{vec, vec::Vec};
 use moira_abi::time::NEWS_LOG;
 use moira_rt::sys::{Blocked, Dispatched, Error};
+
+/// In the log: news of no thread that was found blocked.
+const NOBODY: u32 = 0;
 
 /// What to ask the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +114,14 @@ impl<'a> Slack<'a> {
         let behind = token.wrapping_sub(self.seen);
         if behind > NEWS_LOG as u64 {
             self.wake_where(|_| true, now);
+            self.retry_at = now;
         } else {
             for number in 0..behind {
                 let thread = self.page.news(self.seen.wrapping_add(number));
                 self.wake_where(|at| at == thread || at == 0, now);
+                if thread == NOBODY {
+                    self.retry_at = now;
+                }
             }
         }
         self.seen = token;

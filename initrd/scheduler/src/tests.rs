@@ -56,11 +56,15 @@ impl Kernel {
 
     /// News about a context that a walk found blocked.
     fn news(&self, context: usize) {
+        self.publish(Self::thread(context));
+    }
+
+    fn publish(&self, thread: u32) {
         let sequence = self.sequence();
         let entry = (sequence % 256) as usize;
         let word = &self.page[2 + entry / 2];
         let shift = entry % 2 * 32;
-        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(Self::thread(context)) << shift;
+        let value = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(thread) << shift;
         word.store(value, Ordering::Relaxed);
         self.page[0].store(sequence + 1, Ordering::Release);
     }
@@ -259,6 +263,25 @@ fn who_comes_in_anothers_place_runs() {
         assert_eq!(kernel.ran[1] > 0, changing);
         // Those that are thought to be awake are not asked for more often than a quantum says.
         assert!(kernel.ran[0] > RETRY / 2);
+    }
+}
+
+/// One that was missing is tried at once when the kernel says that a thread became active.
+#[test]
+fn who_comes_back_is_tried_at_news_of_nobody() {
+    for told in [true, false] {
+        let mut kernel = Kernel::new(2, true);
+        let page = Page::new(kernel.page).unwrap();
+        let mut slack = Slack::new(page, Box::new(RoundRobin::new(2, 100)), 2, &[], RETRY, 3);
+        let round = Step::Round { between: None, during: None };
+        kernel.step(Step::Remove(1), &mut slack);
+        (0..3).for_each(|_| kernel.step(round.clone(), &mut slack));
+        kernel.restore(1);
+        if told {
+            kernel.publish(0);
+        }
+        (0..4).for_each(|_| kernel.step(round.clone(), &mut slack));
+        assert_eq!(kernel.ran[1] > 0, told);
     }
 }
 

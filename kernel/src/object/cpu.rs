@@ -78,6 +78,7 @@ pub fn ledger(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Er
             interrupts: target.interrupt_time.get(),
             gone: target.gone.load(Relaxed),
             choices: target.choices.get(),
+            started: target.ledger_start.get(),
         },
     );
     Ok(())

@@ -286,7 +286,7 @@ pub fn activate(cpu: &Cpu, thread: Obj<Thread>, caller: Obj<Thread>) -> Result<(
     thread.header.home.store(home.index, Relaxed);
     thread.header.life.store(life::ACTIVE, Release);
     if home.index == cpu.index {
-        sched::make_ready(cpu, thread);
+        sched::begin(cpu, thread);
     } else {
         smp::post_thread(thread, smp::mail::ACTIVATE);
     }

@@ -91,4 +91,6 @@ pub struct CpuLedger {
     pub gone: u64,
     /// Times `choose` ran.
     pub choices: u64,
+    /// The tick at which this CPU's ledger began.
+    pub started: u64,
 }

@@ -1,5 +1,5 @@
-//! `docs/abi/` and the code say the same: every method stands in one page with its number, every error in `errors.md`, and
-//! every place in the code that a page names is there.
+//! `docs/abi/` and the code say the same: every method stands in one page with its number and a way to its code, every error in `errors.md`,
+//! every place in the code that a page names is there, and what the code of a page can answer stands on that page.
 use moira_abi::{Error, Method};
 use std::{
     collections::BTreeMap,
@@ -100,6 +100,77 @@ fn the_code_that_pages_name_exists() {
         }
     }
     assert!(checked > 50, "only {checked} places found: is the pattern still right?");
+}
+
+/// Entries: page, method, text up to the next heading.
+fn entries() -> Vec<(String, String, String)> {
+    let mut found = Vec::new();
+    for (page, text) in pages() {
+        for section in text.split("\n## ").skip(1) {
+            let (line, body) = section.split_once('\n').unwrap_or((section, ""));
+            if let Some((method, _)) = heading(&format!("## {line}")) {
+                found.push((page.clone(), method.into(), body.into()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_entry_leads_to_its_function() {
+    let entries = entries();
+    assert_eq!(entries.len(), Method::ALL.len());
+    for (page, method, body) in entries {
+        // Whether the place is there is asked below.
+        let joined = body.split_whitespace().collect::<Vec<_>>().join(" ");
+        let places = joined.split('`').skip(1).step_by(2).filter(|word| word.contains(".rs::")).count();
+        assert!(places > 0, "{page}: {method} names no `path.rs::function`");
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The errors that a file of the kernel makes stand on the page that the file names.
+#[test]
+fn what_an_object_answers_stands_on_its_page() {
+    let common = read("docs/abi/syscall.md");
+    let mut seen = 0;
+    for entry in fs::read_dir(root().join("kernel/src/object")).unwrap() {
+        let path = entry.unwrap().path();
+        let code = fs::read_to_string(&path).unwrap();
+        let Some(page) = code.split("ABI: `").nth(1).and_then(|rest| rest.split('`').next()) else {
+            assert!(path.ends_with("mod.rs"), "{} names no page", path.display());
+            continue;
+        };
+        let text = read(page);
+        // The way back: the page names the file.
+        let file = format!("kernel/src/object/{}", path.file_name().unwrap().to_string_lossy());
+        assert!(text.contains(&file), "{page} does not name {file}");
+        for name in code.split("Error::").skip(1).map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next().unwrap())
+        {
+            let known = Error::ALL.iter().any(|error| format!("{error:?}") == name);
+            let word = format!("`{name}`");
+            if known {
+                seen += 1;
+                assert!(
+                    text.contains(&word) || common.contains(&word),
+                    "{page} says nothing of {word}, which {file} answers"
+                );
+            }
+        }
+    }
+    assert!(seen > 50, "only {seen} errors were looked at");
+}
+
+/// Every method number that the kernel acts upon is a method, and the reverse: none is forgotten in the dispatch.
+#[test]
+fn every_method_is_dispatched() {
+    let code = read("kernel/src/syscall.rs");
+    for method in Method::ALL {
+        assert!(code.contains(&format!("Method::{method:?}")), "{method:?} is not in kernel/src/syscall.rs");
+    }
 }
 
 /// Every page of the book, and the front pages.

@@ -124,6 +124,7 @@ impl Cpu {
             interrupts: buffer.word(3),
             gone: buffer.word(4),
             choices: buffer.word(5),
+            started: buffer.word(6),
         })
     }
 }

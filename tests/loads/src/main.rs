@@ -14,6 +14,7 @@
 //! | `watcher` | waits until all of `watch=a,b,c` have run again and again after `from_ms` |
 //! | `ticker` | takes the interval timer's interrupts |
 //! | `tracer` | holds the ledger against the trace |
+//! | `ledger` | the same on all CPUs, for as long as the system runs |
 //! | `nothing`, `spinner`, `syscalls`, `faults`, `calls`, `objects`, `signals` | antagonists |
 #![no_std]
 #![no_main]
@@ -51,6 +52,7 @@ fn main(mut env: Env) {
         "watcher" => judge::watch(&env),
         "ticker" => ticker::run(&env),
         "tracer" => tracer::run(&mut env),
+        "ledger" => tracer::watch::run(&mut env),
         "tenant" => tenant::run(&mut env),
         role => antagonist::run(&env, role),
     }

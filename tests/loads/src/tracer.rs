@@ -17,6 +17,7 @@
 
 mod accounts;
 mod port;
+pub mod watch;
 
 use crate::{moment, number, time};
 use accounts::{Accounts, Parts};

@@ -42,9 +42,11 @@ struct Side {
     memory: Option<f64>,
 }
 
-/// Whether only figures of this module have names with `pattern`.
-pub fn is_all_of(pattern: &str) -> bool {
-    ["vm.boot", "vm.memory", PREFIX.trim_end_matches('.')].iter().any(|prefix| pattern.starts_with(prefix))
+/// Names of all of them.
+#[cfg(test)]
+pub fn names() -> Vec<String> {
+    let calls = CALLS.iter().map(|name| format!("{PREFIX}{name}"));
+    BOOTS.iter().map(|(name, _)| *name).chain([SMP, FIRMWARE, OVERHEAD]).map(str::to_owned).chain(calls).collect()
 }
 
 /// The figures whose names contain `pattern`.

@@ -217,7 +217,7 @@ fn live(client: &mut Client, options: &TopOptions) -> Result<()> {
         } else {
             println!("{text}");
         }
-        std::io::stdout().flush()?;
+        crate::process::printed(std::io::stdout().flush())?;
         before = after;
     };
     if screen {

@@ -241,6 +241,11 @@ fn rights(manifest: &Manifest, name: &Name, task: &manifest::Task) -> Grants {
         });
         grants.push(("cpu".to_owned(), Grant::Cpu { cpu: *task.cpu.get_ref(), rights: bits }));
     }
+    if task.ledgers {
+        let named = manifest.tasks.values().flat_map(|task| threads_of(task.get_ref())).map(|thread| thread.cpu + 1);
+        let cpus = 0..named.fold(*manifest.system.cpus.get_ref(), u32::max);
+        grants.extend(cpus.map(|cpu| (format!("cpu-{cpu}"), Grant::Cpu { cpu, rights: 0 })));
+    }
     for other in &task.contexts {
         let task = other.get_ref().clone();
         grants.push((format!("{task}-context"), Grant::Context { task }));

@@ -123,6 +123,9 @@ pub struct Task {
     /// Rights on the task's CPU beyond what its role gives: `cpu`.
     #[serde(default)]
     pub cpu_rights: Vec<CpuRight>,
+    /// Holds every CPU, without rights, to read the ledgers: `cpu-0` and so on.
+    #[serde(default)]
+    pub ledgers: bool,
     /// Tasks whose scheduling context this one holds: `NAME-context`.
     #[serde(default)]
     pub contexts: Vec<Name>,

@@ -46,6 +46,19 @@ struct Entry {
     #[serde(default = "passed")]
     outcome: Word,
     kill_emulator_after: Option<String>,
+    ledger: Option<Reader>,
+}
+
+/// What a task that holds the ledger against the trace while the case runs must say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reader {
+    /// There is none.
+    None,
+    /// They agree.
+    Agrees,
+    /// They differ: the kernel charges the wrong account on purpose.
+    Differs,
 }
 
 fn passed() -> Word {
@@ -100,6 +113,8 @@ pub struct Case {
     pub kernel_feature: Option<String>,
     /// What reads the trace meanwhile, if anything does.
     pub tracer: Option<Tracer>,
+    /// Whether a task holds the ledger against the trace while it runs.
+    pub ledger: Reader,
     /// The kernel's command line.
     pub cmdline: String,
     /// What must be said, in order.
@@ -177,6 +192,12 @@ impl Entry {
             ..usual
         };
         machine.check()?;
+        let ledger = self.ledger.unwrap_or_else(|| {
+            let usual =
+                self.outcome == Word::Passed && self.kernel_feature.is_none() && entry.module == Module::default();
+            let watched = usual && entry.emulator == Emulator::Qemu && super::ledger::can_be_watched(&self.system);
+            if watched { Reader::Agrees } else { Reader::None }
+        });
         Ok(Case {
             name: format!("{}/{}", self.name, machine.label()),
             system: self.system.clone(),
@@ -184,6 +205,7 @@ impl Entry {
             machine,
             kernel_feature: self.kernel_feature.clone(),
             tracer: None,
+            ledger,
             cmdline: self.cmdline.clone(),
             expect: self.expect.clone(),
             forbid: self.forbid.clone(),

@@ -1,13 +1,76 @@
-//! The ledger against the trace in every system of the suite: each system that a case boots on QEMU, with the options that it has there, once more, with
-//! a task that reads the kernel's trace meanwhile, adds it up, and holds it against the accounts (`tests/loads/src/tracer.rs`).
+//! The ledger against the trace in the systems of the suite. A task that reads the kernel's trace and holds it against the accounts is added to a system
+//! while its own case runs (`tests/loads/src/tracer/watch.rs`). Where that cannot be, because the case is over too soon or windows are measured, the
+//! system runs once more with one that reads a stretch of it (`tests/loads/src/tracer.rs`).
 
 use std::collections::HashSet;
 
-use super::case::{Case, Stop};
+use super::case::{Case, Reader, Stop};
+use anyhow::Result;
+use moira_proto::system::{Role, System};
+
 use super::expect::Step;
 use super::judge::Word;
 use crate::emulator::{Emulator, Firmware, Machine};
-use crate::trace::Tracer;
+use crate::system::Addition;
+use crate::trace::{self, Tracer};
+
+/// The task that is added to a system while its own case runs (`tests/loads/src/tracer/watch.rs`).
+const READER: &str = "ledger-reader";
+/// What its windows take of CPU 0, and a little for whole grains.
+const SHARE: f64 = 0.15;
+/// What it says when it has looked a few times.
+const AGREES: &str = "ledger: agrees with the trace";
+/// What a line of its complaints has.
+const DIFFERS: &str = "error: ledger: ";
+
+/// Whether plan and trace of a system are left to others than itself.
+pub fn can_be_watched(system: &str) -> bool {
+    !OWN.contains(&system)
+}
+
+/// A task with a window in each millisecond that holds the ledger against the trace for as long as the system runs.
+///
+/// # Errors
+/// There is no room for its windows.
+pub fn addition(system: &System) -> Result<Addition> {
+    let squeezed = trace::make_room(system, SHARE)?;
+    let console =
+        system.tasks.iter().find(|task| task.name == "console" && task.cpu == 0 && task.serves && task.level > 0);
+    let calls = if console.is_some() { "calls = [\"console\"]\n" } else { "" };
+    let level = console.map_or(1, |console| console.level - 1);
+    let accounts = system.tasks.iter().flat_map(|task| {
+        let main = task.time.context.then_some(task.cpu);
+        let further = task.threads.iter().filter(|thread| thread.time.context).map(|thread| thread.cpu);
+        main.into_iter().chain(further).map(|cpu| format!("{}:{cpu}", task.name))
+    });
+    let watched: Vec<String> = accounts.chain([format!("{READER}:0")]).collect();
+    let mut names: Vec<&str> = watched.iter().filter_map(|entry| entry.split(':').next()).collect();
+    names.dedup();
+    let contexts: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    // What nobody else would take.
+    let unwanted = system.tasks.iter().all(|task| task.role != Role::Scheduler && !task.time.extra);
+    let slack = if unwanted { "slack = true\n" } else { "" };
+    let tasks = format!(
+        "\n[tasks.{READER}]\nimage = \"moira-loads\"\nlevel = {level}\ntime = {{ slice = \"100us\", period = \"1ms\" }}\n{slack}restart = \"always\"\n{calls}\
+         platform = true\nledgers = true\nslots = 254\nmemory = {{ heap = \"256KiB\" }}\ncontexts = [{}]\n\
+         args = [\"role=ledger\", \"cpus={}\", \"watch={}\"]\n",
+        contexts.join(", "),
+        system.cpus,
+        watched.join(","),
+    );
+    Ok(Addition { tasks, squeezed })
+}
+
+/// What the reader's words say against a run, if it was there.
+pub fn complaint(case: &Case, text: &str) -> Option<String> {
+    let differs = text.lines().find(|line| line.contains(DIFFERS));
+    match (case.ledger, differs) {
+        (Reader::None, _) | (Reader::Differs, Some(_)) => None,
+        (Reader::Differs, None) => Some(format!("does not say {DIFFERS:?}")),
+        (Reader::Agrees, Some(line)) => Some(format!("says {line:?}")),
+        (Reader::Agrees, None) => (!text.contains(AGREES)).then(|| format!("does not say {AGREES:?}")),
+    }
+}
 
 /// What the names begin with.
 const PREFIX: &str = "ledger-of-";
@@ -30,6 +93,7 @@ pub fn cases(all: &[Case]) -> Vec<Case> {
             && machine.extra.is_empty()
             && case.kernel_feature.is_none()
             && case.outcome == Word::Passed
+            && case.ledger == Reader::None
             && !OWN.contains(&case.system.as_str())
     };
     let new = |case: &&Case| {
@@ -54,6 +118,7 @@ fn of(case: &Case) -> Case {
         long: true,
         stop: Stop::Matched,
         kill_emulator_after: None,
+        ledger: Reader::None,
         ..case.clone()
     }
 }

@@ -17,7 +17,7 @@ use crate::paths;
 use crate::system::{self, Addition};
 use crate::toolchain::Toolchain;
 use crate::trace::Tracer;
-use case::Case;
+use case::{Case, Reader};
 
 mod apart;
 mod attempt;
@@ -176,9 +176,11 @@ fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>)
     let mut systems = HashMap::new();
     for case in cases {
         systems.entry(key(case)).or_insert_with(|| {
+            let described = || system::describe(&paths::root(), &case.system, &case.options);
             let addition = match &case.tracer {
+                None if case.ledger != Reader::None => ledger::addition(&described()?)?,
                 None => Addition::default(),
-                Some(tracer) => tracer.addition(&system::describe(&paths::root(), &case.system, &case.options)?)?,
+                Some(tracer) => tracer.addition(&described()?)?,
             };
             let mut system = build::system_with(&case.system, images, &case.options, &addition)?;
             if let Some(kernel) = case.kernel_feature.as_ref().and_then(|feature| kernels.get(feature)) {
@@ -192,10 +194,10 @@ fn systems(cases: &[Case], images: &Images, kernels: &BTreeMap<String, PathBuf>)
 }
 
 /// What a system is told apart by: name, options, the kernel's feature, what reads the trace.
-type Key = (String, BTreeMap<String, String>, Option<String>, Option<Tracer>);
+type Key = (String, BTreeMap<String, String>, Option<String>, Option<Tracer>, bool);
 
 fn key(case: &Case) -> Key {
-    (case.system.clone(), case.options.clone(), case.kernel_feature.clone(), case.tracer)
+    (case.system.clone(), case.options.clone(), case.kernel_feature.clone(), case.tracer, case.ledger != Reader::None)
 }
 
 /// Packed systems.

@@ -135,6 +135,25 @@ fn share_of_first_cpu(task: &moira_proto::system::Task) -> f64 {
     all.filter(|(cpu, _)| *cpu == 0).map(|(_, time)| time.slice_ns as f64 / time.period_ns.max(1) as f64).sum()
 }
 
+/// Room for so much of CPU 0. Where it is promised away, the task with the largest share gives some of it: its name, and how many thousandths of its
+/// slice it keeps.
+///
+/// # Errors
+/// No task has so much.
+pub fn make_room(system: &System, wanted: f64) -> Result<Option<(String, u64)>> {
+    let shares = system.tasks.iter().map(|task| (share_of_first_cpu(task), task));
+    // The root task's own 5 %.
+    let free = 0.95 - shares.clone().map(|(share, _)| share).sum::<f64>();
+    if free > wanted {
+        return Ok(None);
+    }
+    let largest = shares.max_by(|left, right| left.0.total_cmp(&right.0));
+    let (share, task) = largest.filter(|(share, _)| *share > 2.0 * wanted).with_context(|| {
+        format!("CPU 0 of {} has no {:.0} % left for the task that reads the trace", system.name, wanted * 100.0)
+    })?;
+    Ok(Some((task.name.clone(), ((1.0 - (wanted - free) / share) * 1000.0) as u64)))
+}
+
 /// The tasks with time of their own, the tracer last.
 fn watched(system: &System) -> Vec<String> {
     let own = system.tasks.iter().filter(|task| task.time.context).map(|task| task.name.clone());
@@ -163,18 +182,7 @@ impl Tracer {
     /// No task has so much.
     pub fn addition(&self, system: &System) -> Result<Addition> {
         let here = system.tasks.iter().filter(|task| task.cpu == 0);
-        let shares = system.tasks.iter().map(|task| (share_of_first_cpu(task), task));
-        // The root task's own 5 %.
-        let free = 0.95 - shares.clone().map(|(share, _)| share).sum::<f64>();
-        let squeezed = if free > SHARE {
-            None
-        } else {
-            let largest = shares.max_by(|left, right| left.0.total_cmp(&right.0));
-            let (share, task) = largest.filter(|(share, _)| *share > 2.0 * SHARE).with_context(|| {
-                format!("CPU 0 of {} has no {:.0} % left for the task that reads the trace", system.name, SHARE * 100.0)
-            })?;
-            Some((task.name.clone(), ((1.0 - (SHARE - free) / share) * 1000.0) as u64))
-        };
+        let squeezed = make_room(system, SHARE)?;
         // Results are told on the console, if it can be called.
         let console = here.clone().find(|task| task.name == "console" && task.serves && task.level > 0);
         let calls = if console.is_some() { "calls = [\"console\"]" } else { "" };

@@ -4,6 +4,7 @@
 //! both. A scheduler that is made anew has an empty table, so the planner looks now and then, while there is anything to look for.
 
 use super::Planner;
+use alloc::vec::Vec;
 use moira_rt::{
     proto::planner::MOST_NEWCOMERS,
     sys::{CapTable, ObjectType, Rights, SchedContext, Slot},
@@ -61,13 +62,23 @@ impl Planner {
 
     /// Schedulers that were made anew know nothing of those that came later than the manifest.
     pub(super) fn tell_again(&mut self) {
-        let mut failed = false;
+        let (mut failed, mut told) = (false, Vec::new());
         for holder in &self.holders {
             let (Some(context), Some(place)) = (holder.context, holder.place) else { continue };
-            let scheduler = self.cpu_of(holder.id).and_then(|cpu| self.processors.get(cpu)?.scheduler);
+            let Some(cpu) = self.cpu_of(holder.id) else { continue };
+            let scheduler = self.processors.get(cpu).and_then(|one| one.scheduler);
             if let Some(scheduler) = scheduler.filter(|scheduler| scheduler.lacks(place)) {
-                failed |= !scheduler.put(context, place);
+                if scheduler.put(context, place) {
+                    told.push(cpu);
+                } else {
+                    failed = true;
+                }
             }
+        }
+        // The same plan once more: when it comes in force the scheduler looks who is there.
+        for cpu in told {
+            self.changed(cpu);
+            self.install(cpu);
         }
         if failed {
             // There is no scheduler just now, or the context died.

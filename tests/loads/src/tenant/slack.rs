@@ -84,6 +84,9 @@ impl Agent<'_> {
     }
 
     fn has_windows_only(&mut self, tenant: &Tenant, exact: bool) -> Result<(), Failure> {
+        // Its windows come with a plan that replaces another one at the end of a cycle; others may have had slack before.
+        let begun = (0..PATIENCE).any(|_| Self::own(tenant) > 0 || self.in_periods(tenant) > 0);
+        must!(begun, "contract {} on CPU {} never began", tenant.id, tenant.cpu);
         let (had, promised) = (self.in_periods(tenant), PERIODS * self.slice / 2);
         must!(had > 0, "contract {} on CPU {} had nothing", tenant.id, tenant.cpu);
         // An emulator that was kept waiting in somebody's window makes that longer.

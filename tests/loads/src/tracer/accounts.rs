@@ -58,6 +58,9 @@ impl Parts {
     }
 }
 
+/// No context's name.
+const NOBODY_KNOWS: u64 = u64::MAX;
+
 /// Sums from events. Context 0 is idle.
 pub struct Accounts {
     sums: BTreeMap<u64, Parts>,
@@ -65,8 +68,10 @@ pub struct Accounts {
     chosen: u64,
     whom: u64,
     since: u64,
-    /// When structural work began.
+    /// When structural work began; its beginning may have been missed.
     structural: u64,
+    /// Interrupts of all sources.
+    pub interrupts: u64,
     /// Events taken.
     pub taken: u64,
 }
@@ -75,7 +80,17 @@ impl Accounts {
     /// From now on; the reader itself is running.
     pub fn new(own: u64) -> Accounts {
         let since = moira_rt::sys::now();
-        Accounts { sums: BTreeMap::new(), chosen: own, whom: own, since, structural: 0, taken: 0 }
+        Accounts { sums: BTreeMap::new(), chosen: own, whom: own, since, structural: u64::MAX, interrupts: 0, taken: 0 }
+    }
+
+    /// From now on, of a CPU of which nobody knows who runs there.
+    pub fn unknown() -> Accounts {
+        Accounts::new(NOBODY_KNOWS)
+    }
+
+    /// Whether it is known who runs.
+    pub fn known(&self) -> bool {
+        self.chosen != NOBODY_KNOWS
     }
 
     fn of(&mut self, context: u64) -> &mut Parts {
@@ -110,6 +125,7 @@ impl Accounts {
             kind::INTERRUPT_END => {
                 let ticks = event.time.saturating_sub(self.since);
                 self.since = event.time;
+                self.interrupts += ticks;
                 if event.b != 0 {
                     self.of(event.b).interrupts += ticks;
                 }
