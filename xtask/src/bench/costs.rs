@@ -8,7 +8,7 @@ use super::{Figure, Options, build, measure};
 use crate::emulator::Machine;
 
 /// Systems whose figures a measure can change.
-const SYSTEMS: [&str; 2] = ["bench", "bench-vm"];
+const SYSTEMS: [&str; 3] = ["bench", "bench-vm", "bench-vm-interrupt"];
 /// The measures that cost anything while the system runs, by their names on the kernel's command line. What they write to registers
 /// that the emulated processor does not have is ignored there.
 const MEASURES: [&str; 7] = ["pti", "ibpb", "entry-ibpb", "rsb", "verw", "l1d", "fence"];
