@@ -28,6 +28,8 @@ mod host;
 mod judge;
 mod ledger;
 
+/// The pattern that names the host tests.
+const HOST: &str = "host";
 /// Lines of a failed case's log that are shown.
 const SHOWN: usize = 15;
 
@@ -59,8 +61,13 @@ impl Options {
         Self { pattern: None, emulator: None, long: false, list: false, jobs: None, kernel: None }
     }
 
+    /// Whether the pattern, if any, names this case. `host` names the host tests only, not the cases with a hostile task.
+    fn names(&self, name: &str) -> bool {
+        self.pattern.as_ref().is_none_or(|pattern| pattern != HOST && name.contains(pattern))
+    }
+
     fn wants(&self, case: &Case) -> bool {
-        self.pattern.as_ref().is_none_or(|pattern| case.name.contains(pattern))
+        self.names(&case.name)
             && self.emulator.is_none_or(|emulator| case.machine.emulator == emulator)
             && (self.long || !case.long || self.list)
     }
@@ -72,14 +79,14 @@ impl Options {
 
     /// Fuzz targets run on this machine, whatever a case's emulator is.
     fn wants_target(&self, name: &str) -> bool {
-        self.emulator.is_none() && self.pattern.as_ref().is_none_or(|pattern| name.contains(pattern))
+        self.emulator.is_none() && self.names(name)
     }
 
     /// Host tests run with everything, or when asked for by name.
     fn wants_host(&self) -> bool {
         match &self.pattern {
             None => self.emulator.is_none(),
-            Some(pattern) => pattern == "host",
+            Some(pattern) => pattern == HOST,
         }
     }
 }
@@ -348,5 +355,23 @@ impl<'a> Runner<'a> {
 
     fn say(&self, text: &str) {
         self.bar.suspend(|| println!("{text}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_the_host_tests_and_nothing_else() {
+        let of = |pattern: &str| Options { pattern: Some(pattern.into()), ..Options::all() };
+        assert!(of("host").wants_host() && !of("hostile").wants_host());
+        assert!(
+            !of("host").names("guest-hostile/qemu-svm-pvh-1cpu") && !of("host").wants_target("libfuzzer-plan/host")
+        );
+        assert!(
+            of("hostile").names("guest-hostile/qemu-svm-pvh-1cpu")
+                && of("libfuzzer").wants_target("libfuzzer-plan/host")
+        );
     }
 }
