@@ -44,7 +44,7 @@ pub mod field {
         GDTR = gdtr; IDTR = idtr; STAR = star; LSTAR = lstar; CSTAR = cstar; SFMASK = sfmask;
         KERNEL_GS_BASE = kernel_gs_base; SYSENTER_CS = sysenter_cs; SYSENTER_ESP = sysenter_esp;
         SYSENTER_EIP = sysenter_eip; PAT = pat; DR = dr; DR6 = dr6; DR7 = dr7; EXCEPTIONS = exceptions; TSC_OFFSET = tsc_offset;
-        TSC_AUX = tsc_aux; XCR0 = xcr0; SPEC_CTRL = spec_ctrl;
+        TSC_AUX = tsc_aux; XCR0 = xcr0; SPEC_CTRL = spec_ctrl; PDPTE = pdpte;
     }
 }
 

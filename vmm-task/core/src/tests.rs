@@ -22,6 +22,7 @@ use vmm_machine::msr::{MsrConfig, efer_mask};
 
 mod device_memory;
 mod endings;
+mod paging;
 mod random;
 
 const RAM: usize = 4 << 20;

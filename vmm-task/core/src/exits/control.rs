@@ -13,6 +13,8 @@ const CR0_PG: u64 = 1 << 31;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 const CR0_DEFINED: u64 = 0xe005_003f;
+/// Reserved bits of an entry of PAE paging, below those above the physical address.
+const PDPTE_RESERVED: u64 = 0x1e6;
 const CR4_DE: u64 = 1 << 3;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -131,6 +133,9 @@ fn set_cr0(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     if wrong {
         return vm.raise(vector::PROTECTION, Some(0));
     }
+    if let Err(fault) = load_pdptes(vm, value, cr4, long) {
+        return fault;
+    }
     vm.page.set(field::CR0, value);
     // The kernel follows with LMA, as the processor would.
     vm.page.set(field::EFER, if long { efer | EFER_LMA } else { efer & !EFER_LMA });
@@ -144,10 +149,34 @@ fn set_cr4(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     if value & !vm.cr4 != 0 || long && value & CR4_PAE == 0 {
         return vm.raise(vector::PROTECTION, Some(0));
     }
+    if let Err(fault) = load_pdptes(vm, vm.page.get(field::CR0), value, long) {
+        return fault;
+    }
     vm.page.set(field::CR4, value);
     vm.changed |= group::CONTROL;
     vm.advance(length);
     Next::Enter
+}
+
+/// A move to CR0 or CR4 loads the four entries of PAE paging (SDM 4.4.1): VT-x keeps them in the VMCS, and a move that exits leaves
+/// them to the monitor. SVM with nested paging reads them from memory (APM 2 15.25.10).
+fn load_pdptes(vm: &mut Vm<'_>, cr0: u64, cr4: u64, long: bool) -> Result<(), Next> {
+    if cr0 & CR0_PG == 0 || cr4 & CR4_PAE == 0 || long {
+        return Ok(());
+    }
+    let paging = decode::paging(vm);
+    let reserved = PDPTE_RESERVED | u64::MAX << paging.physical_bits;
+    let table = paging.cr3 & 0xffff_ffe0;
+    // Where no memory is, ones are read.
+    let entries = [0, 8, 16, 24].map(|at| vm.ram.word(table + at).unwrap_or(u64::MAX));
+    if entries.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
+        return Err(vm.raise(vector::PROTECTION, Some(0)));
+    }
+    for (index, entry) in entries.into_iter().enumerate() {
+        vm.page.set(field::PDPTE.plus(index), entry);
+    }
+    vm.changed |= group::PDPTE;
+    Ok(())
 }
 
 /// MOV to or from a debug register. The kernel writes groups CONTROL and DEBUG with it.
