@@ -28,7 +28,7 @@ pub fn run(data: &[u8]) {
         assert_eq!(bytes >> bits, count, "no bit was lost");
         assert!(first >= base && first + bytes <= end && first.trailing_zeros() >= u32::from(bits).min(64));
         assert!(taken.iter().all(|(from, to)| bytes == 0 || first + bytes <= *from || first >= *to), "an overlap");
-        assert!(left.low <= left.high && left.bytes() + bytes <= free.bytes());
+        assert!(left.low <= left.high && left.high - left.low + bytes <= free.high - free.low);
         taken.push((first, first + bytes));
         free = left;
     }

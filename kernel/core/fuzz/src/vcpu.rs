@@ -116,12 +116,15 @@ fn exits(words: &mut Words<'_>) {
         assert_eq!(check::default_groups(exit) & !moira_abi::vcpu::group::ALL, 0);
     }
     let msr = words.number(4) as u32;
-    for bit in [check::msr_bit_svm(msr), check::msr_bits_vmx(msr).map(|(_, write)| write)].into_iter().flatten() {
-        assert!(bit < 8 * 0x1800, "the maps have 4 and 6 KiB: {msr:x}");
+    let bits = [(check::msr_bits_svm(msr), 0x1800), (check::msr_bits_vmx(msr), 0x1000)];
+    for (read, write, bytes) in
+        bits.into_iter().filter_map(|(bits, bytes)| bits.map(|(read, write)| (read, write, bytes)))
+    {
+        assert!(read < write && write < 8 * bytes, "the maps have 6 and 4 KiB: {msr:x}");
     }
     for svm in [false, true] {
         let open = check::msr_openable(msr, svm);
-        let mapped = if svm { check::msr_bit_svm(msr).is_some() } else { check::msr_bits_vmx(msr).is_some() };
+        let mapped = if svm { check::msr_bits_svm(msr) } else { check::msr_bits_vmx(msr) }.is_some();
         assert!(open.is_none() || mapped, "what may be opened has its place in the map: {msr:x}");
     }
 }
