@@ -2,20 +2,21 @@
 
 use super::{MS, TERMS, US, contract, kernel_takes, promise};
 use crate::{Contract, Table, Window, contract as kept, make};
+use core::cell::Cell;
 use moira_kernel_core::plan::{self, Position};
 use proptest::prelude::*;
 use std::vec::Vec;
 
 /// Who had the CPU when: the kernel chooses at the ends of stretches, and at any moment in between.
 fn follow(table: &Table, begin: u64, cycles: u64, steps: &[u64]) -> Vec<(usize, u64, u64)> {
-    let window = |index: usize| {
-        let Window { start, end, owner } = table.windows[index];
-        plan::Window { start, end, owner: owner as u64 + 1, reserved: 0 }
+    let window = |window: &Window| {
+        Cell::new(plan::Window { start: window.start, end: window.end, owner: window.owner as u64 + 1, reserved: 0 })
     };
+    let windows: Vec<_> = table.windows.iter().map(window).collect();
     let mut position = Position { index: 0, cycle_start: begin };
     let (mut now, mut had, mut turn) = (begin, Vec::new(), 0);
     while now < begin + cycles * table.cycle {
-        let stretch = plan::advance(&mut position, table.cycle, table.windows.len(), now, window);
+        let stretch = plan::advance(&mut position, table.cycle, &windows, now);
         // Now and then something wakes up in the middle.
         let step = steps[turn % steps.len()];
         turn += 1;
