@@ -13,8 +13,10 @@ const CR0_PG: u64 = 1 << 31;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 const CR0_DEFINED: u64 = 0xe005_003f;
-/// Reserved bits of an entry of PAE paging, below those above the physical address.
-const PDPTE_RESERVED: u64 = 0x1e6;
+/// Reserved bits of an entry of PAE paging, below those above the physical address; without the next one.
+const PDPTE_RESERVED: u64 = 0x1c6;
+/// QEMU's SVM marks these entries as it marks all others. VT-x would refuse an entry with it.
+const PDPTE_ACCESSED: u64 = 0x20;
 const CR4_DE: u64 = 1 << 3;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_OSXSAVE: u64 = 1 << 18;
@@ -168,7 +170,7 @@ fn load_pdptes(vm: &mut Vm<'_>, cr0: u64, cr4: u64, long: bool) -> Result<(), Ne
     let reserved = PDPTE_RESERVED | u64::MAX << paging.physical_bits;
     let table = paging.cr3 & 0xffff_ffe0;
     // Where no memory is, ones are read.
-    let entries = [0, 8, 16, 24].map(|at| vm.ram.word(table + at).unwrap_or(u64::MAX));
+    let entries = [0, 8, 16, 24].map(|at| vm.ram.word(table + at).unwrap_or(u64::MAX) & !PDPTE_ACCESSED);
     if entries.iter().any(|entry| entry & 1 != 0 && entry & reserved != 0) {
         return Err(vm.raise(vector::PROTECTION, Some(0)));
     }

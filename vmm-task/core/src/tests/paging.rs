@@ -33,8 +33,8 @@ fn pae_paging_loads_its_four_entries() {
     let memory = Memory::new();
     let mut vm = memory.vm();
     // What is not present may hold anything.
-    let (first, second) = ([0x3001, 0x4001, 0x1e6, 0x5001], [0x6001, 0, 0, 0]);
-    table(&memory, first);
+    let (first, second) = ([0x3001, 0x4001, 0x1c6, 0x5001], [0x6001, 0, 0, 0]);
+    table(&memory, first.map(|entry| entry | 0x20));
     let mut cpu = Script::new(&memory)
         .step(|page, _| write(page, 0, PE_PG, 1, PAE))
         .step(|page, masks| {
