@@ -10,7 +10,7 @@ pub fn all(lab: &mut Lab) {
     lab.experiment("platform-ports-errors", ports_errors);
     lab.experiment("platform-frame", frame);
     lab.experiment("platform-log-and-end-errors", log);
-    lab.experiment("platform-trace", trace);
+    lab.experiment_of_its_own("platform-trace", trace);
     lab.experiment("platform-start-cpu", start_cpu);
     lab.experiment("platform-io-apic-errors", io_apic);
     lab.experiment("interrupt-errors", interrupt);

@@ -271,7 +271,7 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
     lab.keep();
     log::info!("fuzz: seed {seed}, {count} invocations, {many} processors");
     let (mut worlds, mut stuck, mut shown) = (0u64, 0u64, 0u64);
-    lab.experiment("fuzz", |lab, check| {
+    lab.experiment_of_its_own("fuzz", |lab, check| {
         while attack::made() < count {
             worlds += 1;
             let cleaned = clean(lab);
@@ -281,7 +281,9 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
             check.equal("the arena is whole", lab.arena.info().map(|info| info.free), Ok(1 << moira_lab::ARENA_BITS));
             let built = build_all(lab, &places);
             let Some(built) = check.good("a new world", built) else { return };
+            lab.begin_audit(&[victim_context], check);
             stuck += u64::from(live(lab, check, &built, victim_context));
+            lab.end_audit(false, check);
             let made = attack::made();
             if made >= shown + count / 10 {
                 shown = made;
@@ -319,6 +321,7 @@ fn live(lab: &mut Lab, check: &mut Check, worlds: &[World], victim: SchedContext
             check.good("the victim's turn", lab.run(victim, TURN / 8));
         }
         let outcome = turn(lab, first);
+        lab.go_on_with_audit();
         if worlds.len() == 1 {
             match outcome {
                 Ok(Turn::On) => continue,

@@ -130,7 +130,7 @@ pub fn run(lab: &mut Lab, seed: u64) -> Result<(), Error> {
     lab.run(hot.context, 100_000)?;
     lab.keep();
     log::info!("storm: {} attackers", places.len());
-    lab.experiment("storm", |lab, check| {
+    lab.experiment_of_its_own("storm", |lab, check| {
         let (mut sum, mut batches, mut lost, mut worlds) = ([0; kind::MOST], 0, 0, 0u64);
         while batches < BATCHES && worlds < 100 * BATCHES && check.found.is_empty() {
             worlds += 1;

@@ -1,7 +1,12 @@
 //! The machine, taken over.
 
-use crate::{Check, raw};
+use crate::{
+    Check,
+    ledger::{Audit, Sums},
+    raw,
+};
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use moira_abi::{
     boot::{BootInfo, slot, untyped_kind},
     time::StatusPage,
@@ -47,6 +52,10 @@ pub struct Lab {
     arena_free: u64,
     passed: u32,
     failed: u32,
+    pub(crate) audit: Option<Audit>,
+    pub(crate) audits: Sums,
+    /// Contexts that were run since the comparison of ledger and trace began.
+    pub(crate) ran: RefCell<Vec<SchedContext>>,
 }
 
 /// Names of what the kernel gave the root task.
@@ -88,6 +97,9 @@ impl Lab {
             arena_free: 0,
             passed: 0,
             failed: 0,
+            audit: None,
+            audits: Sums::default(),
+            ran: RefCell::default(),
         };
         if let Err(error) = lab.furnish() {
             lab.fail(&alloc::format!("the laboratory cannot be set up: {error:?}"));
@@ -213,6 +225,9 @@ impl Lab {
 
     /// Gives a context the CPU until it blocks or so many microseconds passed; news on the way are taken note of and passed over.
     pub fn run(&self, context: SchedContext, micros: u64) -> Result<Dispatched, Error> {
+        if self.audit.is_some() && !self.ran.borrow().iter().any(|one| one.slot() == context.slot()) {
+            self.ran.borrow_mut().push(context);
+        }
         let until = Deadline::after(self.micros(micros));
         loop {
             match Lab::dispatch(Some(context), until, self.sequence())? {
@@ -224,6 +239,15 @@ impl Lab {
 
     /// Does one experiment, then ends all it made and sees that nothing is missing.
     pub fn experiment(&mut self, name: &str, work: impl FnOnce(&mut Lab, &mut Check)) {
+        self.experiment_of_its_own(name, |lab, check| {
+            lab.begin_audit(&[], check);
+            work(lab, check);
+            lab.end_audit(true, check);
+        });
+    }
+
+    /// One that needs the trace for itself, or says itself when ledger and trace are compared.
+    pub fn experiment_of_its_own(&mut self, name: &str, work: impl FnOnce(&mut Lab, &mut Check)) {
         let mut check = Check::default();
         work(self, &mut check);
         let cleaned = self.clean();
@@ -265,6 +289,10 @@ impl Lab {
 
     /// Prints the sum and ends the run.
     pub fn finish(mut self, what: &str) -> ! {
+        if self.option("ledger").is_some() {
+            let Sums { agreed, too_long } = self.audits;
+            log::info!("ledger: compared with the trace {agreed} times, {too_long} times too long for it");
+        }
         log::info!("{what}: {} passed, {} failed", self.passed, self.failed);
         if self.failed > 0 || self.passed == 0 {
             self.fail(&alloc::format!("{what}: {} failed", self.failed));

@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+pub mod accounts;
 mod check;
 pub mod guest;
 mod puppet;
@@ -18,6 +19,7 @@ mod smp;
 mod stubs;
 
 mod lab;
+mod ledger;
 
 pub use check::Check;
 pub use guest::{Guest, Mode};

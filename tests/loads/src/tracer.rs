@@ -15,13 +15,12 @@
 //! `far=NAME,…` (who of `watch=` lives on another CPU), `attempts=` (how often it measures at most, where a host may keep it waiting until events are
 //! overwritten), `kinds=` (of events, a number whose bits are kinds), `end=1` (end the system afterwards).
 
-mod accounts;
 mod port;
 pub mod watch;
 
 use crate::{moment, number, time};
-use accounts::{Accounts, Parts};
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use moira_lab::accounts::{Accounts, Parts};
 use moira_rt::{
     Env,
     sys::{

@@ -132,7 +132,7 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
     lab.keep();
     log::info!("fuzz: hostile machine, seed {seed}, {count} entries");
     let (mut worlds, mut shown) = (0u64, 0u64);
-    lab.experiment("machine", |lab, check| {
+    lab.experiment_of_its_own("machine", |lab, check| {
         while SHARED.left.load(Relaxed) > 0 {
             worlds += 1;
             let cleaned = lab.clean();

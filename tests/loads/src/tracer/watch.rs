@@ -13,9 +13,9 @@
 //!
 //! Arguments: `cpus=`, `watch=`, `every_ms=` (how often it looks).
 
-use super::accounts::{Accounts, Parts};
 use crate::{number, time};
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use moira_lab::accounts::{Accounts, Parts};
 use moira_rt::{
     Env,
     sys::{
