@@ -138,11 +138,17 @@ pub(super) fn load_request(hw: VcpuHw, bits: u32) {
 }
 
 fn load_segments(vmcb: &mut Vmcb, segments: &[Segment; 8]) {
-    for (index, from) in segments.iter().enumerate() {
-        let attributes = check::rights_to_svm(from.rights);
-        *vmcb.segment(index) = SvmSegment { selector: from.selector, attributes, limit: from.limit, base: from.base };
+    let [usual @ .., ldtr, tr] = segments;
+    for (to, from) in vmcb.segments.iter_mut().zip(usual) {
+        *to = convert(from, check::rights_to_svm(from.rights));
     }
-    vmcb.tr.attributes = check::task_rights_to_svm(segments[seg::TR].rights);
+    vmcb.ldtr = convert(ldtr, check::rights_to_svm(ldtr.rights));
+    vmcb.tr = convert(tr, check::task_rights_to_svm(tr.rights));
+}
+
+#[inline(always)]
+fn convert(from: &Segment, attributes: u16) -> SvmSegment {
+    SvmSegment { selector: from.selector, attributes, limit: from.limit, base: from.base }
 }
 
 /// Writes the groups of `mask` to the state page.
@@ -229,8 +235,9 @@ fn store_code(vmcb: &Vmcb, page: StatePage) {
     put!(page, cpl, u64::from(vmcb.cpl));
 }
 
-fn store_segments(vmcb: &mut Vmcb, page: StatePage) {
-    (0..8).for_each(|index| store_segment(page, index, vmcb.segment(index), 0));
+fn store_segments(vmcb: &Vmcb, page: StatePage) {
+    vmcb.segments.iter().enumerate().for_each(|(index, from)| store_segment(page, index, from, 0));
+    store_segment(page, seg::LDTR, &vmcb.ldtr, 0);
     store_segment(page, seg::TR, &vmcb.tr, check::task_rights_from_svm(0) & !check::UNUSABLE);
     put!(page, cpl, u64::from(vmcb.cpl));
 }

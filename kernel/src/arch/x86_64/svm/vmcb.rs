@@ -2,7 +2,6 @@
 use core::mem::{offset_of, size_of};
 
 use bitflags::bitflags;
-use moira_abi::vcpu::seg;
 use static_assertions::const_assert_eq;
 
 bitflags! {
@@ -139,17 +138,6 @@ pub struct Vmcb {
     pub pat: u64,
     pub debug_control: u64,
     reserved10: [u8; 0xc00 - 0x278],
-}
-
-impl Vmcb {
-    /// A segment register by its number in the state page.
-    pub fn segment(&mut self, index: usize) -> &mut SvmSegment {
-        match index {
-            seg::LDTR => &mut self.ldtr,
-            seg::TR => &mut self.tr,
-            _ => &mut self.segments[index % 6],
-        }
-    }
 }
 
 const_assert_eq!(size_of::<Vmcb>(), 4096);
