@@ -142,6 +142,9 @@ impl Server {
     }
 
     fn serve_line(&mut self) {
+        // First: an edge of a line that is masked is lost, and what came meanwhile would stay in the UART. Refused only if the interrupt
+        // was taken away.
+        let _ = self.interrupt.ack();
         match self.line.serve() {
             Ok(news) => {
                 self.more = news.more;
@@ -155,8 +158,6 @@ impl Server {
             // The ports were taken away: there is no line any more.
             Err(error) => warn!("the line is gone: {error:?}"),
         }
-        // Refused only if the interrupt was taken away.
-        let _ = self.interrupt.ack();
     }
 }
 

@@ -121,9 +121,10 @@ impl Server {
                 Next::Reply(reply, self.deadline())
             }
             Event::Notified(_) | Event::Timeout => {
+                // First: an edge of a line that is masked is lost, and what came meanwhile would stay in the UART.
+                self.acknowledge();
                 self.read_line();
                 self.flush();
-                self.acknowledge();
                 Next::Receive(self.deadline())
             }
         }

@@ -93,11 +93,13 @@ impl Accounts {
         self.chosen != NOBODY_KNOWS
     }
 
+    #[inline]
     fn of(&mut self, context: u64) -> &mut Parts {
         self.sums.entry(context).or_default()
     }
 
     /// Books what passed up to then.
+    #[inline]
     fn book(&mut self, time: u64) {
         let ticks = time.saturating_sub(self.since);
         self.since = time;
@@ -110,7 +112,8 @@ impl Accounts {
         }
     }
 
-    /// One more event.
+    /// One more event. A reader that is slow misses events.
+    #[inline]
     pub fn take(&mut self, event: &Event) {
         self.taken += 1;
         let source = (FIRST_SOURCE..=LAST_SOURCE).contains(&event.a);
