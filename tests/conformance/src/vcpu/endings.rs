@@ -148,19 +148,20 @@ fn across(lab: &mut Lab, check: &mut Check, cpus: &[Cpu], ending: Ending) {
     let expected = match ending {
         Ending::Kick => {
             check.good("kick", guest.vcpu.kick());
-            [Exit::Kicked as u64 + 1; 2]
+            [Exit::Kicked as u64 + 1; 3]
         }
         Ending::Page => {
             // Registers that it leaves must not land in a page that is somebody else's by then.
             let before = stored(page + at!(rip) as u64);
             check.equal("where it began", before, CODE);
             check.good("revoke", Lab::TABLE.revoke_fully(guest.state.slot()));
-            [1 << 32 | Error::Inactive as u64; 2]
+            [1 << 32 | Error::Inactive as u64; 3]
         }
         Ending::Dies => {
             check.good("revoke", memory.revoke_fully());
-            // Its state page may go first, and the guest be out before the vCPU is reached.
-            [Error::PeerGone, Error::Inactive].map(|error| 1 << 32 | error as u64)
+            // Its state page or its memory may go first, and the guest be out before the vCPU is reached.
+            let [gone, inactive] = [Error::PeerGone, Error::Inactive].map(|error| 1 << 32 | error as u64);
+            [gone, inactive, Exit::Memory as u64 + 1]
         }
     };
     check.holds("it comes out", wait(lab, &|| ANSWER.load(Relaxed) != 0));
