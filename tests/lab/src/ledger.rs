@@ -150,6 +150,7 @@ impl Lab {
             self.ran.borrow_mut().clear();
             let begun = Audit::begin(self, kept);
             self.audit = check.good("the trace", begun).flatten();
+            check.holds("a moment without a change of account, to begin with", self.audit.is_some());
         }
     }
 
