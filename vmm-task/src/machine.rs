@@ -75,13 +75,7 @@ impl fmt::Display for Failure {
             Failure::Missing(name) => write!(f, "the manifest grants no `{name}`"),
             Failure::Kernel(what, error) => write!(f, "{what}: {error:?}"),
             Failure::Memory(what, error) => write!(f, "{what}: {error:?}"),
-            Failure::Size(MapError::TooSmall { ram }) => {
-                write!(f, "{} KiB of memory: a machine has {} KiB or more", ram >> 10, MemoryMap::MIN_RAM >> 10)
-            }
-            Failure::Size(MapError::TooLarge { ram }) => {
-                write!(f, "{} GiB of memory: a machine has at most {} GiB", ram >> 30, MemoryMap::MAX_RAM >> 30)
-            }
-            Failure::Size(MapError::NotPages { ram }) => write!(f, "{ram} bytes of memory are no whole pages"),
+            Failure::Size(error) => error.fmt(f),
             Failure::Firmware(error) => write!(f, "the firmware is refused: {error}"),
             Failure::FirmwareFiles(what) => write!(f, "no files for the firmware: {what}"),
         }

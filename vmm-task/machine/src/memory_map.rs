@@ -2,6 +2,7 @@
 
 use crate::{GuestRam, OutOfRange, layout};
 use alloc::vec::Vec;
+use core::fmt;
 
 /// What an E820 range is (ACPI 6.5, table 15.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,20 @@ pub enum MapError {
         /// Bytes asked for.
         ram: u64,
     },
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            MapError::TooSmall { ram } => {
+                write!(f, "{} KiB of memory: a machine has {} KiB or more", ram >> 10, MemoryMap::MIN_RAM >> 10)
+            }
+            MapError::TooLarge { ram } => {
+                write!(f, "{} GiB of memory: a machine has at most {} GiB", ram >> 30, MemoryMap::MAX_RAM >> 30)
+            }
+            MapError::NotPages { ram } => write!(f, "{ram} bytes of memory are no whole pages"),
+        }
+    }
 }
 
 /// The memory map of one VM.

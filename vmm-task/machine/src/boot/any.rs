@@ -50,9 +50,9 @@ impl fmt::Display for BootError {
                 "the guest kernel is {found}; a Linux bzImage, an ELF file with a PVH note, a Multiboot kernel or any other \
                  64-bit ELF file was expected"
             ),
-            BootError::Linux(error) => write!(f, "the bzImage is refused: {error:?}"),
-            BootError::Elf(error) => write!(f, "the ELF image is refused: {error:?}"),
-            BootError::Multiboot(error) => write!(f, "the Multiboot kernel is refused: {error:?}"),
+            BootError::Linux(error) => write!(f, "the bzImage is refused: {error}"),
+            BootError::Elf(error) => write!(f, "the ELF image is refused: {error}"),
+            BootError::Multiboot(error) => write!(f, "the Multiboot kernel is refused: {error}"),
             BootError::Modules => f.write_str(
                 "there are modules or a RAM disk, and the kernel is a plain 64-bit ELF file, which is given none",
             ),

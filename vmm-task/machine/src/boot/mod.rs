@@ -13,6 +13,7 @@ pub mod multiboot;
 pub mod multiboot2;
 mod paging;
 pub mod pvh;
+mod refusal;
 mod state;
 
 pub use any::{BootError, Guest, load};
