@@ -10,11 +10,6 @@ use crate::{
 use core::sync::atomic::Ordering::*;
 use moira_abi::{Error, Rights, time::CpuLedger};
 
-/// The CPU that a slot of the caller names.
-pub fn named(caller: Obj<Thread>, index: u64, rights: Rights) -> Result<Obj<Cpu>, Error> {
-    caller.table()?.read(index)?.object(rights)
-}
-
 /// `install_plan`: W0 plan slot, 0 for none.
 pub fn install_plan(cpu: &Cpu, target: Obj<Cpu>, caller: Obj<Thread>) -> Result<(), Error> {
     let plan = if caller.word(0) == 0 {

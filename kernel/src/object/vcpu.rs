@@ -3,7 +3,7 @@
 use super::{
     Header,
     address_space::AddressSpace,
-    cpu, io_ports, life,
+    io_ports, life,
     thread::{State, Thread, reg},
 };
 use crate::{
@@ -105,8 +105,8 @@ pub fn configure(vcpu: Obj<Vcpu>, caller: Obj<Thread>) -> Result<(), Error> {
     }
     guest_space(caller, caller.word(1))?;
     // Where its only user lives needs no capability.
-    let home =
-        if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { cpu::named(caller, caller.word(2), Rights(0))? };
+    let home: Obj<Cpu> =
+        if caller.word(2) == 0 { Obj::from_ref(arch::cpu()) } else { table.object(caller.word(2), Rights(0))? };
     if home.virt.get().is_null() {
         return Err(Error::NoHardware);
     }
