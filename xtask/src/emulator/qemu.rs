@@ -54,7 +54,10 @@ fn accelerate(command: &mut Command, machine: &Machine) {
     }
     let cpu = machine.cpu.as_deref().unwrap_or("max");
     command.args(["-M", "q35", "-accel", "tcg", "-cpu", &with_svm(cpu)]);
-    if machine.icount {
+    if machine.icount && machine.interactive {
+        // As below, but idle time passes as it does for whoever sits there, and the date is theirs.
+        command.args(["-icount", "shift=0,sleep=on"]);
+    } else if machine.icount {
         // One TSC tick is one instruction is one nanosecond, and the date is always the same.
         command.args(["-icount", "shift=0,sleep=off", "-seed", "1"]);
         command.args(["-rtc", "base=2026-01-01T00:00:00,clock=vm"]);
@@ -118,4 +121,24 @@ pub fn complaint(folder: &Path) -> String {
 /// Whether QEMU logged a triple fault.
 pub fn triple_fault(folder: &Path) -> bool {
     fs::read(folder.join(LOG)).is_ok_and(|log| String::from_utf8_lossy(&log).contains("Triple fault"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulator::Emulator;
+
+    #[test]
+    fn who_sits_at_a_counted_machine_has_its_own_time() {
+        let arguments = |interactive: bool, icount: bool| {
+            let machine = Machine { interactive, icount, ..Machine::usual(Emulator::Qemu) };
+            let mut command = Command::new("qemu");
+            accelerate(&mut command, &machine);
+            command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert!(arguments(true, true).contains("-icount shift=0,sleep=on"));
+        assert!(!arguments(true, true).contains("-rtc"));
+        assert!(arguments(false, true).contains("-icount shift=0,sleep=off -seed 1 -rtc base=2026"));
+        assert!(!arguments(true, false).contains("-icount"));
+    }
 }
