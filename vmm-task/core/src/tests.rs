@@ -10,6 +10,7 @@ use moira_abi::Error;
 use moira_abi::vcpu::{Exit, PortIo, access, control_write, event, group, interruptibility, request};
 use proptest::prelude::*;
 use std::boxed::Box;
+use std::collections::VecDeque;
 use std::vec;
 use std::vec::Vec;
 use vmm_devices::board::{Board, BoardConfig};
@@ -97,32 +98,45 @@ impl Memory {
     }
 }
 
-/// A processor that follows a script: each step may look at the page and change it, and says why it exits.
+/// What a step does: it may look at the page and change it, and says why the guest exits and with which groups.
+type Act<'a> = Box<dyn FnMut(&StatePage<'_>, u64) -> (Exit, u64) + 'a>;
+
+/// A processor that follows a script.
 struct Script<'a> {
     page: StatePage<'a>,
-    #[allow(clippy::type_complexity)]
-    steps: Vec<Box<dyn FnMut(&StatePage<'_>, u64) -> (Exit, u64) + 'a>>,
+    /// Each with the cycles that it takes.
+    steps: VecDeque<(u64, Act<'a>)>,
     now: u64,
+    served: u32,
 }
 
 impl<'a> Script<'a> {
     fn new(memory: &'a Memory) -> Script<'a> {
-        Script { page: memory.page(), steps: Vec::new(), now: 1_000_000 }
+        Script { page: memory.page(), steps: VecDeque::new(), now: 1_000_000, served: 0 }
     }
 
-    fn step(mut self, step: impl FnMut(&StatePage<'_>, u64) -> (Exit, u64) + 'a) -> Self {
-        self.steps.push(Box::new(step));
+    fn step(self, step: impl FnMut(&StatePage<'_>, u64) -> (Exit, u64) + 'a) -> Self {
+        self.step_of(1000, step)
+    }
+
+    fn step_of(mut self, cycles: u64, step: impl FnMut(&StatePage<'_>, u64) -> (Exit, u64) + 'a) -> Self {
+        self.steps.push_back((cycles, Box::new(step)));
         self
+    }
+
+    /// The guest sets up the legacy interrupt controller at vector 20h and its timer, in this mode, to 1,000 ticks.
+    fn starts_the_legacy_timer(self, mode: u8) -> Self {
+        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, mode), (0x40, 0xe8), (0x40, 3)]
+            .into_iter()
+            .fold(self, |cpu, (port, value)| cpu.step(move |page, _| out8(page, port, value)))
     }
 }
 
 impl Processor for Script<'_> {
     fn run(&mut self, masks: u64, _until: u64) -> Result<(u64, u64), Error> {
-        if self.steps.is_empty() {
-            return Err(Error::PeerGone);
-        }
-        let (exit, groups) = self.steps.remove(0)(&self.page, masks);
-        self.now += 1000;
+        let (cycles, mut act) = self.steps.pop_front().ok_or(Error::PeerGone)?;
+        let (exit, groups) = act(&self.page, masks);
+        self.now += cycles;
         Ok((exit as u64, groups))
     }
     fn now(&self) -> u64 {
@@ -140,6 +154,10 @@ impl Processor for Script<'_> {
     }
     fn orders(&mut self, _bits: u64) -> Orders {
         Orders { kill: true, ..Orders::default() }
+    }
+    fn debug(&mut self) {
+        self.served += 1;
+        assert!(self.served < 100, "it does not sleep");
     }
 }
 
@@ -164,15 +182,10 @@ fn an_interrupt_waits_for_its_window_and_is_not_lost() {
     let memory = Memory::new();
     let mut vm = memory.vm();
     // The timer of the legacy controller, with the APIC still off.
-    let mut cpu = Script::new(&memory);
-    for (port, value) in
-        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x34), (0x40, 0xe8), (0x40, 3)]
-    {
-        cpu = cpu.step(move |page, _| out8(page, port, value));
-    }
-    let mut cpu = cpu
-        // A millisecond later, with interrupts off.
-        .step(|page, _| {
+    let mut cpu = Script::new(&memory)
+        .starts_the_legacy_timer(0x34)
+        // Two milliseconds later, with interrupts off.
+        .step_of(2_000_000, |page, _| {
             at(page, 0);
             page.set(field::RFLAGS, 2);
             page.set(field::INTERRUPTIBILITY, 0);
@@ -211,33 +224,8 @@ fn an_interrupt_waits_for_its_window_and_is_not_lost() {
             (Exit::Shutdown, group::ALL)
         });
     cpu.now = 0;
-    let result = vm.run(&mut Late(&mut cpu));
+    let result = vm.run(&mut cpu);
     assert_eq!(result, Ending::TripleFault);
-}
-
-/// A processor whose clock is two milliseconds ahead from the exit of the `Until` on.
-struct Late<'a, 'b>(&'b mut Script<'a>);
-
-impl Processor for Late<'_, '_> {
-    fn run(&mut self, masks: u64, until: u64) -> Result<(u64, u64), Error> {
-        let answer = self.0.run(masks, until);
-        if self.0.steps.len() == 4 {
-            self.0.now += 2_000_000;
-        }
-        answer
-    }
-    fn now(&self) -> u64 {
-        self.0.now
-    }
-    fn sleep(&mut self, until: u64) -> u64 {
-        self.0.sleep(until)
-    }
-    fn poll(&mut self) -> u64 {
-        0
-    }
-    fn orders(&mut self, bits: u64) -> Orders {
-        self.0.orders(bits)
-    }
 }
 
 #[test]
@@ -289,13 +277,8 @@ fn what_an_exit_did_not_bring_the_next_one_brings() {
 fn a_machine_that_halts_sleeps_until_its_timer() {
     let memory = Memory::new();
     let mut vm = memory.vm();
-    let mut cpu = Script::new(&memory);
-    for (port, value) in
-        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x30), (0x40, 0xe8), (0x40, 3)]
-    {
-        cpu = cpu.step(move |page, _| out8(page, port, value));
-    }
-    let mut cpu = cpu
+    let mut cpu = Script::new(&memory)
+        .starts_the_legacy_timer(0x30)
         .step(|page, _| {
             at(page, 1);
             page.set(field::INTERRUPTIBILITY, 0);
@@ -312,44 +295,14 @@ fn a_machine_that_halts_sleeps_until_its_timer() {
     assert_eq!(vm.run(&mut cpu), Ending::Killed);
 }
 
-/// A processor whose debugger is served a few times only.
-struct Served<'a, 'b>(&'b mut Script<'a>, u32);
-
-impl Processor for Served<'_, '_> {
-    fn run(&mut self, masks: u64, until: u64) -> Result<(u64, u64), Error> {
-        self.0.run(masks, until)
-    }
-    fn now(&self) -> u64 {
-        self.0.now
-    }
-    fn sleep(&mut self, until: u64) -> u64 {
-        self.0.sleep(until)
-    }
-    fn poll(&mut self) -> u64 {
-        0
-    }
-    fn orders(&mut self, bits: u64) -> Orders {
-        self.0.orders(bits)
-    }
-    fn debug(&mut self) {
-        self.1 += 1;
-        assert!(self.1 < 100, "it does not sleep");
-    }
-}
-
 /// As with gdb's `set scheduler-locking on`: the one that goes on may halt.
 #[test]
 fn a_processor_that_halts_sleeps_although_another_one_is_held() {
     let memory = Memory::new();
     let mut vm = memory.vm();
     vm.machine().debug_hold(!1, 0);
-    let mut cpu = Script::new(&memory);
-    for (port, value) in
-        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe), (0x43, 0x30), (0x40, 0xe8), (0x40, 3)]
-    {
-        cpu = cpu.step(move |page, _| out8(page, port, value));
-    }
-    let mut cpu = cpu
+    let mut cpu = Script::new(&memory)
+        .starts_the_legacy_timer(0x30)
         .step(|page, _| {
             at(page, 1);
             page.set(field::INTERRUPTIBILITY, 0);
@@ -360,7 +313,7 @@ fn a_processor_that_halts_sleeps_although_another_one_is_held() {
             at(page, 0);
             (Exit::Shutdown, group::ALL)
         });
-    assert_eq!(vm.run(&mut Served(&mut cpu, 0)), Ending::TripleFault);
+    assert_eq!(vm.run(&mut cpu), Ending::TripleFault);
 }
 
 #[test]
