@@ -41,7 +41,8 @@ pub fn main(global: &Global) -> Result<ExitCode> {
 
     eprintln!("== tests");
     // Everything the cases need is asked for at once, not in the middle.
-    let tools = [hosttools::QEMU, hosttools::OVMF, hosttools::BOCHS, hosttools::GRUB, hosttools::BINUTILS];
+    let tools =
+        [hosttools::QEMU, hosttools::OVMF, hosttools::BOCHS, hosttools::GRUB, hosttools::BINUTILS, hosttools::ACPICA];
     hosttools::require(&tools, install)?;
     let tests = test::main(&test::Options::all(), global)?;
     if failed.is_empty() {

@@ -6,10 +6,15 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 
 use super::Count;
+use crate::hosttools::{self, Install, Tool};
 use crate::{paths, progress, toolchain};
 
+/// What some of them judge by.
+const TOOLS: &[&[Tool]] = &[hosttools::ACPICA, hosttools::QEMU];
+
 /// Runs them and counts. What they print is kept, and shown when something failed.
-pub fn run() -> Result<Count> {
+pub fn run(install: Install) -> Result<Count> {
+    hosttools::require(TOOLS, install)?;
     let step = progress::step("host tests");
     let mut command = toolchain::rustup_cargo();
     command.args(["test", "--no-fail-fast", "--color=never"]).current_dir(paths::root()).stdin(Stdio::null());

@@ -111,7 +111,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     }
     let mut count = Count::default();
     if options.wants_host() {
-        let host = host::run()?;
+        let host = host::run(global.install())?;
         count.passed += host.passed;
         count.failed += host.failed;
     }
@@ -158,7 +158,6 @@ fn emulated(cases: &[Case], options: &Options, global: &Global) -> Result<Count>
     tools.extend(cases.iter().flat_map(|case| hosttools::of_system(&case.system)));
     tools.sort_by_key(|group| group.as_ptr());
     tools.dedup();
-    tools.push(hosttools::ACPICA);
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
