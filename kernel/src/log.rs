@@ -25,9 +25,9 @@ pub fn is_busy() -> bool {
     recent && WRITER.0.load(Relaxed) != 0
 }
 
-/// Whether a line of a task's would be cut in two now.
+/// Whether a line of a task's would be cut in two now, or what is written would go to the divisor.
 pub fn is_open() -> bool {
-    OPEN.load(Relaxed)
+    OPEN.load(Relaxed) || DIVISOR.load(Relaxed)
 }
 
 /// Whose text is printed a piece at a time, and since when nothing came of it: a thread's address; 0: nobody's.

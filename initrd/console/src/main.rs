@@ -31,6 +31,8 @@ use serial_core::{ports::Ports, uart::Uart};
 
 moira_rt::entry!(main);
 
+/// The line of the kernel's log.
+const KERNELS_PORT: &str = "0x3f8";
 /// Most bytes taken in one request, so that each client waits for a bounded time.
 const MOST_BYTES: usize = 1024;
 /// Most bytes read from the line in one go.
@@ -58,9 +60,10 @@ fn main(env: Env) {
     let ports =
         env.capability::<IoPorts>("ports").or_else(|| env.capability("uart")).expect("the manifest grants `ports`");
     let interrupt = env.capability::<Interrupt>("interrupt").or_else(|| env.capability("uart-irq"));
-    let first = env.argument("port").unwrap_or("0x3f8");
+    let first = env.argument("port").unwrap_or(KERNELS_PORT);
     let mut uart = Uart(Ports::named(ports, first).expect("`port=` is a hexadecimal number"));
-    uart.init(interrupt.is_some()).expect("the UART's ports are among `ports`");
+    let begin = if first == KERNELS_PORT { Uart::share } else { Uart::init };
+    begin(&mut uart, interrupt.is_some()).expect("the UART's ports are among `ports`");
     let mut server = Server {
         uart,
         consoles: named_clients(&env),

@@ -49,8 +49,6 @@ const SEND: u8 = 2;
 const QUIET: u8 = 1;
 /// Bytes of each FIFO.
 pub const DEPTH: usize = 16;
-/// LSR: all is sent.
-const SENT: u8 = 0x40;
 
 /// Looks at the status this often before the hardware is given up. A full FIFO is sent in 1.4 ms, and a line of the kernel's log,
 /// which is printed a piece at a time, may take some windows of the root task; one look takes a microsecond on hardware.
@@ -61,12 +59,11 @@ const PATIENCE: u32 = 500_000;
 pub struct Uart<R>(pub R);
 
 impl<R: Registers> Uart<R> {
-    /// Sets 115,200 baud, 8N1, FIFOs on; interrupts for input if asked for. What the kernel's log wrote before is sent first.
+    /// Sets 115,200 baud, 8N1, FIFOs on; interrupts for input if asked for.
     ///
     /// # Errors
     /// Of the register access.
     pub fn init(&mut self, interrupts: bool) -> Result<(), R::Error> {
-        self.wait_for(SENT)?;
         self.0.write(INTERRUPTS, 0)?;
         self.0.write(LINE, DLAB | EIGHT_N_ONE)?;
         self.0.write(DATA, 1)?;
@@ -75,6 +72,16 @@ impl<R: Registers> Uart<R> {
         self.0.write(FIFO, FIFO_ON)?;
         self.0.write(MODEM, DTR_RTS_OUT2)?;
         self.0.write(INTERRUPTS, if interrupts { RECEIVED } else { 0 })
+    }
+
+    /// Takes over a line that the kernel's log has set up and goes on writing to. What the log writes while the divisor is visible, or while
+    /// the FIFOs are cleared, would be lost: both stay as they are.
+    ///
+    /// # Errors
+    /// Of the register access.
+    pub fn share(&mut self, interrupts: bool) -> Result<(), R::Error> {
+        self.0.write(MODEM, DTR_RTS_OUT2)?;
+        self.set_interrupts(interrupts, false)
     }
 
     /// Sends bytes, a FIFO at a time. If the hardware stops taking them, the rest is dropped.
@@ -188,5 +195,34 @@ mod tests {
         let mut uart = Uart(Fake { stuck: true, ..Fake::default() });
         uart.send(&bytes).unwrap();
         assert_eq!(uart.0.sent.len(), DEPTH);
+    }
+
+    /// Hardware that keeps what was written to it.
+    struct Written(Vec<(u16, u8)>);
+
+    impl Registers for Written {
+        type Error = ();
+
+        fn read(&mut self, _: u16) -> Result<u8, ()> {
+            Ok(EMPTY)
+        }
+
+        fn write(&mut self, offset: u16, value: u8) -> Result<(), ()> {
+            self.0.push((offset, value));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_shared_line_never_swallows_what_another_one_writes() {
+        let mut uart = Uart(Written(Vec::new()));
+        uart.share(true).unwrap();
+        assert!(uart.0.0.iter().all(|(offset, _)| ![DATA, FIFO, LINE].contains(offset)), "{:?}", uart.0.0);
+        assert_eq!(uart.0.0.last(), Some(&(INTERRUPTS, RECEIVED)));
+        // While the divisor is visible nobody else can write.
+        let mut uart = Uart(Written(Vec::new()));
+        uart.init(false).unwrap();
+        assert!(uart.0.0.contains(&(LINE, DLAB | EIGHT_N_ONE)));
+        assert_eq!(uart.0.0.last(), Some(&(INTERRUPTS, 0)));
     }
 }
