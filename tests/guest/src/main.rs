@@ -20,6 +20,7 @@
 //! | `triple` | a triple fault |
 //! | `memory` | writes and reads all of its memory, then switches itself off |
 //! | `device-memory` | instructions on a device's memory that drivers seldom use |
+//! | `once COUNT` | takes so many interrupts whose handlers take long, and says whether each came once |
 //! | `exit` | ends by the debug exit port with 7 |
 //! | `hang` | stops with interrupts off |
 //! | `stray` | jumps to where there is no memory |
@@ -36,6 +37,7 @@ mod fuzz;
 mod fuzz_devices;
 mod hardware;
 mod memory;
+mod once;
 mod smp;
 mod vectors;
 mod victim;
@@ -122,6 +124,10 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
         }
         "device-memory" => {
             device_memory::run();
+            power_off()
+        }
+        "once" => {
+            once::run(count(&bytes).into());
             power_off()
         }
         "reset" => reset(),

@@ -94,7 +94,7 @@ fn classify_slowly(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> 
     if shadow.slow & slow::SPEC_CTRL != 0 {
         write_spec_ctrl(mitigations::host_spec_ctrl());
     }
-    let mut pending = Event::from_svm(block.exit_int_info);
+    let mut pending = state::undelivered(hw);
     if shadow.slow & slow::SOFT != 0 {
         if pending.info as u64 & event::VALID != 0 {
             // The injected event was not delivered: RIP is the instruction's own again, which raises it anew.
@@ -132,7 +132,7 @@ fn classify_slowly(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> 
             if pending.is_nmi() {
                 state::set_nmi(hw, Nmi::Blocked);
             }
-            vmcb(hw).event_inject = pending.to_svm();
+            state::arm(cpu, hw, pending);
         }
     }
     outcome

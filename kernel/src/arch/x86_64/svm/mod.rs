@@ -51,6 +51,7 @@ pub(super) unsafe fn enable(cpu: &mut CpuVirt) -> Result<(), &'static str> {
     cpu.tags = Tags::new(found.ebx - 1);
     cpu.features.next_rip = found.edx & 1 << 3 != 0;
     cpu.features.decode = found.edx & 1 << 7 != 0;
+    cpu.features.tcg = leaf(0x4000_0000, 0).ebx == u32::from_le_bytes(*b"TCGT");
     cpu.features.clean = if found.edx & 1 << 5 != 0 { Clean::all().bits() } else { 0 };
     // SAFETY: the MSRs exist; the pages are this module's; VMSAVE writes into the second.
     unsafe {
@@ -139,7 +140,10 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     let block = vmcb(hw);
     block.rax = get!(page, gpr[0]);
     block.rsp = get!(page, gpr[4]);
-    if shadow.slow != 0 {
+    if shadow.slow & slow::ONCE != 0 {
+        state::deliver_once(hw);
+    }
+    if shadow.slow & !slow::ONCE != 0 {
         if shadow.slow & (slow::NMI | slow::NMI_WINDOW) == slow::NMI_WINDOW {
             if block.event_inject & event::VALID == 0 {
                 return exit::nmi_window(cpu, hw, page, out);

@@ -1,7 +1,8 @@
 //! State page to VMCB and back.
-use moira_abi::vcpu::{Segment, group, interruptibility, invalid, request, seg};
+use moira_abi::vcpu::{Segment, event, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, efer};
 
+use super::super::apic;
 use super::super::virt::{self, CpuVirt, Nmi, StatePage, VcpuHw, get, put, slow};
 use super::vmcb::{Clean, Intercept1, SvmSegment, Vmcb, vintr};
 use super::{EXCEPTIONS, vmcb};
@@ -79,7 +80,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     // Last: the event is taken out of the page only when all else was accepted.
     if mask & group::INJECT != 0 {
         let (event, request) = virt::read_inject(page)?;
-        load_event(hw, event, cpu.features.next_rip)?;
+        load_event(cpu, hw, event)?;
         load_request(hw, request);
     }
     Ok(())
@@ -103,7 +104,7 @@ pub(super) fn set_nmi(hw: VcpuHw, nmi: Nmi) {
 }
 
 /// Arms an event. The RIP pushed for a software event is the one behind the instruction.
-fn load_event(hw: VcpuHw, event: Event, next_rip: bool) -> Result<(), u64> {
+fn load_event(cpu: &CpuVirt, hw: VcpuHw, event: Event) -> Result<(), u64> {
     let shadow = hw.shadow();
     let vmcb = vmcb(hw);
     if event.is_nmi() {
@@ -115,14 +116,49 @@ fn load_event(hw: VcpuHw, event: Event, next_rip: bool) -> Result<(), u64> {
     if event.is_software() {
         let rip = vmcb.rip.wrapping_add(event.length.into());
         vmcb.rip = rip;
-        if next_rip {
+        if cpu.features.next_rip {
             vmcb.next_rip = rip;
         }
         shadow.soft_length = event.length;
         shadow.slow |= slow::SOFT;
     }
-    vmcb.event_inject = event.to_svm();
+    arm(cpu, hw, event);
     Ok(())
+}
+
+/// Stands for delivery at the next entry.
+pub(super) fn arm(cpu: &CpuVirt, hw: VcpuHw, event: Event) {
+    vmcb(hw).event_inject = event.to_svm();
+    if cpu.features.tcg && event.info as u64 & (event::VALID | event::TYPE) == event::VALID | event::INTERRUPT {
+        hw.shadow().slow |= slow::ONCE;
+    }
+}
+
+/// Before an entry in QEMU's TCG (7.2), which keeps an interrupt of EVENTINJ as an exception of its own: should it leave its loop before
+/// the next exit, it delivers the interrupt a second time, whatever IF is. It does not keep a virtual interrupt; where one is needed for
+/// a window, the guest exits right behind the delivery.
+pub(super) fn deliver_once(hw: VcpuHw) {
+    let (vmcb, shadow) = (vmcb(hw), hw.shadow());
+    if shadow.request | shadow.slow & slow::NMI != 0 {
+        return apic::interrupt_this();
+    }
+    let irq = vintr::MASKING | vintr::IGNORE_TPR | vintr::IRQ;
+    vmcb.virtual_interrupt = irq | (vmcb.event_inject & 0xff) << vintr::VECTOR_SHIFT;
+    vmcb.event_inject = 0;
+}
+
+/// After the exit: the event that was not delivered, as EXITINTINFO tells it, or as the virtual interrupt that still stands there.
+pub(super) fn undelivered(hw: VcpuHw) -> Event {
+    let (vmcb, shadow) = (vmcb(hw), hw.shadow());
+    if shadow.slow & slow::ONCE != 0 {
+        shadow.slow &= !slow::ONCE;
+        let left = vmcb.virtual_interrupt;
+        if shadow.request == 0 && left & vintr::IRQ != 0 {
+            vmcb.virtual_interrupt = vintr::MASKING;
+            return Event::from_svm(event::VALID | left >> vintr::VECTOR_SHIFT);
+        }
+    }
+    Event::from_svm(vmcb.exit_int_info)
 }
 
 /// Window requests: an interrupt window is a virtual interrupt whose delivery is intercepted.

@@ -57,6 +57,8 @@ pub mod vintr {
     pub const IRQ: u64 = 1 << 8;
     /// It ignores the virtual TPR.
     pub const IGNORE_TPR: u64 = 1 << 20;
+    /// Where its vector begins.
+    pub const VECTOR_SHIFT: u32 = 32;
     /// The host's IF decides about physical interrupts, the guest's about virtual ones.
     pub const MASKING: u64 = 1 << 24;
 }

@@ -51,6 +51,8 @@ pub(in super::super) mod slow {
     pub(in super::super::super) const STAR: u32 = 1 << 4;
     pub(in super::super::super) const LSTAR: u32 = 1 << 5;
     pub(in super::super::super) const SFMASK: u32 = 1 << 6;
+    /// SVM in QEMU: an interrupt is delivered once.
+    pub(in super::super::super) const ONCE: u32 = 1 << 8;
     /// Measures against leaks are due at entry or exit.
     pub(in super::super::super) const HARDEN: u32 = 1 << 7;
 }

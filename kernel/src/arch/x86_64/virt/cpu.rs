@@ -49,6 +49,8 @@ pub(in super::super) struct Features {
     pub(in super::super) next_rip: bool,
     /// SVM: decode assists.
     pub(in super::super) decode: bool,
+    /// SVM: the processor is QEMU's TCG ([`svm`]).
+    pub(in super::super) tcg: bool,
     /// SVM: what to write to the clean bits after an exit.
     pub(in super::super) clean: u32,
     /// VT-x: see [`vmx`].
@@ -142,7 +144,7 @@ pub(super) fn host_state() -> Host {
 
 /// A leaf of CPUID; all zero if there is none of this number.
 pub(in super::super) fn leaf(number: u32, sub: u32) -> CpuIdResult {
-    let exists = number <= cpuid_count(number & 0x8000_0000, 0).eax;
+    let exists = number <= cpuid_count(number & 0xc000_0000, 0).eax;
     if exists { cpuid_count(number, sub) } else { CpuIdResult { eax: 0, ebx: 0, ecx: 0, edx: 0 } }
 }
 
