@@ -1,4 +1,5 @@
-//! A task that works in bursts: `run_us` of work, `sleep_us` of sleep. How late it wakes is what a scheduler's latency feels like.
+//! A task that works in bursts: `run_us` of work, `sleep_us` of sleep. How late it wakes, and how long after its time the work is done, is
+//! what a scheduler's latency feels like.
 
 use crate::{stretch, time};
 use moira_rt::{
@@ -11,7 +12,7 @@ pub fn run(env: &Env) {
     let (from, to) = stretch(env);
     let (run, sleep) = (time(env, "run_us", 200), time(env, "sleep_us", 2_000));
     crate::sleep_until(env, from);
-    let (mut wakes, mut sum, mut worst, mut bursts) = (0_u64, 0_u64, 0_u64, 0_u64);
+    let (mut wakes, mut sum, mut worst, mut bursts, mut slowest) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let mut wanted = from;
     while wanted < to {
         // Waiting for nothing but the deadline.
@@ -31,13 +32,16 @@ pub fn run(env: &Env) {
             }
             last = now;
         }
-        bursts += u64::from(done >= run);
+        if done >= run {
+            bursts += 1;
+            slowest = slowest.max(last - wanted);
+        }
         wanted = last + sleep;
     }
     crate::sleep_until(env, to + time(env, "print_ms", 0));
     let mean = sum / wakes.max(1);
     log::info!(
-        "data: {{\"kind\":\"latency\",\"task\":\"{}\",\"wakes\":{wakes},\"bursts\":{bursts},\"mean\":{mean},\"worst\":{worst}}}",
+        "data: {{\"kind\":\"latency\",\"task\":\"{}\",\"wakes\":{wakes},\"bursts\":{bursts},\"mean\":{mean},\"worst\":{worst},\"slowest\":{slowest}}}",
         env.info.name
     );
 }
