@@ -4,12 +4,12 @@
 //! them go to CSV files, one for each kind of line, and from them come the plots, the findings and a one-page report.
 
 mod chart;
-mod findings;
+pub mod findings;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -118,38 +118,69 @@ pub fn number(row: &Row, key: &str) -> f64 {
     row.get(key).and_then(Value::as_f64).unwrap_or(0.0)
 }
 
+/// What all boots of experiments need.
+pub struct Laboratory {
+    machine: Machine,
+    images: build::Images,
+}
+
+impl Laboratory {
+    /// Builds the tasks, and installs what is missing.
+    pub fn open(global: &Global) -> Result<Laboratory> {
+        let machine = Machine { icount: true, ..Machine::usual(Emulator::Qemu) };
+        let mut tools = machine.tools();
+        tools.push(hosttools::BINUTILS);
+        hosttools::require(&tools, global.install())?;
+        let toolchain = Toolchain::find(global.toolchain, global.install())?;
+        eprintln!("compiler: {}", toolchain.origin);
+        let images = build::images(&toolchain, global.install())?;
+        Ok(Laboratory { machine, images })
+    }
+
+    /// Runs an experiment, writes its report and answers what it found; `also` and `twice` are the command's.
+    pub fn run(&self, name: &str, also: &[String], twice: bool) -> Result<Report> {
+        let experiment = EXPERIMENTS
+            .iter()
+            .find(|experiment| experiment.name == name)
+            .with_context(|| format!("no experiment {name:?}; there are {}", names().join(", ")))?;
+        let folder = paths::target().join("experiments").join(experiment.name);
+        fs::create_dir_all(&folder)?;
+        let mut runs = Vec::new();
+        for value in experiment.values.iter().copied().chain(also.iter().map(String::as_str)) {
+            let first = boot(experiment, value, &self.images, &self.machine, &folder)?;
+            if twice && boot(experiment, value, &self.images, &self.machine, &folder)?.rows != first.rows {
+                bail!("{} with {value} did not repeat: two runs differ", experiment.name);
+            }
+            runs.push(first);
+        }
+        let mut judged = (experiment.judge)(&runs);
+        if twice {
+            judged.goal("two runs are alike, value by value", true, "compared".into());
+        }
+        write(experiment, &runs, &judged, &folder)?;
+        Ok(Report { judged, page: folder.join("index.html") })
+    }
+}
+
+/// What an experiment found, and the page that shows it.
+pub struct Report {
+    /// Goals, tables and plots.
+    pub judged: findings::Judged,
+    /// The report for a browser.
+    pub page: PathBuf,
+}
+
+/// The names of all experiments.
+pub fn names() -> Vec<&'static str> {
+    EXPERIMENTS.iter().map(|experiment| experiment.name).collect()
+}
+
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let names: Vec<&str> = EXPERIMENTS.iter().map(|experiment| experiment.name).collect();
-    let experiment = EXPERIMENTS
-        .iter()
-        .find(|experiment| experiment.name == options.name)
-        .with_context(|| format!("no experiment {:?}; there are {}", options.name, names.join(", ")))?;
-    let machine = Machine { icount: true, ..Machine::usual(Emulator::Qemu) };
-    let mut tools = machine.tools();
-    tools.push(hosttools::BINUTILS);
-    hosttools::require(&tools, global.install())?;
-    let toolchain = Toolchain::find(global.toolchain, global.install())?;
-    eprintln!("compiler: {}", toolchain.origin);
-    let images = build::images(&toolchain, global.install())?;
-    let folder = paths::target().join("experiments").join(experiment.name);
-    fs::create_dir_all(&folder)?;
-    let mut runs = Vec::new();
-    for value in experiment.values.iter().copied().chain(options.also.iter().map(String::as_str)) {
-        let first = boot(experiment, value, &images, &machine, &folder)?;
-        if options.twice && boot(experiment, value, &images, &machine, &folder)?.rows != first.rows {
-            bail!("{} with {value} did not repeat: two runs differ", experiment.name);
-        }
-        runs.push(first);
-    }
-    let mut judged = (experiment.judge)(&runs);
-    if options.twice {
-        judged.goal("two runs are alike, value by value", true, "compared".into());
-    }
-    write(experiment, &runs, &judged, &folder)?;
-    print!("{}", judged.text());
-    println!("report: {}", folder.join("index.html").display());
-    Ok(if judged.good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    let report = Laboratory::open(global)?.run(&options.name, &options.also, options.twice)?;
+    print!("{}", report.judged.text());
+    println!("report: {}", report.page.display());
+    Ok(if report.judged.good() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn boot(experiment: &Experiment, value: &str, images: &build::Images, machine: &Machine, folder: &Path) -> Result<Run> {

@@ -161,7 +161,7 @@ fn commands_ask_for_what_is_there() {
             let system = words.iter().position(|word| *word == "--system").and_then(|at| words.get(at + 1)).copied();
             let first = words.first().copied().filter(|word| !word.starts_with('-'));
             let there = match (&found[1], first) {
-                ("test", Some("host" | "libfuzzer")) => true,
+                ("test", Some("host" | "libfuzzer" | "experiment")) => true,
                 ("fuzz", Some(name)) => {
                     matches!(name, "all" | "TARGET") || exists(&format!("tests/libfuzzer/src/bin/{name}.rs"))
                 }

@@ -3,12 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 
-use super::Count;
+use super::{Count, side_by_side};
 use crate::cli::Global;
 use crate::fuzz::{self, Budget, Outcome, Run};
 use crate::paths;
@@ -38,25 +36,10 @@ pub fn cases() -> Result<Vec<Case>> {
 /// Runs them side by side, reports each and counts.
 pub fn run(cases: &[Case], long: bool, jobs: u32, global: &Global) -> Result<Count> {
     let programs = fuzz::build(global.install())?;
-    let (next, count) = (AtomicUsize::new(0), Mutex::new(Count::default()));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.min(cases.len() as u32) {
-            scope.spawn(|| {
-                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let program = programs.get(&case.target).context("the build made no such target");
-                    let passed = report(case, program.and_then(|program| one(case, program, long)));
-                    // A worker that panicked leaves counts that are right as far as they go.
-                    let mut count = count.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    if passed {
-                        count.passed += 1;
-                    } else {
-                        count.failed += 1;
-                    }
-                }
-            });
-        }
-    });
-    Ok(count.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    Ok(side_by_side(cases, jobs, |case| {
+        let program = programs.get(&case.target).context("the build made no such target");
+        report(case, program.and_then(|program| one(case, program, long)))
+    }))
 }
 
 /// What a target came to: a line for people, and a complaint if it failed.

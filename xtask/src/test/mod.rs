@@ -1,8 +1,9 @@
-//! The test harness: host tests, fuzz targets, then every case in its emulator, side by side.
+//! The test harness: host tests, fuzz targets, experiments, then every case in its emulator, side by side.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ mod apart;
 mod attempt;
 mod case;
 mod expect;
+mod experiments;
 mod fuzzing;
 mod host;
 mod judge;
@@ -36,7 +38,7 @@ const SHOWN: usize = 15;
 /// What to test.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Only cases whose NAME/MACHINE contains this; `host` means the host tests, `libfuzzer` the fuzz targets
+    /// Only cases whose NAME/MACHINE contains this; `host` means the host tests, `libfuzzer` the fuzz targets, `experiment` the experiments
     pattern: Option<String>,
     /// Only cases of this emulator
     #[arg(long)]
@@ -82,6 +84,11 @@ impl Options {
         self.emulator.is_none() && self.names(name)
     }
 
+    /// Experiments run in QEMU, one instruction a tick.
+    fn wants_experiment(&self, name: &str) -> bool {
+        self.emulator.is_none_or(|emulator| emulator == Emulator::Qemu) && self.names(name)
+    }
+
     /// Host tests run with everything, or when asked for by name.
     fn wants_host(&self) -> bool {
         match &self.pattern {
@@ -97,45 +104,73 @@ struct Count {
     failed: usize,
 }
 
+impl Count {
+    fn add(&mut self, other: Count) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+
+    fn one(&mut self, passed: bool) {
+        self.add(Count { passed: passed.into(), failed: (!passed).into() });
+    }
+}
+
+/// Runs cases that need no emulator of their own on several threads; counts by what `one` answers.
+fn side_by_side<C: Sync>(cases: &[C], jobs: u32, one: impl Fn(&C) -> bool + Sync) -> Count {
+    let (next, count) = (AtomicUsize::new(0), Mutex::new(Count::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.min(cases.len() as u32) {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let passed = one(case);
+                    // A worker that panicked leaves counts that are right as far as they go.
+                    count.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).one(passed);
+                }
+            });
+        }
+    });
+    count.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 /// Runs the command. The exit status says whether all passed.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let cases: Vec<Case> = case::load()?.into_iter().filter(|case| options.wants(case)).collect();
     let targets: Vec<fuzzing::Case> =
         fuzzing::cases()?.into_iter().filter(|case| options.wants_target(&case.name)).collect();
+    let experiments: Vec<experiments::Case> =
+        experiments::cases().into_iter().filter(|case| options.wants_experiment(&case.name)).collect();
     if options.list {
-        list(&cases, options.wants_host(), &targets);
+        let others = targets.iter().map(|case| &case.name).chain(experiments.iter().map(|case| &case.name));
+        list(&cases, options.wants_host(), others);
         return Ok(ExitCode::SUCCESS);
     }
-    if cases.is_empty() && targets.is_empty() && !options.wants_host() {
+    if cases.is_empty() && targets.is_empty() && experiments.is_empty() && !options.wants_host() {
         bail!("no case matches; `cargo xtask test --list --long` shows all");
     }
     let mut count = Count::default();
     if options.wants_host() {
-        let host = host::run(global.install())?;
-        count.passed += host.passed;
-        count.failed += host.failed;
+        count.add(host::run(global.install())?);
     }
     if !targets.is_empty() {
-        let fuzzed = fuzzing::run(&targets, options.long, options.jobs(), global)?;
-        count.passed += fuzzed.passed;
-        count.failed += fuzzed.failed;
+        count.add(fuzzing::run(&targets, options.long, options.jobs(), global)?);
+    }
+    if !experiments.is_empty() {
+        count.add(experiments::run(&experiments, options.jobs(), global)?);
     }
     if !cases.is_empty() {
-        let emulated = emulated(&cases, options, global)?;
-        count.passed += emulated.passed;
-        count.failed += emulated.failed;
+        count.add(emulated(&cases, options, global)?);
     }
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(if count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn list(cases: &[Case], host: bool, targets: &[fuzzing::Case]) {
+fn list<'a>(cases: &[Case], host: bool, others: impl Iterator<Item = &'a String>) {
     println!("{:<48} {:<9} {:<7} {:<9} {:>4}  OUTCOME", "CASE", "EMULATOR", "VENDOR", "FIRMWARE", "CPUS");
     if host {
         println!("{:<48} {:<9} {:<7} {:<9} {:>4}  passed", "host", "-", "-", "-", "-");
     }
-    for case in targets {
-        println!("{:<48} {:<9} {:<7} {:<9} {:>4}  passed", case.name, "-", "-", "-", "-");
+    for name in others {
+        println!("{name:<48} {:<9} {:<7} {:<9} {:>4}  passed", "-", "-", "-", "-");
     }
     for case in cases {
         let machine = &case.machine;
@@ -306,11 +341,7 @@ impl<'a> Runner<'a> {
             state.free += weight;
             state.running.retain(|name| *name != case.name);
             state.done += 1;
-            if passed {
-                state.count.passed += 1;
-            } else {
-                state.count.failed += 1;
-            }
+            state.count.one(passed);
             self.bar.set_position(state.done as u64);
             self.bar.set_message(state.running.join(", "));
             drop(state);
