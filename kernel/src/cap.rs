@@ -193,18 +193,26 @@ impl Links for SlotLinks {
     }
 }
 
+/// Whether something may be derived from this one.
+pub fn may_derive(parent: Obj<Slot>) -> Result<(), Error> {
+    if SlotLinks.depth(parent.physical()) < derivation::MAX_DEPTH { Ok(()) } else { Err(Error::TooDeep) }
+}
+
 /// Puts a capability into an empty slot as a child of `parent`.
 pub fn insert(parent: Obj<Slot>, to: Obj<Slot>, word: CapWord, badge: u64) -> Result<(), Error> {
     if !to.is_empty() {
         return Err(Error::SlotInUse);
     }
-    if SlotLinks.depth(parent.physical()) >= derivation::MAX_DEPTH {
-        return Err(Error::TooDeep);
-    }
+    may_derive(parent)?;
+    put(parent, to, word, badge);
+    Ok(())
+}
+
+/// The same where both are known to be so.
+pub fn put(parent: Obj<Slot>, to: Obj<Slot>, word: CapWord, badge: u64) {
     derivation::insert_child(&SlotLinks, parent.physical(), to.physical());
     to.set_mark(0);
     to.write(word, badge);
-    Ok(())
 }
 
 /// Moves a capability to an empty slot.

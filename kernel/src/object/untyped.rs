@@ -131,6 +131,8 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
     if cap::is_lent(slot) {
         return Err(Error::InUse);
     }
+    // All that can fail comes before the first object is made: nothing would unmake it.
+    cap::may_derive(slot)?;
     allowed(untyped, kind)?;
     if kind == ObjectType::AddressSpace {
         address_space::numbers_left(count)?;
@@ -151,7 +153,7 @@ pub fn retype(untyped: Obj<Untyped>, slot: Obj<Slot>, caller: Obj<thread::Thread
         let at = first + (i << bits);
         let to = cap::slot_of(table, part_slot + i)?;
         let word = make(untyped, kind, size, bits, at, control + (i << CONTROL_BITS))?;
-        cap::insert(slot, to, word, 0)?;
+        cap::put(slot, to, word, 0);
     }
     untyped.low.set(free.low);
     untyped.high.set(free.high);

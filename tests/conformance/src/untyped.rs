@@ -12,6 +12,7 @@ pub fn all(lab: &mut Lab) {
     lab.experiment("untyped-retype-arguments", arguments);
     lab.experiment("untyped-retype-arithmetic", arithmetic);
     lab.experiment("untyped-retype-slots", slots);
+    lab.experiment("untyped-retype-too-deep", too_deep);
     lab.experiment("untyped-nesting", nesting);
     lab.experiment("untyped-dirty", dirty);
     lab.experiment("untyped-content", content);
@@ -26,6 +27,41 @@ pub fn all(lab: &mut Lab) {
 /// `retype` as it is: type, size, count, slot.
 pub fn retype(untyped: Untyped, kind: u64, size: u64, count: u64, slot: u64) -> Result<[u64; 8], Error> {
     invoke(code_of(Method::UntypedRetype), untyped.slot().0.into(), [kind, size, count, slot, 0, 0, 0, 0], 0).check()
+}
+
+/// Where nothing can be derived any more nothing is made either: what lies at the same place later begins with zeroes.
+fn too_deep(lab: &mut Lab, check: &mut Check) {
+    let slot = lab.slots(90);
+    let Some(memory) = check.good("untyped", lab.arena.retype_untypeds(16, 1, slot)).and_then(|made| made.get(0))
+    else {
+        return;
+    };
+    let (mut deepest, mut copies) = (memory, 0);
+    while let Ok(copy) = Lab::TABLE.copy(deepest, slot.plus(copies + 1), Rights::ALL) {
+        (deepest, copies) = (copy, copies + 1);
+        if !check.holds("bounded", copies < 80) {
+            return;
+        }
+    }
+    let (space, made) = (lab.arena.info().map(|info| info.free), u64::from(slot.plus(85).0));
+    for (what, kind, size) in [
+        ("untyped", ObjectType::Untyped, 12),
+        ("guest space", ObjectType::AddressSpace, 1),
+        ("frame", ObjectType::Frame, 12),
+        ("notification", ObjectType::Notification, 0),
+    ] {
+        check.equal(what, retype(deepest, kind as u64, size, 1, made).err(), Some(Error::TooDeep));
+    }
+    check.equal("nothing taken", lab.arena.info().map(|info| info.free), space);
+    check.good("back to one", Lab::TABLE.revoke_fully(slot));
+    check.equal("all of it", memory.info().map(|info| info.free), Ok(1 << 16));
+    let Some(note) =
+        check.good("notification", memory.retype_notifications(1, slot.plus(85))).and_then(|made| made.get(0))
+    else {
+        return;
+    };
+    check.equal("fresh", note.poll(), Ok(0));
+    check.good("nobody waits", note.signal());
 }
 
 fn info(lab: &mut Lab, check: &mut Check) {
