@@ -276,10 +276,15 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, 
             leave(thread, exit);
             return true;
         }
-        if smp::has_mail(cpu) {
+        // What must end a guest in its own window interrupts it; wakes alone, which anyone can send, do not.
+        if cpu.backlog.get() != 0 || cpu.accept.load(Relaxed) && smp::has_mail(cpu) {
             return false;
         }
         if !prepare(cpu, vcpu) {
+            if smp::has_mail(cpu) {
+                // Its space is gone, and so may the vCPU be, of which this CPU has not read yet.
+                return false;
+            }
             refuse(vcpu, thread, moira_abi::vcpu::invalid::HARDWARE);
             return true;
         }

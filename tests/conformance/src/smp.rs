@@ -30,7 +30,7 @@ fn other(cpus: &[Cpu]) -> Cpu {
 }
 
 /// A puppet on another processor; it has come to its stop.
-fn there(lab: &mut Lab, cpu: Cpu, before: impl FnOnce(&mut Lab, &Puppet)) -> Result<Puppet, Error> {
+pub fn there(lab: &mut Lab, cpu: Cpu, before: impl FnOnce(&mut Lab, &Puppet)) -> Result<Puppet, Error> {
     let puppet = Puppet::made(lab, With::level(3).passive())?;
     before(lab, &puppet);
     let slot = lab.slots(1);

@@ -84,6 +84,7 @@ pub fn several(lab: &mut Lab, cpus: &[Cpu]) {
     }
     lab.experiment("smp-vcpu-wrong-cpu", |lab, check| wrong_cpu(lab, check, cpus));
     lab.experiment("smp-vcpu-kick-across", |lab, check| across(lab, check, cpus, Ending::Kick));
+    lab.experiment("smp-vcpu-runs-on-under-wakes", |lab, check| across(lab, check, cpus, Ending::Wakes));
     lab.experiment("smp-vcpu-state-page-goes", |lab, check| across(lab, check, cpus, Ending::Page));
     lab.experiment("smp-vcpu-dies", |lab, check| across(lab, check, cpus, Ending::Dies));
 }
@@ -104,6 +105,8 @@ fn wrong_cpu(lab: &mut Lab, check: &mut Check, cpus: &[Cpu]) {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Kick,
+    /// As above, after a storm of signals for a thread that is on the guest's processor and has no time.
+    Wakes,
     Page,
     Dies,
 }
@@ -129,6 +132,17 @@ fn across(lab: &mut Lab, check: &mut Check, cpus: &[Cpu], ending: Ending) {
     let Some(memory) = check.good("untyped", arena.retype_untypeds(18, 1, slot)).and_then(|made| made.get(0)) else {
         return;
     };
+    let slot = lab.slots(1);
+    let Some(note) = check.good("notification", arena.retype_notifications(1, slot)).and_then(|made| made.get(0))
+    else {
+        return;
+    };
+    if ending == Ending::Wakes {
+        let bound = |_: &mut Lab, puppet: &Puppet| {
+            let _ = puppet.thread.bind_notification(note);
+        };
+        check.good("accomplice", crate::smp::there(lab, cpu, bound));
+    }
     let Some(guest) = check.good("guest", lab.guest(memory, PAGES, cpu)) else { return };
     spin(&guest);
     let (counter, page) = (guest.memory + COUNTER, guest.page);
@@ -146,7 +160,10 @@ fn across(lab: &mut Lab, check: &mut Check, cpus: &[Cpu], ending: Ending) {
     };
     check.holds("it runs", wait(lab, &|| stored(counter) > 100));
     let expected = match ending {
-        Ending::Kick => {
+        Ending::Kick | Ending::Wakes => {
+            let before = stored(counter);
+            let storm = || ending == Ending::Kick || note.signal().is_err() || stored(counter) > before + 1000;
+            check.holds("it runs on in its window", wait(lab, &storm));
             check.good("kick", guest.vcpu.kick());
             [Exit::Kicked as u64 + 1; 3]
         }
