@@ -163,7 +163,7 @@ pub fn losers(cpu: &Cpu, context: Obj<SchedContext>, caller: Obj<Thread>) -> Res
 pub fn set_home(cpu: &Cpu, context: Obj<SchedContext>, caller: Obj<Thread>) -> Result<(), Error> {
     let home: Obj<Cpu> = caller.table()?.object(caller.word(0), Rights(0))?;
     if let Some(thread) = context.thread.get()
-        && thread.header.life() == life::ACTIVE
+        && thread.header.life() != life::INACTIVE
     {
         return Err(Error::Active);
     }
