@@ -77,7 +77,7 @@ pub fn append(plan: Obj<Plan>, caller: Obj<Thread>) -> Result<(), Error> {
 pub fn append_many(cpu: &Cpu, plan: Obj<Plan>, caller: Obj<Thread>) -> Result<bool, Error> {
     let (table, buffer) = (caller.table()?, Page(caller.buffer()?));
     let (mut left, mut first) = (caller.word(0), caller.word(1));
-    if left == 0 || left > MANY || first > 128 {
+    if left == 0 || left > MANY || first.saturating_add(left) > 128 + MANY {
         return Err(Error::BadArgument);
     }
     while left > 0 {
