@@ -7,7 +7,7 @@ use moira_lab::{
     guest::{CODE, STACK},
     stored,
 };
-use moira_sys::VcpuExit;
+use moira_sys::{Deadline, VcpuExit};
 
 /// All experiments.
 pub fn all(lab: &mut Lab) {
@@ -18,6 +18,7 @@ pub fn all(lab: &mut Lab) {
     lab.experiment("guest-interrupt-window", interrupt_window);
     lab.experiment("guest-nmi-window", nmi_window);
     lab.experiment("guest-event-before-nmi-window", event_before_nmi_window);
+    lab.experiment("guest-event-replaced", event_replaced);
     lab.experiment("guest-nmi-blocked-until-iret", nmi_blocked);
     if !bochs_svm(lab) {
         lab.experiment("guest-shutdown", shutdown);
@@ -300,6 +301,27 @@ fn event_before_nmi_window(lab: &mut Lab, check: &mut Check) {
         check.equal(&what, guest.get(at!(rip)), HANDLERS + 2 * 16);
         check.equal(&what, pushed_rip(&guest, 0), handler);
         leave_nmi(lab, check, &guest);
+    }
+}
+
+/// A run that is over before it begins hands the event back; what goes in afterwards is what the page says then.
+fn event_replaced(lab: &mut Lab, check: &mut Check) {
+    let Some(guest) = fresh(lab, check, b"\x90\xf4") else { return };
+    let interrupt = event::VALID | event::INTERRUPT | 0x41;
+    for (what, next, rip) in [
+        ("none", 0, CODE + 1),
+        ("an exception", event::VALID | event::EXCEPTION | 6, HANDLERS + 6 * 16),
+        ("another interrupt", event::VALID | event::INTERRUPT | 0x42, HANDLERS + 0x42 * 16),
+    ] {
+        ready(&guest, b"\x90\xf4");
+        guest.set(at!(rflags), 0x202);
+        guest.set(at!(inject), interrupt);
+        let early = guest.vcpu.run_raw(group::ALL | group::INJECT << 32, Deadline(1));
+        check.equal(what, early.map(|(exit, _)| exit), Ok(Exit::Until as u64));
+        check.equal("handed back", guest.get(at!(inject)), interrupt);
+        guest.set(at!(inject), next);
+        check.equal(what, exit(lab, &guest, group::INJECT), Ok(Exit::Halt));
+        check.equal(what, guest.get(at!(rip)), rip);
     }
 }
 

@@ -103,7 +103,7 @@ pub fn groups(lab: &mut Lab, check: &mut Check) {
         (at!(request), 1),
         (at!(cr0), 0x8001_0033),
         (at!(cr2), 0xffff_8123_4567_89ab),
-        (at!(cr4), 0x6a0),
+        (at!(cr4), 0x6e0),
         (at!(efer), 0x501),
         (at!(segment) + 8, 0xf_ffff),
         (at!(segment) + 4 * 24 + 16, 0xffff_8000_1234_5678),

@@ -231,6 +231,9 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         }
         code::TASK_SWITCH => return task_switch(cpu, hw, page, out, false),
         code::INVALID | code::INVALID_SHORT => {
+            // Whether a refused VMRUN flushes is written nowhere.
+            cpu.tags.flush_again();
+            hw.shadow().generation = 0;
             report(page, Exit::InvalidState, invalid::HARDWARE, 0);
             Exit::InvalidState
         }

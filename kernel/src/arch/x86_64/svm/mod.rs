@@ -146,6 +146,9 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     if shadow.slow & !slow::ONCE != 0 {
         if shadow.slow & (slow::NMI | slow::NMI_WINDOW) == slow::NMI_WINDOW {
             if block.event_inject & event::VALID == 0 {
+                if block.tlb_control != 0 {
+                    cpu.tags.flush_again();
+                }
                 return exit::nmi_window(cpu, hw, page, out);
             }
             // What is armed goes in first, as with virtual NMIs; then the guest exits before its next instruction.

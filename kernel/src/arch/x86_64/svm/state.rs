@@ -1,6 +1,6 @@
 //! State page to VMCB and back.
 use moira_abi::vcpu::{Segment, event, group, interruptibility, invalid, request, seg};
-use moira_kernel_core::vcpu_check::{self as check, Event, efer};
+use moira_kernel_core::vcpu_check::{self as check, Event, cr4, efer};
 
 use super::super::apic;
 use super::super::virt::{self, CpuVirt, Nmi, StatePage, VcpuHw, get, put, slow};
@@ -13,7 +13,7 @@ const SHADOW: u64 = 1;
 pub(super) fn reset(vmcb: &mut Vmcb) {
     load_segments(vmcb, &virt::reset_segments());
     (vmcb.gdtr.limit, vmcb.idtr.limit) = (0xffff, 0xffff);
-    vmcb.cr0 = virt::reset_control().cr0;
+    (vmcb.cr0, vmcb.cr4) = (virt::reset_control().cr0, cr4::MCE);
     vmcb.efer = efer::SVME;
     (vmcb.dr6, vmcb.dr7) = (0xffff_0ff0, 0x400);
     (vmcb.rip, vmcb.rflags) = (0xfff0, 2);
@@ -39,7 +39,7 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     }
     if mask & group::CONTROL != 0 {
         let control = virt::read_control(page, &cpu.limits)?;
-        (vmcb.cr0, vmcb.cr3, vmcb.cr4) = (control.cr0, control.cr3, control.cr4);
+        (vmcb.cr0, vmcb.cr3, vmcb.cr4) = (control.cr0, control.cr3, control.cr4 | cr4::MCE);
         vmcb.cr2 = control.cr2;
         vmcb.efer = control.efer | efer::SVME;
         vmcb.clean.remove(Clean::CONTROL | Clean::CR2);
@@ -129,9 +129,8 @@ fn load_event(cpu: &CpuVirt, hw: VcpuHw, event: Event) -> Result<(), u64> {
 /// Stands for delivery at the next entry.
 pub(super) fn arm(cpu: &CpuVirt, hw: VcpuHw, event: Event) {
     vmcb(hw).event_inject = event.to_svm();
-    if cpu.features.tcg && event.info as u64 & (event::VALID | event::TYPE) == event::VALID | event::INTERRUPT {
-        hw.shadow().slow |= slow::ONCE;
-    }
+    let interrupt = event.info as u64 & (event::VALID | event::TYPE) == event::VALID | event::INTERRUPT;
+    virt::set_slow(hw.shadow(), slow::ONCE, interrupt && cpu.features.tcg);
 }
 
 /// Before an entry in QEMU's TCG (7.2), which keeps an interrupt of EVENTINJ as an exception of its own: should it leave its loop before
@@ -150,13 +149,12 @@ pub(super) fn deliver_once(hw: VcpuHw) {
 /// After the exit: the event that was not delivered, as EXITINTINFO tells it, or as the virtual interrupt that still stands there.
 pub(super) fn undelivered(hw: VcpuHw) -> Event {
     let (vmcb, shadow) = (vmcb(hw), hw.shadow());
-    if shadow.slow & slow::ONCE != 0 {
-        shadow.slow &= !slow::ONCE;
-        let left = vmcb.virtual_interrupt;
-        if shadow.request == 0 && left & vintr::IRQ != 0 {
-            vmcb.virtual_interrupt = vintr::MASKING;
-            return Event::from_svm(event::VALID | left >> vintr::VECTOR_SHIFT);
-        }
+    shadow.slow &= !slow::ONCE;
+    let left = vmcb.virtual_interrupt;
+    // With a request it would be the window's.
+    if shadow.request == 0 && left & vintr::IRQ != 0 {
+        vmcb.virtual_interrupt = vintr::MASKING;
+        return Event::from_svm(event::VALID | left >> vintr::VECTOR_SHIFT);
     }
     Event::from_svm(vmcb.exit_int_info)
 }

@@ -84,6 +84,11 @@ impl Tags {
         self.next += 1;
         (tag, wrap)
     }
+
+    /// The entry that was to flush did not come about: the next tag begins a new generation, with a flush.
+    pub(in super::super) fn flush_again(&mut self) {
+        self.next = self.last + 1;
+    }
 }
 
 pub(in super::super) const IA32_SPEC_CTRL: u32 = 0x48;

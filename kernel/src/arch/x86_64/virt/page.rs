@@ -152,6 +152,7 @@ pub(in super::super) fn set_slow(shadow: &mut Shadow, bit: u32, value: bool) {
 }
 
 /// Group INJECT: the event, checked, and the request bits. The page's event is taken out of it.
+#[inline(always)]
 pub(in super::super) fn read_inject(page: StatePage) -> Result<(Event, u32), u64> {
     let event = Event::checked(get!(page, inject), get!(page, inject_length))?;
     put!(page, inject, 0);
