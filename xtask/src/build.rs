@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::hosttools::{self, Install};
+use crate::cli::Global;
+use crate::hosttools::{self, Install, Tool};
 use crate::system::{Addition, PackOptions};
 use crate::toolchain::{self, Toolchain};
 use crate::{paths, process};
@@ -78,6 +79,14 @@ struct Message {
 #[derive(Deserialize)]
 struct Target {
     name: String,
+}
+
+/// Installs what is missing of `tools`, finds a compiler for the bare machine, says which, and builds the kernel and all tasks.
+pub fn with_tools(tools: &[&[Tool]], global: &Global) -> Result<Images> {
+    hosttools::require(&[tools, &[hosttools::BINUTILS]].concat(), global.install())?;
+    let toolchain = Toolchain::find(global.toolchain, global.install())?;
+    eprintln!("compiler: {}", toolchain.origin);
+    images(&toolchain, global.install())
 }
 
 /// Builds the kernel and all tasks in one call of cargo.

@@ -20,10 +20,8 @@ use crate::build;
 use crate::cli::Global;
 use crate::console::End;
 use crate::emulator::{Emulator, Machine};
-use crate::hosttools;
 use crate::paths;
 use crate::progress;
-use crate::toolchain::Toolchain;
 
 /// What to try.
 #[derive(clap::Args, Debug)]
@@ -128,12 +126,7 @@ impl Laboratory {
     /// Builds the tasks, and installs what is missing.
     pub fn open(global: &Global) -> Result<Laboratory> {
         let machine = Machine { icount: true, ..Machine::usual(Emulator::Qemu) };
-        let mut tools = machine.tools();
-        tools.push(hosttools::BINUTILS);
-        hosttools::require(&tools, global.install())?;
-        let toolchain = Toolchain::find(global.toolchain, global.install())?;
-        eprintln!("compiler: {}", toolchain.origin);
-        let images = build::images(&toolchain, global.install())?;
+        let images = build::with_tools(&machine.tools(), global)?;
         Ok(Laboratory { machine, images })
     }
 

@@ -9,7 +9,6 @@ use anyhow::{Context, Result, bail};
 use crate::build::{self, System};
 use crate::cli::Global;
 use crate::flash::{self, FlashArgs};
-use crate::toolchain::Toolchain;
 use crate::{hosttools, image, paths, run, system};
 
 /// What to show of a system.
@@ -88,12 +87,9 @@ fn build_system(options: &ImageOptions, global: &Global) -> Result<(String, Syst
     let values = options.guest.values()?;
     crate::guest::check::check(&values)?;
     let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
-    let mut tools = vec![hosttools::GRUB, hosttools::BINUTILS];
+    let mut tools = vec![hosttools::GRUB];
     tools.extend(hosttools::of_system(&name));
-    hosttools::require(&tools, global.install())?;
-    let toolchain = Toolchain::find(global.toolchain, global.install())?;
-    eprintln!("compiler: {}", toolchain.origin);
-    let images = build::images(&toolchain, global.install())?;
+    let images = build::with_tools(&tools, global)?;
     let system = build::system(&name, &images, &values)?;
     Ok((name, system))
 }

@@ -22,7 +22,6 @@ use crate::emulator::{Accel, Emulator, Firmware, Machine, Running, describe, qem
 use crate::hosttools;
 use crate::process::printed;
 use crate::symbols::Symbols;
-use crate::toolchain::Toolchain;
 use crate::{paths, system, tty};
 
 /// What the help page says below the options.
@@ -202,7 +201,8 @@ fn modules(list: &[String]) -> Result<String> {
 }
 
 impl Options {
-    fn machine(&self) -> Machine {
+    /// The emulator's machine for a system that needs so many CPUs.
+    fn machine(&self, needs: u32) -> Machine {
         let usual = Machine::usual(self.emulator);
         let accel = match (self.emulator, self.accel) {
             (Emulator::Bochs, accel) => accel.filter(|accel| *accel != Accel::Auto).unwrap_or(Accel::Tcg),
@@ -212,7 +212,8 @@ impl Options {
                 accel => accel,
             },
         };
-        let (firmware, cpus) = (self.boot.unwrap_or(usual.firmware), self.cpus.max(self.guest.host_cpus()));
+        let firmware = self.boot.unwrap_or(usual.firmware);
+        let cpus = self.cpus.max(self.guest.host_cpus()).max(needs);
         // QEMU loses an interrupt of its host now and then where its timers do not run in the processor's thread (`docs/caveats.md`).
         // UEFI, which waits by reading clocks, takes for ever where each read is but a few instructions.
         let icount = self.emulator == Emulator::Qemu
@@ -238,18 +239,14 @@ impl Options {
 
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let machine = options.machine();
-    machine.check()?;
     let values = options.guest.values()?;
     crate::guest::check::check(&values)?;
     let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
+    let machine = options.machine(system::describe(&paths::root(), &name, &values)?.cpus);
+    machine.check()?;
     let mut tools = machine.tools();
-    tools.push(hosttools::BINUTILS);
     tools.extend(hosttools::of_system(&name));
-    hosttools::require(&tools, global.install())?;
-    let toolchain = Toolchain::find(global.toolchain, global.install())?;
-    eprintln!("compiler: {}", toolchain.origin);
-    let images = build::images(&toolchain, global.install())?;
+    let images = build::with_tools(&tools, global)?;
     let mut system = build::system(&name, &images, &values)?;
     if let Some(kernel) = &options.kernel {
         system.kernel.clone_from(kernel);

@@ -21,8 +21,7 @@ use crate::cli::Global;
 use crate::console::End;
 use crate::emulator::{Emulator, Machine};
 use crate::system::Addition;
-use crate::toolchain::Toolchain;
-use crate::{bench, build, hosttools, paths, progress, system};
+use crate::{bench, build, paths, progress, system};
 
 /// The task that is added.
 const TRACER: &str = "trace-reader";
@@ -81,12 +80,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         extra: port.into(),
         ..Machine::usual(Emulator::Qemu)
     };
-    let mut tools = machine.tools();
-    tools.push(hosttools::BINUTILS);
-    hosttools::require(&tools, global.install())?;
-    let toolchain = Toolchain::find(global.toolchain, global.install())?;
-    eprintln!("compiler: {}", toolchain.origin);
-    let images = build::images(&toolchain, global.install())?;
+    let images = build::with_tools(&machine.tools(), global)?;
     let tracer = Tracer {
         from_ms: options.from_ms,
         ms: (options.seconds * 1000.0).max(1.0) as u64,
