@@ -50,10 +50,11 @@ pub(in super::super) fn load_state(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePag
 fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Result<(), u64> {
     make_current(cpu, hw);
     if mask & group::INTERRUPTIBILITY != 0 {
-        let value = get!(page, interruptibility) as u32 & (SHADOWS | NMI_BLOCKED);
-        vmcs::GUEST_INTERRUPTIBILITY.write(value);
-        // SDM 26.3.1.5: in a shadow the pending single step has to agree with TF.
-        let step = value & SHADOWS != 0 && vmcs::GUEST_RFLAGS.read() & TF != 0;
+        vmcs::GUEST_INTERRUPTIBILITY.write(get!(page, interruptibility) as u32 & (SHADOWS | NMI_BLOCKED));
+    }
+    if mask & (group::INTERRUPTIBILITY | group::DEBUG) != 0 {
+        // SDM 26.3.1.5: in a shadow the pending single step has to agree with TF. Elsewhere none is pending: the VMM has told of it.
+        let step = vmcs::GUEST_INTERRUPTIBILITY.read() & SHADOWS != 0 && vmcs::GUEST_RFLAGS.read() & TF != 0;
         vmcs::GUEST_PENDING_DEBUG.write(if step { PENDING_STEP } else { 0 });
     }
     if mask & group::CONTROL != 0 {
