@@ -26,7 +26,7 @@ use crate::progress;
 /// What to try.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// atropos, crosstalk-cpu, scheduler-death or weights
+    /// Which one; a name that does not exist lists them
     name: String,
     /// Also with this value of what differs from run to run: a policy of your own, for `weights`
     #[arg(long, value_name = "VALUE")]

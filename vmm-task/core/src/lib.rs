@@ -11,6 +11,7 @@
 //! | [`boot`] | from an image to the first instruction |
 //! | [`clock`] | time |
 //! | [`disk`] | a disk held in memory |
+//! | [`history`] | the last exits, and how many there were of each kind |
 //! | [`debug`], [`gdb`] | stops and steps of the guest, and a debugger's commands |
 //! | [`report`] | what a dead machine leaves behind |
 //!

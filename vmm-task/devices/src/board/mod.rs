@@ -69,7 +69,7 @@ pub struct BoardConfig<'a> {
 /// Makes the files of the firmware configuration device that depend on where firmware has put the ECAM (`None`: nowhere).
 pub type EcamFiles = Box<dyn Fn(Option<u64>) -> Vec<(&'static str, Vec<u8>)> + Send>;
 
-/// Owners of ports. Values from [`PORT_BAR`] on are I/O BARs, one for each slot.
+/// Owners of ports. Values from [`port::BAR`] on are I/O BARs, one for each slot.
 mod port {
     pub const PIC: u8 = 1;
     pub const PIT: u8 = 2;
