@@ -229,6 +229,26 @@ fn an_interrupt_waits_for_its_window_and_is_not_lost() {
 }
 
 #[test]
+fn a_debug_exception_clears_the_points_of_earlier_ones() {
+    let memory = Memory::new();
+    let mut vm = memory.vm();
+    let mut cpu = Script::new(&memory)
+        .step(|page, _| {
+            at(page, 0);
+            page.set(field::QUALIFICATION, 1);
+            page.set(field::ADDRESS, 1);
+            page.set(field::DR6, 0xffff_4ff2);
+            (Exit::Exception, group::ALL)
+        })
+        .step(|page, _| {
+            assert_eq!(page.get(field::INJECT), event::VALID | event::EXCEPTION | 1);
+            assert_eq!(page.get(field::DR6), 0xffff_4ff1);
+            (Exit::Shutdown, group::ALL)
+        });
+    assert_eq!(vm.run(&mut cpu), Ending::TripleFault);
+}
+
+#[test]
 fn reading_cr8_for_ever_is_progress() {
     let memory = Memory::new();
     let mut vm = memory.vm();

@@ -131,7 +131,8 @@ impl AcpiPm {
                     self.control = put(self.control) & !CNT_SLEEP | CNT_SCI;
                     if o == 5 && v & 0x20 != 0 {
                         let typ = (v >> 2) & 7;
-                        if typ == SLP_TYP_S5 {
+                        // Small kernels write QEMU's value for it, 0, without a look at the tables. No other sleep state has it here.
+                        if typ == SLP_TYP_S5 || typ == 0 {
                             effect = Effect::PowerOff;
                         }
                     }
@@ -190,6 +191,8 @@ mod tests {
         let typ = u32::from(SLP_TYP_S5) << 10;
         assert_eq!(p.write(4, 2, typ, 0), Effect::None);
         assert_eq!(p.write(4, 2, typ | 1 << 13, 0), Effect::PowerOff);
+        assert_eq!(p.write(4, 2, 0x2000, 0), Effect::PowerOff);
+        assert_eq!(p.write(4, 2, 0x2400, 0), Effect::None);
         assert_eq!(p.write_reset(2), Effect::None);
         assert_eq!(p.write_reset(6), Effect::Reset);
         assert_eq!(p.read(4, 2, 0) & 1, 1);

@@ -156,13 +156,19 @@ impl MemoryMap {
         (layout::HIGH_RAM_BASE + self.high_size()).next_multiple_of(1 << 30)
     }
 
-    /// Writes the words of the BIOS data area that tell where conventional memory ends, and where the serial port is. Linux
-    /// looks for its real-mode trampoline's place there when no firmware has run.
+    /// Writes the words of the BIOS data area that tell where conventional memory ends, where the serial port is, and that the screen is
+    /// 80 by 25 in colour (mode 3). Linux looks for its real-mode trampoline's place there when no firmware has run.
     ///
     /// # Errors
     /// [`OutOfRange`] if `ram` is smaller than this map says.
     pub fn write_bda(&self, ram: &mut dyn GuestRam) -> Result<(), OutOfRange> {
         ram.write(layout::BDA_COM1, &layout::COM1_PORT.to_le_bytes())?;
+        // Equipment: coprocessor, colour screen, one serial port. Then mode, columns, port of the CRTC, rows less one.
+        for (address, value) in [(0x410, 0x0222), (0x44a, 80), (0x463, 0x3d4)] {
+            ram.write(address, &u16::to_le_bytes(value))?;
+        }
+        ram.write(0x449, &[3])?;
+        ram.write(0x484, &[24])?;
         ram.write(layout::BDA_EBDA_SEGMENT, &((layout::EBDA_BASE >> 4) as u16).to_le_bytes())?;
         ram.write(layout::BDA_CONVENTIONAL_KIB, &((layout::EBDA_BASE >> 10) as u16).to_le_bytes())
     }

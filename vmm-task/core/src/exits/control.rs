@@ -126,9 +126,10 @@ fn set_cr8(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
 
 fn set_cr0(vm: &mut Vm<'_>, value: u64, length: u64) -> Next {
     let (efer, cr4) = (vm.page.get(field::EFER), vm.page.get(field::CR4));
-    let value = value & 0xffff_ffff;
+    // SDM vol. 2, MOV to control registers: of what is reserved the upper half must be zero, the lower one stays so.
+    let (too_high, value) = (value >> 32 != 0, value & CR0_DEFINED);
     let long = value & CR0_PG != 0 && efer & EFER_LME != 0;
-    let wrong = value & !CR0_DEFINED != 0
+    let wrong = too_high
         || value & CR0_PG != 0 && value & CR0_PE == 0
         || value & CR0_NW != 0 && value & CR0_CD == 0
         || long && cr4 & CR4_PAE == 0;

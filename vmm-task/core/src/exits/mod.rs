@@ -199,13 +199,16 @@ fn exception(vm: &mut Vm<'_>) -> Next {
     }
 }
 
+/// B0-B3 of DR6: a debug exception clears those that are not its own (SDM 17.2.3).
+const POINTS: u64 = 15;
+
 /// #DB with these conditions in DR6 (SDM 17.2.3): GD is cleared, so that the handler can use the registers.
 fn debug_exception(vm: &mut Vm<'_>, conditions: u64) -> Next {
     const GD: u64 = 1 << 13;
     if !vm.needs(group::DEBUG) {
         return Next::Again;
     }
-    vm.page.set(field::DR6, vm.page.get(field::DR6) | conditions);
+    vm.page.set(field::DR6, vm.page.get(field::DR6) & !POINTS | conditions);
     vm.page.set(field::DR7, vm.page.get(field::DR7) & !GD);
     vm.changed |= group::DEBUG;
     vm.raise(vector::DEBUG, None)
@@ -219,7 +222,7 @@ pub(crate) fn single_step(vm: &mut Vm<'_>) {
         return;
     }
     // All debug registers are written here only, so the page is current but for conditions of earlier traps.
-    vm.page.set(field::DR6, vm.page.get(field::DR6) | BS);
+    vm.page.set(field::DR6, vm.page.get(field::DR6) & !POINTS | BS);
     vm.changed |= group::DEBUG;
     // A trap is no fault: it cannot become a double one.
     let _ = vm.raise(vector::DEBUG, None);

@@ -57,6 +57,24 @@ fn pae_paging_loads_its_four_entries() {
 }
 
 #[test]
+fn reserved_bits_of_cr0_fault_above_and_stay_clear_below() {
+    let memory = Memory::new();
+    let mut vm = memory.vm();
+    let mut cpu = Script::new(&memory)
+        .step(|page, _| write(page, 0, 1 << 32 | 0x11, 0x11, 0))
+        .step(|page, _| {
+            assert_eq!(page.get(field::INJECT), event::VALID | event::EXCEPTION | event::HAS_CODE | 13);
+            assert_eq!((page.get(field::CR0), page.get(field::RIP)), (0x11, 0x1000));
+            write(page, 0, 1 << 7 | 0x13, 0x11, 0)
+        })
+        .step(|page, _| {
+            assert_eq!((page.get(field::CR0), page.get(field::RIP)), (0x13, 0x1003));
+            (Exit::Shutdown, group::ALL)
+        });
+    assert_eq!(vm.run(&mut cpu), Ending::TripleFault);
+}
+
+#[test]
 fn a_reserved_bit_of_a_present_entry_is_a_fault_and_nothing_changes() {
     let memory = Memory::new();
     let mut vm = memory.vm();

@@ -40,6 +40,7 @@ mod info {
     pub const MODULE: u32 = 3;
     pub const MEMORY: u32 = 4;
     pub const MEMMAP: u32 = 6;
+    pub const OLD_RSDP: u32 = 14;
     pub const NEW_RSDP: u32 = 15;
 }
 
@@ -159,6 +160,8 @@ fn information(map: &MemoryMap, cmdline: &[u8], modules: &[Placed<'_>], rsdp: &[
         entries.extend_from_slice(&words);
     }
     tag(&mut out, info::MEMMAP, &entries, &[]);
+    // Its first part is a whole one of revision 1, which some kernels look for alone.
+    tag(&mut out, info::OLD_RSDP, &[], &[rsdp.get(..20).unwrap_or_default()]);
     tag(&mut out, info::NEW_RSDP, &[], &[rsdp]);
     tag(&mut out, info::END, &[], &[]);
     let size = (out.len() as u32).to_le_bytes();

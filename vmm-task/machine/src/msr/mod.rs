@@ -50,6 +50,12 @@ pub mod number {
     pub const HWCR: u32 = 0xC001_0015;
     pub const NB_CFG: u32 = 0xC001_001F;
     pub const INT_PENDING: u32 = 0xC001_0055;
+    pub const MMIO_CONF_BASE: u32 = 0xC001_0058;
+    pub const SMM_ADDRESS: u32 = 0xC001_0112;
+    pub const SMM_MASK: u32 = 0xC001_0113;
+    pub const DC_CFG: u32 = 0xC001_1022;
+    pub const BU_CFG: u32 = 0xC001_1023;
+    pub const BU_CFG2: u32 = 0xC001_102A;
     pub const SEV_STATUS: u32 = 0xC001_0131;
     pub const DE_CFG: u32 = 0xC001_1029;
 }
@@ -292,6 +298,8 @@ impl MsrPolicy {
             K7_PERFORMANCE_FIRST..=K7_PERFORMANCE_LAST if !self.intel() => Some(0),
             // No C1E by SMI, no memory encryption.
             INT_PENDING | SEV_STATUS if !self.intel() => Some(0),
+            // The ECAM is where the tables say, there is no SMM, and caches have no errata: looked at by number of family.
+            MMIO_CONF_BASE | SMM_ADDRESS | SMM_MASK | DC_CFG | BU_CFG | BU_CFG2 if !self.intel() => Some(0),
             DE_CFG if !self.intel() => Some(DE_CFG_LFENCE),
             _ => self.mtrr.read(msr),
         };
@@ -332,6 +340,7 @@ impl MsrPolicy {
                 true
             }
             DE_CFG | INT_PENDING | K7_PERFORMANCE_FIRST..=K7_PERFORMANCE_LAST if !self.intel() => true,
+            MMIO_CONF_BASE | SMM_ADDRESS | SMM_MASK | DC_CFG | BU_CFG | BU_CFG2 if !self.intel() => value == 0,
             _ => self.mtrr.write(msr, value),
         };
         if accepted { Write::Done } else { Write::Fault }

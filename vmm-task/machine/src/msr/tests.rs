@@ -28,7 +28,22 @@ fn every_listed_register_reads() {
     common.extend(0xC000_0080..=0xC000_0084);
     common.extend(0xC000_0100..=0xC000_0103);
     let intel = [0x3A, 0x10A, 0x17];
-    let amd = [0xC001_0000, 0xC001_0007, 0xC001_0010, 0xC001_0015, 0xC001_001F, 0xC001_0055, 0xC001_0131, 0xC001_1029];
+    let amd = [
+        0xC001_0000,
+        0xC001_0007,
+        0xC001_0010,
+        0xC001_0015,
+        0xC001_001F,
+        0xC001_0055,
+        0xC001_0131,
+        0xC001_1029,
+        0xC001_0058,
+        0xC001_0112,
+        0xC001_0113,
+        0xC001_1022,
+        0xC001_1023,
+        0xC001_102A,
+    ];
     for vendor in [Vendor::Intel, Vendor::Amd] {
         let p = policy(vendor);
         for &msr in &common {
@@ -43,6 +58,11 @@ fn every_listed_register_reads() {
         for msr in [0xC1, 0xC2, 0xE7, 0xE8, 0x186, 0x38D, 0x19C, 0x400, 0x480, 0xDA0, 0xC001_0114, 0xC001_0117, 0x49] {
             assert_eq!(p.read(msr), Read::Fault, "{msr:#x}");
         }
+    }
+    for (vendor, value, done) in
+        [(Vendor::Amd, 0, Write::Done), (Vendor::Amd, 1, Write::Fault), (Vendor::Intel, 0, Write::Fault)]
+    {
+        assert_eq!(policy(vendor).write(MMIO_CONF_BASE, value, LONG), done);
     }
     assert_eq!(policy(Vendor::Intel).read(FEATURE_CONTROL), Read::Value(1));
     assert_eq!(policy(Vendor::Intel).read(MICROCODE_REVISION), Read::Value(0xFFFF_FFFF_0000_0000));
