@@ -134,7 +134,7 @@ fn side_by_side<C: Sync>(cases: &[C], jobs: u32, one: impl Fn(&C) -> bool + Sync
 
 /// Runs the command. The exit status says whether all passed.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let cases: Vec<Case> = case::load()?.into_iter().filter(|case| options.wants(case)).collect();
+    let mut cases: Vec<Case> = case::load()?.into_iter().filter(|case| options.wants(case)).collect();
     let targets: Vec<fuzzing::Case> =
         fuzzing::cases()?.into_iter().filter(|case| options.wants_target(&case.name)).collect();
     let experiments: Vec<experiments::Case> =
@@ -158,6 +158,8 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         count.add(experiments::run(&experiments, options.jobs(), global)?);
     }
     if !cases.is_empty() {
+        // Whoever waits for several slots keeps the others waiting: last, so that they are free by then.
+        cases.sort_by_key(threads);
         count.add(emulated(&cases, options, global)?);
     }
     println!("{} passed, {} failed", count.passed, count.failed);
@@ -244,6 +246,11 @@ fn key(case: &Case) -> Key {
 /// Packed systems.
 type Systems = HashMap<Key, Result<System>>;
 
+/// How many threads an emulator needs: QEMU runs each CPU in one of its own.
+fn threads(case: &Case) -> u32 {
+    if case.machine.emulator == Emulator::Qemu { case.machine.cpus } else { 1 }
+}
+
 /// Runs cases side by side.
 struct Runner<'a> {
     cases: &'a [Case],
@@ -310,10 +317,9 @@ impl<'a> Runner<'a> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// How many slots a case takes: QEMU runs each CPU in a thread of its own.
+    /// How many slots a case takes.
     fn weight(&self, case: &Case) -> u32 {
-        let threads = if case.machine.emulator == Emulator::Qemu { case.machine.cpus } else { 1 };
-        threads.min(self.slots)
+        threads(case).min(self.slots)
     }
 
     fn work(&self) {
