@@ -70,19 +70,80 @@ struct Figure {
     samples: u64,
 }
 
+/// What has been measured so far, and what did not end as it should.
+#[derive(Default)]
+struct Results {
+    figures: Vec<Figure>,
+    failed: Vec<String>,
+}
+
+impl Results {
+    /// Takes what was measured; what failed is told, and loses nothing else.
+    fn take(&mut self, what: &str, measured: Result<Vec<Figure>>) {
+        match measured {
+            Ok(figures) => self.figures.extend(figures),
+            Err(error) => {
+                eprintln!("error: {what}: {error:#}");
+                self.failed.push(what.to_owned());
+            }
+        }
+    }
+
+    /// Prints what matches, and answers whether all is well.
+    fn print(mut self, options: &Options) -> Result<ExitCode> {
+        self.figures.retain(|figure| options.wants(&[&figure.name]));
+        if options.json {
+            println!("{}", serde_json::to_string_pretty(&self.figures)?);
+        } else {
+            print!("{}", table(&self.figures));
+        }
+        if !self.failed.is_empty() {
+            bail!("without a figure, because it did not end as it should: {}", self.failed.join(", "));
+        }
+        if self.figures.is_empty() {
+            bail!("no figure matches; docs/performance.md names all");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Options {
+    /// Whether one of these figures is asked for.
+    fn wants(&self, names: &[&str]) -> bool {
+        self.pattern.as_ref().is_none_or(|pattern| names.iter().any(|name| name.contains(pattern.as_str())))
+    }
+
+    /// The same for what is measured in QEMU only, and by no system that could be named.
+    fn wants_further(&self, names: &[&str]) -> bool {
+        self.emulator == Emulator::Qemu && self.system.is_none() && self.wants(names)
+    }
+
+    /// The systems to boot, of those that measure by themselves.
+    fn systems(&self) -> Result<Vec<&str>> {
+        match &self.system {
+            Some(only) if yields::is_one(only) => Ok(vec![only]),
+            Some(other) => bail!(
+                "{other} is no system that measures; there are: {}",
+                yields::systems(None).collect::<Vec<_>>().join(", ")
+            ),
+            None => Ok(yields::systems(self.pattern.as_deref()).collect()),
+        }
+    }
+}
+
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
+    let systems = options.systems()?;
     let machine = Machine { icount: options.emulator == Emulator::Qemu, ..Machine::usual(options.emulator) };
     let mut tools = machine.tools();
+    if options.wants_further(&[linux::FIRMWARE]) && !options.mitigations {
+        tools.extend(hosttools::of_system(linux::FIRMWARE_SYSTEM));
+    }
     tools.push(hosttools::BINUTILS);
     hosttools::require(&tools, global.install())?;
     let toolchain = Toolchain::find(global.toolchain, global.install())?;
     eprintln!("compiler: {}", toolchain.origin);
-    let wanted = |names: &[&str]| {
-        options.emulator == Emulator::Qemu
-            && options.pattern.as_ref().is_none_or(|pattern| names.iter().any(|name| name.contains(pattern.as_str())))
-    };
-    let looks = options.system.is_none() && wanted(&kernel::CHECKED.map(|(_, name)| name));
+    let looks = options.wants_further(&kernel::CHECKED.map(|(_, name)| name));
     // Before the others: what is built last is what cargo leaves under the kernel's name.
     let checking = if looks { Some(build::kernel_with("checks", &toolchain, global.install())?) } else { None };
     let images = build::images(&toolchain, global.install())?;
@@ -90,67 +151,29 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         print!("{}", costs::table(options, &images, &machine)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let mut all = Vec::new();
-    let mut failed = None;
-    let systems: Vec<&str> = match &options.system {
-        Some(only) if yields::is_one(only) => vec![only],
-        Some(other) => bail!(
-            "{other} is no system that measures; there are: {}",
-            yields::systems(None).collect::<Vec<_>>().join(", ")
-        ),
-        None => yields::systems(options.pattern.as_deref()).collect(),
-    };
+    let mut results = Results::default();
     for name in systems {
         let measured = measure(name, options, OFF, &images, &machine);
-        match measured.and_then(|figures| yields::check(name, &figures).map(|()| figures)) {
-            Ok(figures) => all.extend(figures),
-            Err(error) => {
-                eprintln!("error: {name}: {error:#}");
-                failed = Some(name.to_owned());
-            }
-        }
+        results.take(name, measured.and_then(|figures| yields::check(name, &figures).map(|()| figures)));
     }
-    if options.system.is_none() && wanted(&[LEDGER_ERROR]) {
-        match ledger_error(&images, &machine) {
-            Ok(figure) => all.push(figure),
-            Err(error) => {
-                eprintln!("error: {LEDGER_ERROR}: {error:#}");
-                failed = Some(LEDGER_ERROR.into());
-            }
-        }
+    if options.system.is_none() && options.wants(&[LEDGER_ERROR]) {
+        results.take(LEDGER_ERROR, ledger_error(&images, &machine).map(|figure| vec![figure]));
     }
-    if options.emulator == Emulator::Qemu && options.system.is_none() {
-        match linux::measure(options.pattern.as_deref(), &images, &machine) {
-            Ok(figures) => all.extend(figures),
-            Err(error) => {
-                eprintln!("error: linux: {error:#}");
-                failed = Some("linux".to_owned());
-            }
-        }
-    }
-    if options.system.is_none() && wanted(&kernel::SIZES) {
-        all.extend(kernel::sizes(&images)?);
+    linux::measure(
+        |names| options.wants_further(names),
+        &images,
+        &machine,
+        |what, measured| {
+            results.take(what, measured);
+        },
+    );
+    if options.system.is_none() && options.wants(&kernel::SIZES) {
+        results.take("the kernel's size", kernel::sizes(&images));
     }
     if let Some(checking) = checking {
-        match kernel::checked(&images, &checking, &machine) {
-            Ok(figures) => all.extend(figures),
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                failed = Some("the checking kernel".into());
-            }
-        }
+        results.take("the checking kernel", kernel::checked(&images, &checking, &machine));
     }
-    all.retain(|figure| options.pattern.as_ref().is_none_or(|pattern| figure.name.contains(pattern)));
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
-    } else {
-        print!("{}", table(&all));
-    }
-    match failed {
-        Some(name) => bail!("{name} did not end as it should"),
-        None if all.is_empty() => bail!("no figure matches"),
-        None => Ok(ExitCode::SUCCESS),
-    }
+    results.print(options)
 }
 
 /// In each boot of each experiment: by how much the ledger and the trace differ about a context, at most, in percent of that context's time.
@@ -266,6 +289,15 @@ mod tests {
         assert_eq!((read[0].name.as_str(), read[0].median, read[0].samples), ("ipc", 312.5, 1000));
         let table = table(&read);
         assert!(table.lines().nth(1).unwrap().contains("312.5"), "{table}");
+    }
+
+    #[test]
+    fn what_failed_loses_nothing_else() {
+        let mut results = Results::default();
+        results.take("first", figures(LINE));
+        results.take("second", Err(anyhow::anyhow!("no tools")));
+        results.take("third", figures(LINE));
+        assert_eq!((results.figures.len(), results.failed.as_slice()), (2, &["second".to_owned()][..]));
     }
 
     #[test]

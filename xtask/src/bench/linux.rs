@@ -22,7 +22,9 @@ const BOOTS: [(&str, &str); 2] = [("vm.boot.quiet", "console=ttyS0 quiet"), ("vm
 /// Two processors on one CPU, compared with one.
 const SMP: &str = "vm.boot.smp2";
 /// How long SeaBIOS, GRUB and Linux take from the reset vector to the program, from a disk.
-const FIRMWARE: &str = "vm.boot.firmware";
+pub const FIRMWARE: &str = "vm.boot.firmware";
+/// The system that is booted for it.
+pub const FIRMWARE_SYSTEM: &str = "firmware";
 /// What the program measures, in the first of the boots.
 const CALLS: [&str; 4] = ["getppid", "fork_wait", "page_fault", "pipe"];
 /// What the machine takes beyond its guest's memory, told by the root task in the first of the boots.
@@ -42,6 +44,13 @@ struct Side {
     memory: Option<f64>,
 }
 
+impl Side {
+    /// Ticks from the entry to the first instruction of the program.
+    fn first(&self) -> Option<f64> {
+        self.ticks.get("first").map(|first| first - self.entered)
+    }
+}
+
 /// Names of all of them.
 #[cfg(test)]
 pub fn names() -> Vec<String> {
@@ -49,47 +58,56 @@ pub fn names() -> Vec<String> {
     BOOTS.iter().map(|(name, _)| *name).chain([SMP, FIRMWARE, OVERHEAD]).map(str::to_owned).chain(calls).collect()
 }
 
-/// The figures whose names contain `pattern`.
-pub fn measure(pattern: Option<&str>, images: &Images, machine: &Machine) -> Result<Vec<Figure>> {
-    let wanted = |name: &str| pattern.is_none_or(|pattern| name.contains(pattern));
-    let calls: Vec<String> = CALLS.iter().map(|name| format!("{PREFIX}{name}")).collect();
-    let mut figures = Vec::new();
+/// Measures what is wanted, one boot or pair of boots after the other, and hands over what each of them gave.
+pub fn measure(
+    wanted: impl Fn(&[&str]) -> bool,
+    images: &Images,
+    machine: &Machine,
+    mut take: impl FnMut(&str, Result<Vec<Figure>>),
+) {
     for (index, (name, cmdline)) in BOOTS.into_iter().enumerate() {
-        let first = index == 0;
-        let with_calls = first && (wanted(OVERHEAD) || calls.iter().any(|name| wanted(name)));
-        if !wanted(name) && !with_calls {
-            continue;
+        // The first of them also gives what is counted inside of the guest, and the machine's memory.
+        let calls = if index == 0 { CALLS.map(|call| format!("{PREFIX}{call}")).to_vec() } else { Vec::new() };
+        let mut names = vec![name];
+        names.extend(calls.iter().map(String::as_str));
+        names.extend((index == 0).then_some(OVERHEAD));
+        if wanted(&names) {
+            let sides = both(name, cmdline, images, machine);
+            take(name, sides.and_then(|(direct, virtual_)| compared(&names, &direct, &virtual_)));
         }
-        let (direct, virtual_) = both(name, cmdline, images, machine)?;
-        if wanted(name) {
-            let ticks = |side: &Side| side.ticks.get("first").map(|first| first - side.entered);
-            figures.push(ratio(name, ticks(&virtual_), ticks(&direct))?);
-        }
-        if first && wanted(OVERHEAD) {
+    }
+    if wanted(&[SMP]) {
+        take(SMP, smp(images, machine).map(|figure| vec![figure]));
+    }
+    if wanted(&[FIRMWARE]) {
+        take(FIRMWARE, firmware(images, machine).map(|figure| vec![figure]));
+    }
+}
+
+/// What two boots say about these figures.
+fn compared(names: &[&str], direct: &Side, virtual_: &Side) -> Result<Vec<Figure>> {
+    let one = |name: &&str| match (*name, name.strip_prefix(PREFIX)) {
+        (OVERHEAD, _) => {
             let all = virtual_.memory.context("the root task does not tell the machine's memory")?;
-            figures.push(figure(OVERHEAD, "bytes", all - f64::from(MEMORY_MIB) * f64::from(1 << 20)));
+            Ok(figure(OVERHEAD, "bytes", all - f64::from(MEMORY_MIB) * f64::from(1 << 20)))
         }
-        if with_calls {
-            for (name, full) in CALLS.iter().zip(&calls).filter(|(_, full)| wanted(full)) {
-                figures.push(ratio(full, virtual_.ticks.get(*name).copied(), direct.ticks.get(*name).copied())?);
-            }
-        }
-    }
-    if wanted(SMP) {
-        let first = |cpus: u32| -> Result<Option<f64>> {
-            let (_, cmdline) = BOOTS[0];
-            let folder = folder(SMP, machine)?;
-            let initrd = program(&folder, images)?;
-            let side = in_vm(&format!("{SMP}, {cpus} vCPUs"), cmdline, cpus, &initrd, images, machine, &folder)?;
-            eprintln!("{SMP}, {cpus} vCPUs: {}", side.about.join("; "));
-            Ok(side.ticks.get("first").map(|first| first - side.entered))
-        };
-        figures.push(Figure { unit: "of one".into(), ..ratio(SMP, first(2)?, first(1)?)? });
-    }
-    if wanted(FIRMWARE) {
-        figures.push(firmware(images, machine)?);
-    }
-    Ok(figures)
+        (name, Some(call)) => ratio(name, virtual_.ticks.get(call).copied(), direct.ticks.get(call).copied()),
+        (name, None) => ratio(name, virtual_.first(), direct.first()),
+    };
+    names.iter().map(one).collect()
+}
+
+/// Two processors on one CPU, divided by one.
+fn smp(images: &Images, machine: &Machine) -> Result<Figure> {
+    let first = |cpus: u32| -> Result<Option<f64>> {
+        let (_, cmdline) = BOOTS[0];
+        let folder = folder(SMP, machine)?;
+        let initrd = program(&folder, images)?;
+        let side = in_vm(&format!("{SMP}, {cpus} vCPUs"), cmdline, cpus, &initrd, images, machine, &folder)?;
+        eprintln!("{SMP}, {cpus} vCPUs: {}", side.about.join("; "));
+        Ok(side.first())
+    };
+    Ok(Figure { unit: "of one".into(), ..ratio(SMP, first(2)?, first(1)?)? })
 }
 
 fn folder(name: &str, machine: &Machine) -> Result<PathBuf> {
@@ -137,7 +155,7 @@ fn firmware(images: &Images, machine: &Machine) -> Result<Figure> {
     let path = disk.to_str().context("the target folder's name is not Unicode")?;
     let options = [("guest-disk", path.to_owned()), ("guest-memory", format!("{MEMORY_MIB}MiB"))];
     let options = options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let system = build::system("firmware", images, &options)?;
+    let system = build::system(FIRMWARE_SYSTEM, images, &options)?;
     let virtual_ = boot(&format!("{FIRMWARE}, in a VM"), machine, &system, &folder.join("vm"), None)?;
     let direct = System { kernel: disk.clone(), kernel_symbols: disk, initrd, control: false };
     let direct_machine = Machine { memory: MEMORY_MIB, firmware: Firmware::Disk, ..machine.clone() };
@@ -146,8 +164,7 @@ fn firmware(images: &Images, machine: &Machine) -> Result<Figure> {
     for (what, side) in [("direct", &direct), ("in a VM", &virtual_)] {
         eprintln!("{FIRMWARE}, {what}: {}", side.about.join("; "));
     }
-    let ticks = |side: &Side| side.ticks.get("first").map(|first| first - side.entered);
-    ratio(FIRMWARE, ticks(&virtual_), ticks(&direct))
+    ratio(FIRMWARE, virtual_.first(), direct.first())
 }
 
 /// Boots once directly and once in a virtual machine.
@@ -259,6 +276,19 @@ mod tests {
         assert_eq!(side.memory, Some(16384.0));
         assert!(read("ticks: first 1 1\n", None).is_err(), "no entry");
         assert!(read("starts at tick 1\nticks: first\n", None).is_err(), "no number");
+    }
+
+    #[test]
+    fn two_sides_give_the_figures_that_both_measured() {
+        let side = |ticks: &str| read(&format!("starts at tick 100\n{ticks}"), None).unwrap();
+        let direct = side("ticks: first 1100 1\nticks: pipe 5000 50\n");
+        let virtual_ = side("ticks: first 1200 1\nticks: pipe 5050 50\n");
+        let values = |names: &[&str]| -> Vec<f64> {
+            compared(names, &direct, &virtual_).unwrap().iter().map(|figure| figure.median).collect()
+        };
+        assert_eq!(values(&[BOOTS[0].0, "vm.guest.pipe"]), [1.1, 1.01]);
+        assert!(compared(&["vm.guest.getppid"], &direct, &virtual_).is_err(), "neither measured it");
+        assert!(compared(&[OVERHEAD], &direct, &virtual_).is_err(), "nobody told the memory");
     }
 
     #[test]
