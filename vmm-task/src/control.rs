@@ -91,6 +91,7 @@ impl Control {
                 orders.hold = Some(false);
             }
             machine::POWER_BUTTON if !paused => orders.power_button = true,
+            machine::NMI if !paused => orders.nmi = true,
             machine::RESET => orders.reset = true,
             machine::DEBUG | machine::DEBUG_END => match debugger {
                 Some(debugger) if order.order == machine::DEBUG => debugger.open(),

@@ -6,7 +6,6 @@
 //! | capabilities `contexts` | the contexts that live on slack, in consecutive slots |
 //! | slots `newcomers`, optional | empty ones: the planner puts contexts there that came with a contract, and takes them away again |
 //! | region `status` | the CPU's status page, read-only |
-//!
 //! | region `policy`, optional | word N, the CPU's number: number of the policy that is wanted (from 1, in the order of `POLICIES`), 0: no wish; word 64 + N: this task says there which one is in force, if it may write |
 //!
 //! Arguments: `cpu=0` (the CPU's number), `policy=round-robin` (or another name of `POLICIES`), `quantum_us=1000`, and lists in the order of the contexts: `weights=`,

@@ -1,7 +1,7 @@
 //! The binary interface between the Moira kernel and tasks, and nothing else.
 //!
-//! Every constant and structure here is described, with its errors and bounds, in `docs/abi/`. The kernel and `libsys`
-//! are the only users; tasks go through the typed methods of `moira-sys`.
+//! Every constant and structure here is described, with its errors and bounds, in `docs/abi/`. Tasks make
+//! invocations through the typed methods of `moira-sys`, and see from here only what is data: errors, rights, boot information, a vCPU's state page, trace events.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

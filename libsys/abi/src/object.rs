@@ -82,9 +82,6 @@ impl ObjectType {
     }
 }
 
-/// Bytes of one capability slot.
-pub const SLOT_BYTES: u64 = 32;
-
 /// Usable slots of a `CapTable` of `2^size_bits` bytes: the first two slots' room is its header, and indices 0 and 1
 /// name nothing.
 #[must_use]

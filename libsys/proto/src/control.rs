@@ -76,6 +76,8 @@ pub enum Command {
     Reset,
     /// Ends it: its monitor's task is removed, its memory returned.
     Kill,
+    /// Presses its NMI button.
+    Nmi,
 }
 
 /// Answered by the system.

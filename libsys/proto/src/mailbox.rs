@@ -39,6 +39,8 @@ pub mod machine {
     pub const DEBUG: u64 = 6;
     /// Ends it: break points are taken away, the guest goes on.
     pub const DEBUG_END: u64 = 7;
+    /// Presses the NMI button. Result 1: it is paused.
+    pub const NMI: u64 = 8;
 }
 
 /// States of a virtual machine, word [`STATE`].

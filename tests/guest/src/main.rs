@@ -118,6 +118,10 @@ extern "C" fn main(memory: u64, line: *const u8) -> ! {
             say!("guest: the power button was pressed");
             power_off()
         }
+        "nmi" => {
+            smp::await_nmi();
+            power_off()
+        }
         "memory" => {
             memory::run(memory);
             power_off()

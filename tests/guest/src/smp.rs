@@ -251,6 +251,17 @@ pub fn count_for_debugger(count: u32) {
     say!("guest: all have counted: {}", counts(count).iter().take(count as usize).all(|&number| number > 0));
 }
 
+/// Halts with interrupts off until the NMI button is pressed.
+pub fn await_nmi() {
+    start(1);
+    // LINT1 brings an NMI.
+    apic_write(0x360, 0x400);
+    say!("guest: halted");
+    // SAFETY: the only thing that comes is an NMI, which has a handler.
+    unsafe { asm!("cli", "hlt", options(nostack)) };
+    say!("guest: NMIs: {}", NMIS[0].load(SeqCst));
+}
+
 /// Waits until something is so; so long that on a busy host nobody is only late.
 fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let end = now() + 400_000_000_000;

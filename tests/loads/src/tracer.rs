@@ -9,7 +9,7 @@
 //! | `platform` | the trace |
 //! | `cpu` | its CPU, any right: the ledger |
 //! | `NAME-context` of `watch=NAME,…` | the accounts that are compared |
-//! | ports `trace`, optional | a serial port: all events go there at the end, for `cargo xtask trace` |
+//! | ports `trace-port`, optional | a serial port: all events go there at the end, for `cargo xtask trace` |
 //!
 //! Arguments: `from_ms=`, `ms=` (how long), `every_us=` (how often it looks), `cpus=` (how many are traced; accounts are compared on the own one),
 //! `far=NAME,…` (who of `watch=` lives on another CPU), `attempts=` (how often it measures at most, where a host may keep it waiting until events are

@@ -5,7 +5,6 @@ use moira_abi::vcpu::event;
 /// Exception vectors (SDM 6.3.1).
 pub mod vector {
     #![allow(missing_docs)]
-    pub const DIVIDE: u8 = 0;
     pub const DEBUG: u8 = 1;
     pub const UNDEFINED: u8 = 6;
     pub const DOUBLE_FAULT: u8 = 8;

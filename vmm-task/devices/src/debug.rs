@@ -71,12 +71,6 @@ impl DebugPorts {
         self.log.get(..n).unwrap_or(&[])
     }
 
-    /// The last POST code.
-    #[must_use]
-    pub fn post_code(&self) -> u8 {
-        self.post
-    }
-
     /// Bytes that found no room.
     #[must_use]
     pub fn lost(&self) -> u64 {

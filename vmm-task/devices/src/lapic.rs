@@ -327,13 +327,6 @@ impl Lapic {
         self.startup.take().map(CpuEvent::Startup)
     }
 
-    /// Whether [`Self::take_event`] has something.
-    #[must_use]
-    #[inline]
-    pub fn has_event(&self) -> bool {
-        self.init || self.startup.is_some()
-    }
-
     /// A pin of the local vector table is asserted (NMI by LINT1, internal errors).
     pub fn assert_lvt(&mut self, entry: Lvt) {
         let v = self.lvt[entry as usize];

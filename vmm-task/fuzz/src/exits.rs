@@ -172,6 +172,7 @@ impl Processor for Anything<'_, '_> {
         Orders {
             poll: orders & 1 != 0,
             power_button: orders & 2 != 0,
+            nmi: orders & 0x40 != 0,
             reset: orders & 4 != 0,
             look: orders & 8 != 0,
             hold: match orders >> 4 & 3 {

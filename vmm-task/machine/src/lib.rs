@@ -6,6 +6,7 @@
 //! | [`memory_map`] | where RAM lies and what the guest is told about it (E820) |
 //! | [`boot`] | putting a guest image into RAM and the registers it starts with |
 //! | [`acpi`] | the ACPI tables |
+//! | [`mp_table`] | the tables of systems older than ACPI |
 //! | [`cpuid`] | what CPUID answers |
 //! | [`msr`] | which MSRs exist and what reading and writing them does |
 //!

@@ -73,6 +73,8 @@ enum Action {
     Resume,
     /// Press its power button
     PowerButton,
+    /// Press its NMI button
+    Nmi,
     /// End it and take back its memory
     Kill,
     /// Reset it
@@ -113,7 +115,7 @@ pub enum Control {
     Top(TopOptions),
     /// Show or replace the slack policy of a running system
     Policy(PolicyOptions),
-    /// Pause, resume, reset or end a virtual machine of a running system, or press its power button
+    /// Pause, resume, reset or end a virtual machine of a running system, or press its power or NMI button
     Vm(VmOptions),
     /// Show the exits of virtual machines by reason
     VmStats(StatsOptions),
@@ -283,6 +285,7 @@ fn vm(client: &mut Client, options: &VmOptions) -> Result<String> {
         Action::Pause => (Order::Pause, "paused"),
         Action::Resume => (Order::Resume, "goes on"),
         Action::PowerButton => (Order::PowerButton, "its power button was pressed"),
+        Action::Nmi => (Order::Nmi, "its NMI button was pressed"),
         Action::Kill => (Order::Kill, "was ended, its memory taken back"),
         Action::Reset => (Order::Reset, "resets"),
     };

@@ -6,6 +6,7 @@
 //! | [`tables`] | finds the tables and copies them, checked |
 //! | [`summary`] | reads the fixed tables |
 //! | [`interpreter`], [`second`] | AML by the crates `acpi` and `aml` |
+//! | [`value`] | a value of AML, whoever computed it |
 //! | [`findings`] | what AML says, one crate checked against the other |
 //! | [`pci`], [`msi`] | the PCI functions, and their message-signalled interrupts |
 //! | [`power`] | off and reset |

@@ -206,6 +206,7 @@ impl Session {
                     Command::Resume => machine::RESUME,
                     Command::PowerButton => machine::POWER_BUTTON,
                     Command::Reset => machine::RESET,
+                    Command::Nmi => machine::NMI,
                     Command::Kill => {
                         // Not asked of the monitor: it may hang, or be what shall be ended.
                         self.order(number, Agent::Root, root::KILL, task.into(), Then::Done, world)?;

@@ -31,6 +31,8 @@ pub struct Orders {
     pub poll: bool,
     /// Press the power button.
     pub power_button: bool,
+    /// Press the NMI button.
+    pub nmi: bool,
     /// Reset the machine.
     pub reset: bool,
     /// Every processor shall [`Processor::tell`] of its exits.

@@ -104,6 +104,9 @@ impl Vm<'_> {
         if orders.power_button {
             board.press_power_button();
         }
+        if orders.nmi {
+            board.press_nmi_button();
+        }
         if orders.poll {
             board.poll(self.ns(cpu.now()), &self.ram);
         }

@@ -220,12 +220,6 @@ impl Board {
         self.deadline_stale = true;
     }
 
-    /// Whether a guest-physical address belongs to a device (the local APICs included).
-    #[must_use]
-    pub fn is_mmio(&self, gpa: u64) -> bool {
-        gpa & !0xFFF == p::LAPIC_BASE || self.mmio.lookup(gpa).is_some()
-    }
-
     /// A read of 1, 2, 4 or 8 bytes by `vcpu`. Nobody's addresses read as ones.
     #[inline]
     pub fn mmio_read(&mut self, vcpu: usize, gpa: u64, size: u8, now: u64, memory: &dyn GuestMemory) -> u64 {

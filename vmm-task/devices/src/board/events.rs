@@ -233,7 +233,7 @@ impl Board {
         self.fabric.set_gsi(p::SCI_GSI, self.pm.sci());
     }
 
-    /// Presses the NMI button.
+    /// Presses the NMI button: LINT1 of all processors.
     pub fn press_nmi_button(&mut self) {
         self.fabric.apics.nmi_button();
     }

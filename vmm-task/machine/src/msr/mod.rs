@@ -22,7 +22,6 @@ pub mod number {
     pub const SPEC_CTRL: u32 = 0x48;
     pub const PRED_CMD: u32 = 0x49;
     pub const MICROCODE_REVISION: u32 = 0x8B;
-    pub const MTRR_CAP: u32 = 0xFE;
     pub const ARCH_CAPABILITIES: u32 = 0x10A;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
