@@ -42,6 +42,7 @@ pub fn all(lab: &mut Lab) {
     lab.experiment("vcpu-one-thread", one_thread);
     lab.experiment("vcpu-refused-states", state::refused);
     lab.experiment("vcpu-groups", state::groups);
+    lab.experiment("vcpu-long-mode-half-way", state::long_mode_half_way);
     lab.experiment("vcpu-kick", kick);
     lab.experiment("vcpu-until", until);
     lab.experiment("vcpu-set-space", permissions::set_space);

@@ -163,3 +163,16 @@ pub fn groups(lab: &mut Lab, check: &mut Check) {
     check.equal("HLT", enter(lab, &guest, group::RIP), Ok(VcpuExit { reason: Exit::Halt, groups: halted }));
     check.equal("nobody wrote that", guest.get(at!(cr3)), 0x5555);
 }
+
+/// EFER.LME first, CR4.PAE and paging later, as some systems do it: legal, and fatal for QEMU's own host if it sees it.
+pub fn long_mode_half_way(lab: &mut Lab, check: &mut Check) {
+    let Some(guest) = fresh(lab, check, b"\x0f\xa2\xf4") else { return };
+    guest.basis(CODE, Mode::Protected);
+    guest.set(at!(efer), 0x100);
+    check.equal("CPUID", exit(lab, &guest, group::ALL | group::CONTROL << 32), Ok(Exit::Cpuid));
+    check.equal("long mode is only asked for", guest.get(at!(efer)), 0x100);
+    check.good("kick", guest.vcpu.kick());
+    check.equal("an interrupt of the host's", exit(lab, &guest, 0), Ok(Exit::Kicked));
+    skip(&guest, 2);
+    check.equal("HLT", exit(lab, &guest, group::RIP), Ok(Exit::Halt));
+}

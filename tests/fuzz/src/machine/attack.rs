@@ -95,7 +95,7 @@ impl Random {
 /// Prepares the page for an entry and answers the mask of groups.
 fn prepare(random: &Random, page: u64, memory: u64, last: Exit) -> u64 {
     let svm = SHARED.svm.load(Relaxed) != 0;
-    let rip = guest::piece(random, memory, svm);
+    let rip = guest::piece(random, memory);
     guest::registers(random, page);
     let mut mask = group::ALL;
     match random.below(10) {
@@ -135,9 +135,7 @@ fn prepare(random: &Random, page: u64, memory: u64, last: Exit) -> u64 {
         guest::inject(random, page);
         mask |= group::INJECT;
     }
-    if svm {
-        guest::spare(page);
-    } else if SHARED.counted.load(Relaxed) != 0 {
+    if !svm && SHARED.counted.load(Relaxed) != 0 {
         guest::interruptible(page);
         mask |= group::RIP;
     }

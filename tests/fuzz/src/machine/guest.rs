@@ -99,26 +99,6 @@ pub fn furnish(base: u64) {
     }
 }
 
-/// QEMU (7.2) loses its own host at an exit from a guest with EFER.LME, without CR4.PAE and without paging: it gives the host its CR0
-/// while the guest's CR4 and EFER still count, and refuses the change. Such a guest is legal, so its monitor lets it;
-/// on SVM the hostile machine stays out of that state. With paging on, the processor itself refuses to
-/// clear PAE in long mode, so it is enough that no guest begins with LME and without paging, or switches paging off.
-const SPARED: &[u8] = b"\x0f\x22\xc0";
-
-/// See [`SPARED`].
-pub fn spare(page: u64) {
-    let at = |offset: usize| page + offset as u64;
-    let (efer, cr4) = (at(offset_of!(VcpuState, efer)), at(offset_of!(VcpuState, cr4)));
-    if stored(efer) & 0x100 == 0 {
-        return;
-    }
-    if stored(at(offset_of!(VcpuState, cr0))) & 1 << 31 == 0 {
-        store(efer, stored(efer) & !0x500);
-    } else {
-        store(cr4, stored(cr4) | 0x20);
-    }
-}
-
 /// Bochs (2.7) overlooks interrupts of the host in a guest that is *entered* with IF = 0, until the kernel's bound on a guest's run:
 /// where the victim's share is measured on VT-x, entries have IF = 1; what the guest does later is its own affair.
 pub fn interruptible(page: u64) {
@@ -127,15 +107,12 @@ pub fn interruptible(page: u64) {
 }
 
 /// Writes a piece of code and answers where.
-pub fn piece(random: &Random, base: u64, svm: bool) -> u64 {
+pub fn piece(random: &Random, base: u64) -> u64 {
     let at = CODE + random.below(PIECES) * 16;
     let mut bytes = [0x90u8; 16];
     let mut used = 0;
     while used < 12 {
         let instruction = INSTRUCTIONS[random.below(INSTRUCTIONS.len() as u64) as usize];
-        if svm && instruction == SPARED {
-            continue;
-        }
         if random.one_in(16) {
             bytes[used] = random.next() as u8;
             used += 1;

@@ -39,7 +39,10 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
     }
     if mask & group::CONTROL != 0 {
         let control = virt::read_control(page, &cpu.limits)?;
-        (vmcb.cr0, vmcb.cr3, vmcb.cr4) = (control.cr0, control.cr3, control.cr4 | cr4::MCE);
+        // QEMU's TCG (7.2) loses the host's paging at an exit from a guest with EFER.LME and without CR4.PAE and paging: it gives the host
+        // its CR0 while the guest's CR4 and EFER still count, and refuses the change. Without paging PAE does nothing.
+        let pae = if cpu.features.tcg && control.efer & efer::LME != 0 { cr4::PAE } else { 0 };
+        (vmcb.cr0, vmcb.cr3, vmcb.cr4) = (control.cr0, control.cr3, control.cr4 | cr4::MCE | pae);
         vmcb.cr2 = control.cr2;
         vmcb.efer = control.efer | efer::SVME;
         vmcb.clean.remove(Clean::CONTROL | Clean::CR2);
