@@ -26,6 +26,7 @@ use crate::toolchain::Toolchain;
 use crate::trace::Tracer;
 
 mod costs;
+mod limits;
 mod yields;
 
 /// What the figures are made with: the measures against processor leaks have columns of their own.
@@ -96,6 +97,11 @@ impl Results {
             println!("{}", serde_json::to_string_pretty(&self.figures)?);
         } else {
             print!("{}", table(&self.figures));
+        }
+        let above: Vec<&str> =
+            self.figures.iter().filter(|figure| !limits::is_kept(figure)).map(|figure| figure.name.as_str()).collect();
+        if !above.is_empty() {
+            eprintln!("above the limit: {}", above.join(", "));
         }
         if !self.failed.is_empty() {
             bail!("without a figure, because it did not end as it should: {}", self.failed.join(", "));
@@ -266,12 +272,13 @@ fn figures(log: &str) -> Result<Vec<Figure>> {
 fn table(figures: &[Figure]) -> String {
     let width = figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0).max(6);
     let mut text = format!(
-        "{:<width$}  {:>12} {:>12} {:>12}  {:<14} {:>8}\n",
-        "FIGURE", "MINIMUM", "MEDIAN", "MAXIMUM", "UNIT", "SAMPLES"
+        "{:<width$} {:>9} {:>9} {:>9} {:>9}  {:<12} {:>8}\n",
+        "FIGURE", "MINIMUM", "MEDIAN", "AT MOST", "MAXIMUM", "UNIT", "SAMPLES"
     );
     for figure in figures {
         let Figure { name, unit, minimum, median, maximum, samples } = figure;
-        text += &format!("{name:<width$}  {minimum:>12} {median:>12} {maximum:>12}  {unit:<14} {samples:>8}\n");
+        let limit = limits::of(name).map_or("-".to_owned(), |limit| limit.to_string());
+        text += &format!("{name:<width$} {minimum:>9} {median:>9} {limit:>9} {maximum:>9}  {unit:<12} {samples:>8}\n");
     }
     text
 }

@@ -62,12 +62,20 @@ pub fn check(system: &str, printed: &[Figure]) -> Result<()> {
     Ok(())
 }
 
+/// The names of all figures, whoever measures them.
+#[cfg(test)]
+pub fn names() -> std::collections::BTreeSet<String> {
+    use super::{LEDGER_ERROR, kernel, linux};
+    let others = kernel::CHECKED.iter().map(|(_, name)| *name).chain(kernel::SIZES).chain([LEDGER_ERROR]);
+    let all = YIELDS.iter().flat_map(|(_, figures)| *figures).copied().chain(others);
+    all.map(str::to_owned).chain(linux::names()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::bench::{LEDGER_ERROR, kernel, linux};
     use crate::paths;
 
     #[test]
@@ -85,12 +93,7 @@ mod tests {
             .filter_map(|line| line.split_whitespace().next())
             .filter(|name| name.contains('.'))
             .collect();
-        let others = kernel::CHECKED.iter().map(|(_, name)| *name).chain(kernel::SIZES).chain([LEDGER_ERROR]);
-        let mut known: BTreeSet<&str> =
-            YIELDS.iter().flat_map(|(_, figures)| *figures).copied().chain(others).collect();
-        let linux = linux::names();
-        known.extend(linux.iter().map(String::as_str));
-        assert_eq!(told, known);
+        assert_eq!(told, names().iter().map(String::as_str).collect());
     }
 
     #[test]
