@@ -14,10 +14,9 @@
 
 extern crate alloc;
 
-use alloc::vec;
-use alloc::vec::Vec;
+use alloc::{format, string::String, vec, vec::Vec};
 use log::{error, info};
-use moira_proto::platform::{self as proto, Error, PciAddress, PciDevice, PlatformInfo};
+use moira_proto::platform::{self as proto, Bar, Error, PciAddress, PciDevice, PlatformInfo};
 use moira_rt::{
     Env,
     mapped::Shared,
@@ -126,6 +125,15 @@ fn report(env: &mut Env, service: Endpoint) -> Result<(), Why> {
     Ok(())
 }
 
+/// A base address register as the manifest wants it: ports, or address and size of memory.
+fn base(bar: &Bar) -> String {
+    match (bar.address, bar.ports) {
+        (0, _) => format!("base {} nowhere", bar.index),
+        (from, true) => format!("base {} ports {from:#x}-{:#x}", bar.index, from + bar.size - 1),
+        (from, false) => format!("base {} memory {from:#x} size {}", bar.index, bar.size),
+    }
+}
+
 fn list(env: &mut Env, service: Endpoint) -> Result<Vec<PciDevice>, Why> {
     let mut functions: Vec<PciDevice> = Vec::new();
     loop {
@@ -137,13 +145,14 @@ fn list(env: &mut Env, service: Endpoint) -> Result<Vec<PciDevice>, Why> {
         let device: PciDevice = postcard::from_bytes(&bytes).map_err(|_| Why::Format)?;
         let line = ask(service, proto::PCI_INTERRUPT, [device.address.0.into(), 0]).ok();
         let gsi = line.map_or(-1, |([gsi, _], _)| gsi as i64);
+        let bars: Vec<String> = device.bars.iter().map(base).collect();
         info!(
-            "{} {:04x}:{:04x} class {:06x}, {} base addresses, pin {} to GSI {gsi}, MSI {:?}, MSI-X {:?}",
+            "{} {:04x}:{:04x} class {:06x}, {}, pin {} to GSI {gsi}, MSI {:?}, MSI-X {:?}",
             device.address,
             device.vendor,
             device.device,
             device.class,
-            device.bars.len(),
+            if bars.is_empty() { "no base address".into() } else { bars.join(", ") },
             device.pin,
             device.msi.map(|msi| msi.1),
             device.msix.map(|msix| msix.entries),
