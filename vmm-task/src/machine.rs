@@ -179,8 +179,7 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
         without_firmware: image.is_none(),
         console: Box::new(Line::new(&console, Device::Serial)),
     });
-    let changes = env.argument("disk-changes").and_then(|text| text.parse().ok()).unwrap_or(0);
-    plug(&mut board, &console, env.file("guest-disk"), changes);
+    plug(&mut board, &console, env.file("guest-disk"), env.number("disk-changes", 0) as usize);
     if image.is_some() {
         let debug = env.argument("firmware-debug") == Some("on");
         crate::firmware::tell(&mut board, &map, apic_ids.len() as u32, debug).map_err(Failure::FirmwareFiles)?;

@@ -7,9 +7,15 @@
 //!
 //! Input is also looked for at each request, so that the task may be passive: it then runs on its clients' time only.
 //!
-//! Arguments: `port=0x3f8` (the first port), `name.N=NAME` (name of the client with number N), `raw=N` (client N's lines carry no
-//! name), `stamp=N` (its lines begin with the time since the TSC was zero), `hold_ms=N` (lines that would stand in the middle of another client's wait for its end,
-//! but no longer than that; not for a passive console, which would never come to put them out; 0). Ctrl-] gives the input to the next client.
+//! | argument | what it says |
+//! | --- | --- |
+//! | `port=0x3f8` | the first port |
+//! | `name.N=NAME` | the name of the client with number N |
+//! | `raw=N` | client N's lines carry no name |
+//! | `stamp=N` | client N's lines begin with the time since the TSC was zero |
+//! | `hold_ms=0` | so long at most, a line waits for another client's to end in whose middle it would stand; 0 for a passive console, which never comes to put out what waits |
+//!
+//! Ctrl-] gives the input to the next client.
 #![no_std]
 #![no_main]
 #![forbid(unsafe_code)]
@@ -97,8 +103,7 @@ fn named_clients(env: &Env) -> Consoles {
     for number in env.info.arguments.iter().filter_map(|argument| argument.strip_prefix("stamp=")?.parse().ok()) {
         consoles.stamp(number, clock);
     }
-    let hold: u64 = env.argument("hold_ms").and_then(|text| text.parse().ok()).unwrap_or(0);
-    consoles.hold(env.ticks(hold.saturating_mul(1_000_000)));
+    consoles.hold(env.ticks(env.number("hold_ms", 0).saturating_mul(1_000_000)));
     consoles
 }
 

@@ -37,10 +37,6 @@ fn main(env: Env) {
     }
 }
 
-fn number(env: &Env, key: &str, otherwise: u64) -> u64 {
-    env.argument(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
 /// Label of a ping.
 const PING: u32 = 1;
 
@@ -50,7 +46,7 @@ fn ping(env: &Env) {
         error!("there is no {server} to call");
         return;
     };
-    let rounds = number(env, "rounds", 100);
+    let rounds = env.number("rounds", 100);
     let start = sys::now();
     for round in 0..rounds {
         match pong.call(&Message::new(PING).words([round])) {
@@ -88,11 +84,11 @@ fn work(round: u64) -> u64 {
 }
 
 fn crasher(env: &Env) {
-    let rounds = number(env, "rounds", 10);
+    let rounds = env.number("rounds", 10);
     for round in 0..rounds {
         info!("round {round}: {}", work(round));
     }
-    if u64::from(env.info.restarts) < number(env, "deaths", 1) {
+    if u64::from(env.info.restarts) < env.number("deaths", 1) {
         info!("writing to address 0");
         end::write_to_null();
     }
@@ -136,9 +132,9 @@ fn killer(mut env: Env) {
         error!("there is nobody to kill");
         return;
     };
-    let rounds = number(&env, "rounds", 10);
-    let most = env.ticks(number(&env, "most-us", 2000) * 1000);
-    let mut random = number(&env, "seed", 1) << 1 | 1;
+    let rounds = env.number("rounds", 10);
+    let most = env.ticks(env.number("most-us", 2000) * 1000);
+    let mut random = env.number("seed", 1) << 1 | 1;
     let mut killed = 0;
     while killed < rounds {
         // xorshift64*

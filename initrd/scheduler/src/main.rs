@@ -54,7 +54,7 @@ fn main(env: Env) {
         return;
     };
     let contexts = env.capabilities("contexts").unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
-    let quantum_us: u64 = env.argument("quantum_us").and_then(|text| text.parse().ok()).unwrap_or(1000);
+    let quantum_us = env.number("quantum_us", 1000);
     let newcomers = env.capabilities(NEWCOMERS).unwrap_or(Caps::<SchedContext>::new(sys::Slot::NONE, 0));
     let count = (contexts.len() + newcomers.len()) as usize;
     let Some(shares) = policy::shares(count, |key| env.argument(key), |ns| env.ticks(ns)) else {
@@ -65,7 +65,8 @@ fn main(env: Env) {
     let name = again.or(env.argument("policy")).unwrap_or(policy::round_robin::NAME);
     let quantum = env.ticks(quantum_us.saturating_mul(1000));
     let Some(chosen) = policy::by_name(name, &shares, quantum) else {
-        error!("no policy `{name}`");
+        let all: Vec<&str> = POLICIES.iter().map(|policy| policy.0).collect();
+        error!("no policy is called `{name}`; there are: {}", all.join(", "));
         return;
     };
     info!("{name} over {} contexts, {quantum_us} us at a time", contexts.len());
@@ -83,14 +84,13 @@ fn main(env: Env) {
             .changing_from(contexts.len() as usize),
         retry,
         wishes: env.shared("policy"),
-        number: env.argument("cpu").and_then(|text| text.parse().ok()).unwrap_or(0) % IN_FORCE,
+        number: env.number("cpu", 0) as usize % IN_FORCE,
         wanted: 0,
         shares,
         quantum,
         fail: fail.and_then(Failure::named),
         fail_at: fail.map_or(u64::MAX, |_| {
-            let after: u64 = env.argument("after_ms").and_then(|text| text.parse().ok()).unwrap_or(0);
-            sys::now().saturating_add(env.ticks(after.saturating_mul(1_000_000)))
+            sys::now().saturating_add(env.ticks(env.number("after_ms", 0).saturating_mul(1_000_000)))
         }),
     };
     scheduler.tell(POLICIES.iter().position(|policy| policy.0 == name));

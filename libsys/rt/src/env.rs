@@ -87,6 +87,16 @@ impl Env {
         self.info.arguments.iter().find_map(|argument| argument.strip_prefix(key)?.strip_prefix('='))
     }
 
+    /// The number of an argument `KEY=NUMBER`, `otherwise` if there is none. What is no number is told in the log, and counts as none.
+    #[must_use]
+    pub fn number(&self, key: &str, otherwise: u64) -> u64 {
+        let Some(text) = self.argument(key) else { return otherwise };
+        text.parse().unwrap_or_else(|_| {
+            log::error!("{key}={text}: this is no whole number; {otherwise} is taken");
+            otherwise
+        })
+    }
+
     /// TSC ticks in so many nanoseconds.
     #[must_use]
     pub fn ticks(&self, nanoseconds: u64) -> u64 {

@@ -59,14 +59,10 @@ fn main(mut env: Env) {
 }
 
 /// A number among the arguments.
-fn number(env: &Env, key: &str, otherwise: u64) -> u64 {
-    env.argument(key).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
 /// A time among the arguments, in ticks; its key ends with its unit.
 fn time(env: &Env, key: &str, otherwise: u64) -> u64 {
     let unit = if key.ends_with("_us") { 1_000 } else { 1_000_000 };
-    env.ticks(number(env, key, otherwise).saturating_mul(unit))
+    env.ticks(env.number(key, otherwise).saturating_mul(unit))
 }
 
 /// A moment among the arguments.

@@ -1,6 +1,5 @@
 //! Asks the planner for contracts, on all CPUs, until it refuses; sees that what was promised is given; releases, moves, dies, asks again.
 
-use crate::number;
 use alloc::{boxed::Box, vec, vec::Vec};
 use moira_rt::{
     Env,
@@ -53,8 +52,8 @@ pub fn run(env: &mut Env) {
     };
     let (slice, period) = (env.ticks(2_000_000), env.ticks(10_000_000));
     let slots = env.slots();
-    let exact = number(env, "exact", 0) != 0;
-    let lives_on_slack = number(env, "slack", 0) != 0;
+    let exact = env.number("exact", 0) != 0;
+    let lives_on_slack = env.number("slack", 0) != 0;
     let mut agent = Agent { env, planner, memory, slots, slice, period };
     match if lives_on_slack { agent.slack(exact) } else { agent.test(exact) } {
         Ok(()) => log::info!("tenant: all contracts kept"),

@@ -1,6 +1,6 @@
 //! Takes interrupts: the legacy interval timer's, `hz=` times a second, until `to_ms`.
 
-use crate::{number, time};
+use crate::time;
 use moira_rt::{
     Env,
     sys::{self, Deadline, Interrupt, IoPorts},
@@ -15,7 +15,7 @@ pub fn run(env: &Env) {
         log::error!("ticker: not given what it needs");
         return;
     };
-    let divisor = (TIMER_HZ / number(env, "hz", 2_000).max(19)) as u16;
+    let divisor = (TIMER_HZ / env.number("hz", 2_000).max(19)) as u16;
     let [low, high] = divisor.to_le_bytes();
     // Channel 0, low byte then high byte, mode 2: a pulse in each period.
     let set = [(0x43, 0x34), (0x40, low), (0x40, high)];

@@ -18,7 +18,7 @@
 mod port;
 pub mod watch;
 
-use crate::{moment, number, time};
+use crate::{moment, time};
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use moira_lab::accounts::{Accounts, Parts};
 use moira_rt::{
@@ -84,8 +84,8 @@ fn trace(env: &mut Env) -> Result<(), String> {
     let (from, length) = (moment(env, "from_ms", 300), time(env, "ms", 1_000));
     let every = time(env, "every_us", 1_000);
     let watched = watched(env)?;
-    let cpus = number(env, "cpus", 1).clamp(1, 64);
-    let kinds = number(env, "kinds", kind::ACCOUNTS);
+    let cpus = env.number("cpus", 1).clamp(1, 64);
+    let kinds = env.number("kinds", kind::ACCOUNTS);
     let ports = port::Port::new(env);
     // Kept only if there is somewhere to send them.
     let room = if ports.is_some() { env.info.heap_length as usize / 2 / size_of::<Event>() } else { 0 };
@@ -102,7 +102,7 @@ fn trace(env: &mut Env) -> Result<(), String> {
         room,
         lost: 0,
     };
-    let attempts = number(tracer.env, "attempts", 1);
+    let attempts = tracer.env.number("attempts", 1);
     let mut attempt = 1;
     let (from, to) = loop {
         tracer.start(own, cpus, kinds)?;
@@ -128,7 +128,7 @@ fn trace(env: &mut Env) -> Result<(), String> {
     if let Some(port) = ports {
         tracer.send(port, from, to)?;
     }
-    if number(tracer.env, "end", 0) != 0 {
+    if tracer.env.number("end", 0) != 0 {
         let _ = platform.end(&mut tracer.env.buffer, Outcome::Success, b"");
     }
     Ok(())

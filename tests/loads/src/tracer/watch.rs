@@ -13,7 +13,7 @@
 //!
 //! Arguments: `cpus=`, `watch=`, `every_ms=` (how often it looks).
 
-use crate::{number, time};
+use crate::time;
 use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
 use moira_lab::accounts::{Accounts, Parts};
 use moira_rt::{
@@ -81,7 +81,7 @@ fn watch(env: &mut Env) -> Result<(), String> {
     let platform = env.capability::<Platform>("platform").ok_or("no platform")?;
     let every = time(env, "every_ms", 1);
     let mut watch = Watch { own: 0, sides: Vec::new() };
-    for number in 0..number(env, "cpus", 1).clamp(1, 64) as u32 {
+    for number in 0..env.number("cpus", 1).clamp(1, 64) as u32 {
         let cpu = env.capability::<Cpu>(&format!("cpu-{number}")).ok_or("no CPU")?;
         watch.sides.push(Side::new(number, cpu));
     }
