@@ -230,9 +230,9 @@ pub fn relocate(from: Obj<Slot>, to: Obj<Slot>) -> Result<(), Error> {
 }
 
 /// Copies a capability with fewer rights (and a badge, if the source has none). Frames come without their mapping. A copy of an
-/// untyped memory lends it: see `object/untyped.rs`.
+/// untyped memory lends it: see `object/untyped.rs`. With the structural lock held nobody else writes the slot.
 pub fn derive(from: Obj<Slot>, to: Obj<Slot>, rights: Rights, badge: Option<u64>) -> Result<(), Error> {
-    let cap = from.read();
+    let cap = Cap { word: from.word(), badge: from.word1.load(Relaxed) };
     let kind = cap.word.kind().ok_or(Error::Empty)?;
     if kind == ObjectType::Untyped && (untyped::in_use(cap) || has_descendants(from)) {
         return Err(Error::NotCopyable);
