@@ -18,7 +18,10 @@ const SYSTEM: &str = "linux";
 /// Memory of the guest, and of the machine that is booted directly.
 const MEMORY_MIB: u32 = 128;
 /// How to boot, and the figure.
-const BOOTS: [(&str, &str); 2] = [("vm.boot.quiet", "console=ttyS0 quiet"), ("vm.boot.serial_log", "console=ttyS0")];
+const BOOTS: [(&str, &str); 2] =
+    [("vm.boot.quiet", "console=ttyS0 quiet"), ("vm.boot.serial_log", "console=ttyS0 -- boot")];
+/// The same for what is measured up to the program and no further.
+const QUIET: &str = "console=ttyS0 quiet -- boot";
 /// Two processors on one CPU, compared with one.
 const SMP: &str = "vm.boot.smp2";
 /// How long SeaBIOS, GRUB and Linux take from the reset vector to the program, from a disk.
@@ -100,10 +103,9 @@ fn compared(names: &[&str], direct: &Side, virtual_: &Side) -> Result<Vec<Figure
 /// Two processors on one CPU, divided by one.
 fn smp(images: &Images, machine: &Machine) -> Result<Figure> {
     let first = |cpus: u32| -> Result<Option<f64>> {
-        let (_, cmdline) = BOOTS[0];
         let folder = folder(SMP, machine)?;
         let initrd = program(&folder, images)?;
-        let side = in_vm(&format!("{SMP}, {cpus} vCPUs"), cmdline, cpus, &initrd, images, machine, &folder)?;
+        let side = in_vm(&format!("{SMP}, {cpus} vCPUs"), QUIET, cpus, &initrd, images, machine, &folder)?;
         eprintln!("{SMP}, {cpus} vCPUs: {}", side.about.join("; "));
         Ok(side.first())
     };
@@ -151,7 +153,7 @@ fn firmware(images: &Images, machine: &Machine) -> Result<Figure> {
     let folder = folder(FIRMWARE, machine)?;
     let initrd = program(&folder, images)?;
     let disk = folder.join("disk.img");
-    crate::image::build_linux(&guest::linux(&paths::cache()?)?.kernel, &initrd, "console=ttyS0 quiet", &disk)?;
+    crate::image::build_linux(&guest::linux(&paths::cache()?)?.kernel, &initrd, QUIET, &disk)?;
     let path = disk.to_str().context("the target folder's name is not Unicode")?;
     let options = [("guest-disk", path.to_owned()), ("guest-memory", format!("{MEMORY_MIB}MiB"))];
     let options = options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
