@@ -89,7 +89,7 @@ pub struct GuestOptions {
     #[arg(long, value_name = "FIRMWARE")]
     firmware: Option<String>,
     /// The guest's kernel command line
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     guest_cmdline: Option<String>,
     /// The guest's processors: how many, all on one CPU, or for each the CPU that it lives on, as 0,1
     #[arg(long, value_name = "NUMBER|CPUS")]
