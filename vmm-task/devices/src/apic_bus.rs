@@ -400,8 +400,7 @@ impl ApicBus {
     pub fn nmi_button(&mut self) {
         for n in 0..self.lapics.len() {
             if let Some(l) = self.lapics.get_mut(n) {
-                l.assert_lvt(Lvt::Lint1);
-                if l.nmi_pending() {
+                if l.assert_lvt(Lvt::Lint1) {
                     self.kick(n);
                 }
             }

@@ -2,6 +2,7 @@
 
 use crate::apic_bus::{ApicBus, EoiBroadcast, Message};
 use crate::ioapic::IoApic;
+use crate::lapic::Lvt;
 use crate::pic::Pic;
 use crate::platform::{IOAPIC_PINS, PCI_GSI_BASE, PIT_GSI, PIT_IRQ};
 use crate::traits::{MsiMessage, MsiSink};
@@ -95,9 +96,12 @@ impl Fabric {
         }
     }
 
+    /// The PIC's output has risen.
     fn kick_pic(&mut self) {
         for n in 0..self.apics.len() {
-            if self.takes_pic(n) {
+            // A LINT0 set to a vector of its own, or to NMI, takes the edge itself: nobody asks the PIC for its vector.
+            let latched = self.apics.get_mut(n).is_some_and(|l| l.assert_lvt(Lvt::Lint0));
+            if latched || self.takes_pic(n) {
                 self.apics.kick(n);
             }
         }

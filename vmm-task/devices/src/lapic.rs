@@ -327,18 +327,19 @@ impl Lapic {
         self.startup.take().map(CpuEvent::Startup)
     }
 
-    /// A pin of the local vector table is asserted (NMI by LINT1, internal errors).
-    pub fn assert_lvt(&mut self, entry: Lvt) {
+    /// A pin of the local vector table is asserted (NMI by LINT1, internal errors). Says whether it brought an interrupt.
+    pub fn assert_lvt(&mut self, entry: Lvt) -> bool {
         let v = self.lvt[entry as usize];
         if !self.hardware_enabled() || v & LVT_MASK != 0 {
-            return;
+            return false;
         }
         match v >> 8 & 7 {
-            0 => {
-                self.request(v as u8, false);
+            0 => self.request(v as u8, false),
+            4 => {
+                self.request_nmi();
+                true
             }
-            4 => self.request_nmi(),
-            _ => {}
+            _ => false,
         }
     }
 

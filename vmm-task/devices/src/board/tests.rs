@@ -137,6 +137,32 @@ fn timer_interrupts_by_pic_then_by_ioapic() {
 }
 
 #[test]
+fn lint0_takes_the_pics_edge_as_a_vector_of_its_own_or_as_an_nmi() {
+    let mut m = Machine::new(1, true);
+    m.init_pic();
+    m.write(0, LAPIC + 0xF0, 0x1FF);
+    let _ = m.board.take_kicks();
+    // As Linux tries its timer last: one shot of the PIT, through the PIC, to a vector of the local APIC.
+    m.write(0, LAPIC + 0x350, 0x45);
+    m.out(&[(0x21, 0xFA), (0x43, 0x30), (0x40, 100), (0x40, 0)]);
+    let end = m.now + 1_000_000;
+    assert_eq!(m.run_until(end), [0x45]);
+    assert_eq!((m.board.take_kicks(), m.board.pending(0)), (1, None), "nobody acknowledges at the PIC");
+    m.out(&[(0x20, 0x0A)]);
+    assert_eq!(m.inb(0x20), 1);
+    // What is up already is no edge; what comes after an acknowledgement is.
+    m.write(0, LAPIC + 0x350, 0x400);
+    assert_eq!(m.board.pending(0), None);
+    m.out(&[(0x20, 0x0C)]);
+    assert_eq!(m.inb(0x20), 0x80);
+    m.out(&[(0x20, 0x20), (0x40, 100), (0x40, 0)]);
+    let end = m.now + 1_000_000;
+    assert_eq!(m.run_until(end), []);
+    assert_eq!(m.board.pending(0), Some(Interrupt::Nmi));
+    assert!(m.board.take_nmi(0) && m.board.take_kicks() == 1);
+}
+
+#[test]
 fn three_clocks_agree() {
     let mut m = Machine::new(1, true);
     m.out(&[(0x61, 1), (0x43, 0xB0), (0x42, 0xFF), (0x42, 0xFF)]);
