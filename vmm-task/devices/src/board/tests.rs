@@ -206,6 +206,17 @@ fn rtc_alarm_and_deadline_timer_wake_the_guest() {
     m.board.set_tsc_offset(0, TSC_HZ, now);
     assert!(m.board.next_deadline().unwrap().abs_diff(9_000_000_000) < 5, "the guest's TSC is a second ahead");
     assert_eq!(m.run_until(20_000_000_000), [0xEC]);
+    // A guest's TSC may be anywhere, its upper half too.
+    const TSC: u64 = 0xF000_0000_0000_0000;
+    let now = m.now;
+    m.board.set_tsc_offset(0, TSC - 20 * TSC_HZ, now);
+    m.board.msr_write(0, 0x6E0, TSC + TSC_HZ, now).unwrap();
+    assert!(m.board.next_deadline().unwrap().abs_diff(21_000_000_000) < 5);
+    m.board.msr_write(0, 0x6E0, TSC - 1, now).unwrap();
+    assert_eq!(m.board.next_deadline(), Some(now), "has passed");
+    m.board.msr_write(0, 0x6E0, 1, now).unwrap();
+    assert_eq!(m.run_until(now), [0xEC], "and so has this one, long ago");
+    assert_eq!(m.board.msr_read(0, 0x6E0, now), Ok(0));
 }
 
 #[test]

@@ -35,9 +35,10 @@ impl Lapic {
                 Some(now.saturating_add(if self.timer_mode() == 1 { ns.max(MIN_PERIOD_NS) } else { ns }))
             }
             2 if self.tsc_deadline != 0 => {
-                // A deadline before the clock's beginning has passed.
-                let at = i128::from(self.tsc_deadline) - i128::from(self.tsc_offset as i64);
-                Some(if at <= 0 { now } else { clocks.tsc.ns_at(u64::try_from(at).unwrap_or(u64::MAX)) })
+                // The guest's TSC and its deadline are compared as they are, without a sign, wherever the guest has set them.
+                let tick = clocks.tsc.ticks(now);
+                let left = self.tsc_deadline.saturating_sub(tick.wrapping_add(self.tsc_offset));
+                Some(if left == 0 { now } else { clocks.tsc.ns_at(tick.saturating_add(left)) })
             }
             _ => None,
         };
