@@ -26,6 +26,9 @@ const MSIX_PBA: u32 = 0x3800;
 const COMMON_SIZE: u32 = 0x38;
 const DEVICE_SIZE: u32 = 0x1000;
 const NOTIFY_STRIDE: u32 = 4;
+/// Entries of a queue that any driver may have. Some take a number of their own without a look at the device's, and QEMU's
+/// devices, for which they were written, take it.
+const QUEUE_ENTRIES: u16 = 256;
 
 const STATUS_DRIVER_OK: u8 = 4;
 const STATUS_FEATURES_OK: u8 = 8;
@@ -256,7 +259,7 @@ impl VirtioPci {
             _ if q.ready => {}
             (0x18, 2) => {
                 let n = v as u16;
-                if n.is_power_of_two() && n <= q.max_size {
+                if n.is_power_of_two() && n <= q.max_size.max(QUEUE_ENTRIES) {
                     q.size = n;
                 }
             }

@@ -61,6 +61,8 @@ struct Guest {
     msix_table: u64,
     now: u64,
     kicks: u32,
+    /// Entries of each queue, taken without a look at what the device shows.
+    entries: Option<u16>,
 }
 
 impl Guest {
@@ -92,6 +94,7 @@ impl Guest {
             msix_table: 0,
             now: 0,
             kicks: 0,
+            entries: None,
         };
         g.write(p::LAPIC_BASE + 0xF0, 4, 0x1FF);
         g
@@ -204,6 +207,9 @@ impl Guest {
     fn set_up_queue(&mut self, index: u16, msix: bool) -> Ring {
         let c = self.common;
         self.write(c + 0x16, 2, u64::from(index));
+        if let Some(entries) = self.entries {
+            self.write(c + 0x18, 2, u64::from(entries));
+        }
         let size = self.read(c + 0x18, 2) as u16;
         assert!(size.is_power_of_two());
         assert_eq!(self.read(c + 0x1C, 2), 0);

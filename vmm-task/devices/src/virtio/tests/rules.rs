@@ -11,6 +11,22 @@ use crate::virtio::{Chain, Queue, QueueError};
 use proptest::prelude::*;
 
 #[test]
+fn a_driver_has_a_queue_of_256_entries_whatever_the_device_shows() {
+    for (entries, taken) in [(32, 32), (256, 256), (512, 16), (24, 16)] {
+        let mut g = Guest::new(Box::new(Entropy::new(Box::new(Counter(0)))), p::SLOT_ENTROPY);
+        g.entries = Some(entries);
+        let (_, mut rings) = g.start(true, feature::VERSION_1);
+        let r = &mut rings[0];
+        assert_eq!(r.size, taken);
+        // The last entry first, as free lists often give them.
+        r.next_desc = taken - 1;
+        g.offer(r, &[(0x5000, 8, true)]);
+        g.kick(r);
+        assert_eq!(g.used(r), Some((u32::from(taken) - 1, 8)));
+    }
+}
+
+#[test]
 fn what_a_driver_may_not_do_needs_a_reset() {
     type Sin = fn(&Guest, &mut Ring);
     let sins: &[(Sin, QueueError)] = &[
