@@ -36,8 +36,8 @@ pub const EBDA_BASE: u64 = 0x9_FC00;
 pub const CONVENTIONAL_END: u64 = 0xA_0000;
 /// BIOS area: the RSDP and the other ACPI tables lie here for guests that are booted without firmware.
 pub const BIOS_BASE: u64 = 0xE_0000;
-/// Size of the BIOS area.
-pub const BIOS_SIZE: u64 = 0x2_0000;
+/// Linkers put a page of ELF headers before an image at 1 MiB: it may lie here, where no table reaches.
+pub const HEADERS_BASE: u64 = ONE_MIB - 0x1000;
 /// Extended memory begins here.
 pub const ONE_MIB: u64 = 0x10_0000;
 

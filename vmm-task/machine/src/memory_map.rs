@@ -124,10 +124,11 @@ impl MemoryMap {
         if self.ram < layout::LOW_RAM_LIMIT { self.ram } else { layout::LOW_RAM_LIMIT }
     }
 
-    /// Whether an image may lie there: low RAM above 1 MiB, or conventional memory below what loaders put there.
+    /// Whether an image may lie there: low RAM above 1 MiB and the page before it, or conventional memory below what loaders
+    /// put there.
     #[must_use]
     pub const fn is_loadable(&self, range: &core::ops::Range<u64>) -> bool {
-        range.start >= layout::ONE_MIB && range.end <= self.low_end()
+        range.start >= layout::HEADERS_BASE && range.end <= self.low_end()
             || range.start >= layout::LOADABLE_BASE && range.end <= layout::BOOT_BASE
     }
 

@@ -190,7 +190,7 @@ impl Tables {
     /// # Errors
     /// [`AcpiError`].
     pub fn build_in_bios_area(config: &AcpiConfig) -> Result<Self, AcpiError> {
-        Self::build(config, layout::BIOS_BASE, layout::BIOS_BASE + layout::BIOS_SIZE)
+        Self::build(config, layout::BIOS_BASE, layout::HEADERS_BASE)
     }
 
     /// Guest-physical address of the RSDP.

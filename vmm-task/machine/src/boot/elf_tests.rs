@@ -177,6 +177,18 @@ fn multiboot2_kernels_get_tags() {
 }
 
 #[test]
+fn headers_may_lie_in_the_page_before_an_image_at_1_mib() {
+    let (mut ram, map) = machine(16);
+    let before = layout::ONE_MIB - 0x1000;
+    let mut load = |address| {
+        let image = elf64(address, &[0xF4], 0x2000);
+        flat::load(&mut ram, &map, &flat::FlatGuest { image: &image, cmdline: b"", argument: 0 }).map(|_| ())
+    };
+    assert_eq!(load(before), Ok(()));
+    assert!(matches!(load(before - 0x1000), Err(ElfError::SegmentDoesNotFit { .. })), "tables may lie there");
+}
+
+#[test]
 fn wrong_images_have_errors() {
     let (mut ram, map) = machine(16);
     let mut try_pvh = |kernel: &[u8]| load(&mut ram, &map, &pvh(kernel)).unwrap_err();
