@@ -84,6 +84,26 @@ fn timer_modes() {
 }
 
 #[test]
+fn the_count_goes_on_between_one_shot_and_periodic() {
+    let mut b = bus(1);
+    let _ = b.mmio_write(0, 0x3E0, 0xB, 0);
+    let _ = b.mmio_write(0, 0x320, 0xEF, 0);
+    let _ = b.mmio_write(0, 0x380, 1_000_000, 0);
+    let _ = b.mmio_write(0, 0x320, 0x2_00EF, 700_000);
+    assert_eq!(b.mmio_read(0, 0x390, 700_000), 300_000);
+    assert_eq!(b.next_deadline(), Some(1_000_000));
+    b.poll(1_000_000);
+    assert_eq!(b.next_deadline(), Some(2_000_000));
+    let _ = b.mmio_write(0, 0x320, 0xEF, 1_600_000);
+    assert_eq!(b.mmio_read(0, 0x390, 1_600_000), 400_000);
+    b.poll(2_000_000);
+    assert_eq!((b.next_deadline(), b.mmio_read(0, 0x390, 2_000_000)), (None, 0));
+    // Nothing counts, so nothing goes on.
+    let _ = b.mmio_write(0, 0x320, 0x2_00EF, 2_000_000);
+    assert_eq!((b.next_deadline(), b.mmio_read(0, 0x390, 2_500_000)), (None, 0));
+}
+
+#[test]
 fn destinations() {
     let mut b = bus(8);
     for i in 0..8 {

@@ -57,7 +57,7 @@ impl Lapic {
                 return Some(Written::Command);
             }
             0x310 if !self.x2apic() => self.icr = self.icr & 0xFFFF_FFFF | u64::from(v & 0xFF00_0000) << 32,
-            0x320..=0x370 => self.write_lvt((offset as usize >> 4) - 0x32, v, now, clocks),
+            0x320..=0x370 => self.write_lvt((offset as usize >> 4) - 0x32, v),
             0x380 => {
                 if self.timer_mode() != 2 {
                     self.initial = v;
@@ -75,17 +75,14 @@ impl Lapic {
         Some(Written::Nothing)
     }
 
-    fn write_lvt(&mut self, index: usize, v: u32, now: u64, clocks: &ApicClocks) {
+    fn write_lvt(&mut self, index: usize, v: u32) {
         let Some(writable) = LVT_WRITABLE.get(index) else { return };
         let old_mode = self.timer_mode();
         self.lvt[index] = v & writable | if self.svr & SVR_ENABLE == 0 { LVT_MASK } else { 0 };
-        if index == Lvt::Timer as usize && self.timer_mode() != old_mode {
-            // A change to or from deadline mode disarms the timer; between the other two the count goes on.
-            if self.timer_mode() >= 2 || old_mode >= 2 {
-                (self.initial, self.tsc_deadline, self.deadline) = (0, 0, None);
-            } else if self.deadline.is_some() {
-                self.arm(now, clocks);
-            }
+        // A change to or from deadline mode disarms the timer; between the other two the count goes on.
+        let mode = self.timer_mode();
+        if index == Lvt::Timer as usize && mode != old_mode && (mode >= 2 || old_mode >= 2) {
+            (self.initial, self.tsc_deadline, self.deadline) = (0, 0, None);
         }
     }
 }
