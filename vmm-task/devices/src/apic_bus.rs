@@ -399,10 +399,8 @@ impl ApicBus {
     /// Raises NMI on every processor whose LINT1 says so (the platform's NMI button).
     pub fn nmi_button(&mut self) {
         for n in 0..self.lapics.len() {
-            if let Some(l) = self.lapics.get_mut(n) {
-                if l.assert_lvt(Lvt::Lint1) {
-                    self.kick(n);
-                }
+            if self.lapics.get_mut(n).is_some_and(|l| l.assert_lvt(Lvt::Lint1)) {
+                self.kick(n);
             }
         }
     }
