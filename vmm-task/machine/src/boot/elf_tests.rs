@@ -104,6 +104,7 @@ fn multiboot_kernel_with_addresses_and_modules() {
     let guest = multiboot::MultibootGuest { kernel: &kernel, cmdline: b"k", modules: &modules };
     let state = multiboot::load(&mut ram, &map, &guest).unwrap();
     assert_eq!((state.rip, state.gprs[0]), (0x10_0040, 0x2BAD_B002));
+    assert_eq!(state.gprs[state::RSP], layout::BOOT_STACK_TOP);
     assert_eq!(ram.bytes(0x10_0000, kernel.len()), kernel);
     let info = state.gprs[state::RBX];
     assert_eq!(ram.u32(info + 20), 2);
@@ -149,6 +150,7 @@ fn multiboot2_kernels_get_tags() {
         let state = multiboot2::load(&mut ram, &map, &guest, b"RSD PTR ").unwrap();
         assert_eq!(state.rip, if by_header { 0x10_0300 } else { 0x20_0040 }, "the physical entry point");
         assert_eq!((state.gprs[state::RAX], state.gprs[state::RBX]), (0x36D7_6289, layout::BOOT_INFO));
+        assert_eq!(state.gprs[state::RSP], layout::BOOT_STACK_TOP);
         let info = layout::BOOT_INFO;
         let end = info + u64::from(ram.u32(info));
         let (mut at, mut kinds) = (info + 8, vec![]);

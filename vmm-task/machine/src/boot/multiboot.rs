@@ -214,6 +214,8 @@ pub fn load(ram: &mut dyn GuestRam, map: &MemoryMap, guest: &MultibootGuest) -> 
     let mut state = InitialState::flat32(entry);
     state.gprs[state::RAX] = LOADER_MAGIC;
     state.gprs[state::RBX] = layout::BOOT_INFO;
+    // Not promised, but found behind other loaders: some kernels call before they have a stack of their own.
+    state.gprs[state::RSP] = layout::BOOT_STACK_TOP;
     Ok(state)
 }
 
