@@ -6,6 +6,7 @@ use crate::debugger::Debugger;
 use crate::hardware;
 use crate::processor::{INPUT, Kernel, WAKE, Wires};
 use alloc::boxed::Box;
+use alloc::collections::TryReserveError;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -67,6 +68,8 @@ pub enum Failure {
     Firmware(firmware::FirmwareError),
     /// What the firmware has to be told cannot be made.
     FirmwareFiles(&'static str),
+    /// The heap has no room for so many bytes that the guest may change of its disk.
+    DiskChanges(u64),
 }
 
 impl fmt::Display for Failure {
@@ -78,6 +81,13 @@ impl fmt::Display for Failure {
             Failure::Size(error) => error.fmt(f),
             Failure::Firmware(error) => write!(f, "the firmware is refused: {error}"),
             Failure::FirmwareFiles(what) => write!(f, "no files for the firmware: {what}"),
+            Failure::DiskChanges(bytes) => {
+                let kib = bytes.div_ceil(1024);
+                write!(
+                    f,
+                    "no room for {kib} KiB of changes of the disk in the heap: make it larger (--set vmm-heap=SIZE)"
+                )
+            }
         }
     }
 }
@@ -179,7 +189,8 @@ pub fn build(env: &Env) -> Result<Vec<Cpu>, Failure> {
         without_firmware: image.is_none(),
         console: Box::new(Line::new(&console, Device::Serial)),
     });
-    plug(&mut board, &console, env.file("guest-disk"), env.number("disk-changes", 0) as usize);
+    let changes = env.bytes("disk-changes", 0);
+    plug(&mut board, &console, env.file("guest-disk"), changes).map_err(|_| Failure::DiskChanges(changes))?;
     if image.is_some() {
         let debug = env.argument("firmware-debug") == Some("on");
         crate::firmware::tell(&mut board, &map, apic_ids.len() as u32, debug).map_err(Failure::FirmwareFiles)?;
@@ -330,15 +341,16 @@ fn processor_model(guest_xcr0: u64, tsc_hz: u64, cpus: u32, apic_id: u32) -> (Cp
 }
 
 /// Devices on the PCI bus.
-fn plug(board: &mut Board, console: &Shared, disk: Option<&'static [u8]>, changes: usize) {
+fn plug(board: &mut Board, console: &Shared, disk: Option<&'static [u8]>, changes: u64) -> Result<(), TryReserveError> {
     let line = Box::new(Line::new(console, Device::Virtio));
     board.plug(platform::SLOT_CONSOLE, Box::new(VirtioPci::new(Box::new(VirtioConsole::new(line)))));
     if let Some(image) = disk {
-        let disk = Box::new(MemoryDisk::new(image, changes));
+        let disk = Box::new(MemoryDisk::new(image, usize::try_from(changes).unwrap_or(usize::MAX))?);
         board.plug(platform::SLOT_BLOCK, Box::new(VirtioPci::new(Box::new(Block::new(disk, b"moira")))));
     }
     let entropy = Box::new(Entropy::new());
     board.plug(platform::SLOT_ENTROPY, Box::new(VirtioPci::new(Box::new(VirtioEntropy::new(entropy)))));
+    Ok(())
 }
 
 /// Nanoseconds since 1970 when the TSC was zero.

@@ -16,7 +16,7 @@
 //!
 //! The machine has as many processors as this task has threads, each run by its own.
 //!
-//! Arguments: `cmdline=…`, `disk-changes=BYTES` (most that the guest may change of its disk, 0), `firmware-debug=on` (show
+//! Arguments: `cmdline=…`, `disk-changes=SIZE` (most that the guest may change of its disk, 0), `firmware-debug=on` (show
 //! what firmware writes to its debug port, 402h), `panic-at-end=…` (for tests of what a panic leaves).
 #![no_std]
 #![no_main]

@@ -1,10 +1,10 @@
 //! A disk held in memory: an image that nobody writes, and over it the blocks that the guest wrote.
 //!
-//! What the guest writes lives as long as its machine. Memory for it is bounded; when it is used up, writes fail as on a
+//! What the guest writes lives as long as its machine. Memory for it is taken at the start; when it is used up, writes fail as on a
 //! broken disk.
 
-use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::TryReserveError;
+use alloc::vec::Vec;
 use vmm_devices::traits::{BlockBackend, BlockOp, BlockStatus, GuestMemory, Segment, Submit};
 
 /// Bytes of a block of the overlay.
@@ -13,15 +13,28 @@ const BLOCK: usize = 4096;
 /// A disk over an image.
 pub struct MemoryDisk<'a> {
     image: &'a [u8],
-    written: BTreeMap<u64, Box<[u8; BLOCK]>>,
+    /// By block of the image: 0, or 1 and more for a place in `written`.
+    places: Vec<u32>,
+    /// Never longer than it was made for.
+    written: Vec<[u8; BLOCK]>,
     most: usize,
 }
 
 impl<'a> MemoryDisk<'a> {
     /// A disk with the contents of `image`, of which at most `most` bytes may change; with 0 it is read-only.
-    #[must_use]
-    pub fn new(image: &'a [u8], most: usize) -> Self {
-        MemoryDisk { image, written: BTreeMap::new(), most: most / BLOCK }
+    ///
+    /// # Errors
+    /// There is no memory for what may change (`most` bytes, or the whole image if it is smaller, and four bytes for each block of it).
+    pub fn new(image: &'a [u8], most: usize) -> Result<Self, TryReserveError> {
+        let blocks = image.len().div_ceil(BLOCK);
+        let most = (most / BLOCK).min(blocks);
+        let (mut places, mut written) = (Vec::new(), Vec::new());
+        if most > 0 {
+            places.try_reserve_exact(blocks)?;
+            places.resize(blocks, 0);
+            written.try_reserve_exact(most)?;
+        }
+        Ok(MemoryDisk { image, places, written, most })
     }
 
     /// Calls `step` for each piece of a request that lies in one block and one segment: block, offset in it, guest address,
@@ -51,26 +64,31 @@ impl<'a> MemoryDisk<'a> {
 
     fn read(&self, offset: u64, segments: &[Segment], memory: &dyn GuestMemory) -> bool {
         Self::pieces(offset, segments, |block, within, gpa, count| {
-            let bytes = match self.written.get(&block) {
-                Some(bytes) => bytes.as_slice(),
-                None => self.original(block),
-            };
+            let bytes = self.changed(block).map_or_else(|| self.original(block), <[u8; BLOCK]>::as_slice);
             bytes.get(within..within + count).is_some_and(|bytes| memory.write(gpa, bytes).is_ok())
         })
     }
 
+    /// The overlay's block, if there is one.
+    fn changed(&self, block: u64) -> Option<&[u8; BLOCK]> {
+        let place = *self.places.get(usize::try_from(block).ok()?)?;
+        self.written.get((place as usize).checked_sub(1)?)
+    }
+
     /// The overlay's block, made from the image if it is not there; `None` when there is no room.
     fn own(&mut self, block: u64) -> Option<&mut [u8; BLOCK]> {
-        if !self.written.contains_key(&block) {
+        let original = self.original(block);
+        let place = self.places.get_mut(usize::try_from(block).ok()?)?;
+        if *place == 0 {
             if self.written.len() >= self.most {
                 return None;
             }
-            let mut bytes = Box::new([0; BLOCK]);
-            let original = self.original(block);
+            let mut bytes = [0; BLOCK];
             bytes.get_mut(..original.len())?.copy_from_slice(original);
-            self.written.insert(block, bytes);
+            self.written.push(bytes);
+            *place = self.written.len() as u32;
         }
-        self.written.get_mut(&block).map(Box::as_mut)
+        self.written.get_mut((*place as usize).checked_sub(1)?)
     }
 
     fn write(&mut self, offset: u64, segments: &[Segment], memory: &dyn GuestMemory) -> bool {
@@ -125,14 +143,13 @@ mod tests {
     use super::*;
     use crate::ram::Ram;
     use core::sync::atomic::AtomicU64;
-    use std::vec::Vec;
 
     #[test]
     fn writes_stay_above_the_image_and_are_bounded() {
         let image: Vec<u8> = (0..3 * BLOCK).map(|byte| (byte / 512) as u8).collect();
         let words: Vec<AtomicU64> = (0..2048).map(|_| AtomicU64::new(u64::MAX)).collect();
         let ram = Ram::new(&words, &[]);
-        let mut disk = MemoryDisk::new(&image, 2 * BLOCK);
+        let mut disk = MemoryDisk::new(&image, 2 * BLOCK).unwrap();
         let segments = [Segment { gpa: 8, len: 512, writable: true }, Segment { gpa: 4096, len: 4096, writable: true }];
         let span = |disk: &mut MemoryDisk<'_>, write: bool| {
             let offset = 3584;
@@ -155,5 +172,15 @@ mod tests {
         let op = BlockOp::Read { offset: 8192, segments: &third };
         assert_eq!(disk.submit(0, op, &ram), Submit::Done(BlockStatus::Ok));
         assert_eq!(ram.load_u16(0), Ok(0x1010));
+    }
+    #[test]
+    fn what_may_change_is_memory_from_the_start() {
+        let image = [7; 3 * BLOCK + 512];
+        assert!(MemoryDisk::new(&image, 0).unwrap().read_only());
+        // No more than the image has.
+        let disk = MemoryDisk::new(&image, 1 << 40).unwrap();
+        assert_eq!((disk.most, disk.places.len(), disk.written.capacity()), (4, 4, 4));
+        assert_eq!(disk.changed(0), None);
+        assert_eq!(disk.changed(u64::MAX), None);
     }
 }

@@ -224,7 +224,7 @@ fn board(without_firmware: bool) -> Board {
     board.plug(p::SLOT_CONSOLE, Box::new(VirtioPci::new(Box::new(Console::new(Box::new(NullConsole))))));
     board.plug(
         p::SLOT_BLOCK,
-        Box::new(VirtioPci::new(Box::new(Block::new(Box::new(MemoryDisk::new(&DISK, 4096)), b"disk")))),
+        Box::new(VirtioPci::new(Box::new(Block::new(Box::new(MemoryDisk::new(&DISK, 4096).unwrap()), b"disk")))),
     );
     board.plug(p::SLOT_ENTROPY, Box::new(VirtioPci::new(Box::new(Entropy::new(Box::new(Zeros))))));
     board
