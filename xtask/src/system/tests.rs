@@ -238,3 +238,21 @@ fn a_task_makes_room_for_another() {
     assert_eq!(addition.to(source), source.replace("9ms", "8100000ns") + "[tasks.c]\n");
     assert_eq!(Addition::default().to(source), source);
 }
+
+/// What the page on systems shows as a whole one is one of `initrd/systems`, where a case boots it (`tests/cases/pages.toml`).
+#[test]
+fn systems_in_the_pages_are_systems() {
+    let root = crate::paths::root();
+    let known: Vec<String> = names(&root)
+        .unwrap()
+        .iter()
+        .map(|name| fs::read_to_string(root.join(format!("initrd/systems/{name}.toml"))).unwrap())
+        .collect();
+    let text = fs::read_to_string(root.join("docs/how-to/describe-a-system.md")).unwrap();
+    let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let systems: Vec<&str> = blocks.filter(|block| block.starts_with("[system]")).collect();
+    for shown in &systems {
+        assert!(known.iter().any(|system| system == shown), "no file of initrd/systems has this:\n{shown}");
+    }
+    assert_eq!(systems.len(), 2);
+}

@@ -10,6 +10,7 @@ pub use threads::threads_of;
 
 use super::diagnostic::{Diagnostic, Report, nearest};
 use super::manifest::{Manifest, Name, Role, Task};
+use moira_scheduler::policy::POLICIES;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -33,6 +34,8 @@ pub struct Known {
     pub images: BTreeSet<String>,
 }
 
+/// The binary that hands out slack.
+const SCHEDULER: &str = "moira-scheduler";
 /// What the names of this project's own binaries start with; manifests may leave it out.
 const PREFIX: &str = "moira-";
 
@@ -61,6 +64,7 @@ pub fn check(path: &Path, source: &str, known: &Known) -> Result<Manifest, Repor
     for (name, task) in &manifest.tasks {
         checker.task(name, task.get_ref());
     }
+    checker.policies();
     checker.roles();
     checker.calls();
     checker.time();
@@ -115,6 +119,24 @@ impl<'a> Checker<'a> {
             None => format!("add a table [tasks.{name}], or remove the name here"),
         };
         self.report(reference.span(), format!("{verb} `{name}`, and there is no such task"), hint);
+    }
+
+    /// Slack policies are named by an argument of the scheduler.
+    fn policies(&mut self) {
+        let schedulers = self.manifest.tasks.iter().filter(|(name, task)| {
+            let image = task.get_ref().image.as_ref().unwrap_or(name);
+            self.known.binary(image.get_ref()).as_deref() == Some(SCHEDULER)
+        });
+        let known: Vec<&str> = POLICIES.iter().map(|policy| policy.0).collect();
+        for (_, task) in schedulers {
+            for key in ["policy=", "policy_again="] {
+                let named = task.get_ref().args.iter().find_map(|argument| argument.strip_prefix(key));
+                if let Some(name) = named.filter(|name| !known.contains(name)) {
+                    let hint = format!("there are: {}", known.join(", "));
+                    self.report(task.span(), format!("`{key}{name}`, and there is no such policy"), hint);
+                }
+            }
+        }
     }
 
     fn names(&mut self) {

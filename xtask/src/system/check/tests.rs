@@ -6,7 +6,7 @@ const HEAD: &str = "[system]\ndescription = \"test\"\ncpus = 2\n";
 const CONSOLE: &str = "[tasks.console]\nlevel = 5\npassive = true\nserves = true\n";
 
 fn known() -> Known {
-    Known { images: ["root", "console", "client", "planner"].map(str::to_owned).into() }
+    Known { images: ["root", "console", "client", "planner", "moira-scheduler"].map(str::to_owned).into() }
 }
 
 /// Checks `HEAD` and `text`; findings as (line, message, hint), lines counted in `text` from 1.
@@ -57,6 +57,17 @@ fn unknown_keys() {
     one("[sistem]\n", 1, "unknown key `sistem`", "`system`");
     one(&client("time = { slise = \"1ms\", period = \"1ms\" }"), 4, "unknown key `slise`", "`slice`");
     one(&client("zebra = 1"), 4, "unknown key `zebra`", "known here: ");
+}
+
+#[test]
+fn policies_that_are_none() {
+    let scheduler = |policy: &str| {
+        format!(
+            "{CONSOLE}[tasks.scheduler]\nrole = \"scheduler\"\nlevel = 3\ntime = {{ slice = \"1ms\", period = \"10ms\" }}\nargs = [\"policy={policy}\"]\n"
+        )
+    };
+    one(&scheduler("lotery"), 5, "`policy=lotery`, and there is no such policy", "lottery");
+    assert_eq!(findings(&scheduler("lottery")), vec![]);
 }
 
 #[test]
