@@ -32,7 +32,7 @@ fn main(env: Env) {
         Some("maker") => maker(env),
         Some("panicker") => panicker(&env),
         Some("killer") => killer(env),
-        Some(other) => error!("no such role: {other}"),
+        Some(other) => panic!("there is no role `{other}`"),
         None => info!("{}", env.info.arguments.join(" ")),
     }
 }

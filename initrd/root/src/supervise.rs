@@ -8,8 +8,11 @@ use crate::{
 use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
 use log::{debug, error, info, warn};
-use moira_abi::FrameSize;
-use moira_proto::system::{Restart, Role, Task};
+use moira_abi::{FrameSize, PAGE};
+use moira_proto::{
+    start::layout,
+    system::{Restart, Role, Task},
+};
 use moira_root::restart::Next;
 use moira_rt::{
     end,
@@ -26,6 +29,8 @@ enum End {
     Fault(String),
 }
 
+/// How far below its stack an access is taken for one that found the stack too small.
+const BELOW_A_STACK: u64 = 64 << 10;
 /// Most bytes of a panic's text that are printed.
 const MOST_TEXT: usize = 400;
 
@@ -246,6 +251,11 @@ impl Root {
                 _ => "read",
             };
             let _ = write!(text, " address {:#x} ({kind})", fault.cr2);
+            let stack = self.system.tasks.get(index).map_or(0, |task| task.stack);
+            let below = (layout::stack_top(number) - stack.next_multiple_of(PAGE)).wrapping_sub(fault.cr2);
+            if (1..=BELOW_A_STACK).contains(&below) {
+                let _ = write!(text, ", below its stack of {} KiB (`memory = {{ stack = … }}`)", stack >> 10);
+            }
         } else if fault.error_code != 0 {
             let _ = write!(text, " error {:#x}", fault.error_code);
         }

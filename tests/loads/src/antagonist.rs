@@ -28,14 +28,9 @@ pub fn run(env: &Env, role: &str) {
         "objects" => objects(env, end),
         "signals" => signals(env, end),
         "faults" => faults(env),
-        other => {
-            log::error!("no role `{other}`");
-            return;
-        }
+        other => panic!("there is no role `{other}`; tests/loads/src names all"),
     };
-    if done.is_none() {
-        log::error!("{role}: not given what it needs");
-    }
+    assert!(done.is_some(), "{role}: not given what it needs");
 }
 
 /// The cheapest call that fails, a poll, a table look-up.

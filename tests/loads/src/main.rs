@@ -58,7 +58,6 @@ fn main(mut env: Env) {
     }
 }
 
-/// A number among the arguments.
 /// A time among the arguments, in ticks; its key ends with its unit.
 fn time(env: &Env, key: &str, otherwise: u64) -> u64 {
     let unit = if key.ends_with("_us") { 1_000 } else { 1_000_000 };
