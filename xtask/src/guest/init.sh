@@ -22,6 +22,15 @@ if (: </dev/console) 2>/dev/null; then
     exec </dev/console >/dev/console 2>&1
 fi
 
+# What comes from the power button's input device means that it was pressed.
+button=$(sed -n '/Power Button/,/Handlers/s/.*\(event[0-9]*\).*/\1/p' /proc/bus/input/devices)
+if [ -n "$button" ]; then
+    (dd if="/dev/input/$button" of=/dev/null bs=24 count=1 2>/dev/null
+    echo "guest: the power button was pressed"
+    sync
+    poweroff -f) &
+fi
+
 scripts=
 for word in $(cat /proc/cmdline); do
     case $word in

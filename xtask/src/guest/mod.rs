@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Kernel modules that the initramfs loads, with whatever they depend on.
-const MODULES: &[&str] = &["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "virtio_net", "virtio_balloon"];
+const MODULES: &[&str] =
+    &["virtio_pci", "virtio_console", "virtio_blk", "virtio_rng", "virtio_net", "virtio_balloon", "button", "evdev"];
 
 /// The two files of a Linux guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
