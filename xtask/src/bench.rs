@@ -139,6 +139,9 @@ impl Options {
 
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
+    if let Some(pattern) = &options.pattern {
+        yields::check_pattern(pattern)?;
+    }
     let systems = options.systems()?;
     let machine = Machine { icount: options.emulator == Emulator::Qemu, ..Machine::usual(options.emulator) };
     let mut tools = machine.tools();

@@ -132,10 +132,7 @@ impl Laboratory {
 
     /// Runs an experiment, writes its report and answers what it found; `also` and `twice` are the command's.
     pub fn run(&self, name: &str, also: &[String], twice: bool) -> Result<Report> {
-        let experiment = EXPERIMENTS
-            .iter()
-            .find(|experiment| experiment.name == name)
-            .with_context(|| format!("no experiment {name:?}; there are {}", names().join(", ")))?;
+        let experiment = named(name)?;
         let folder = paths::target().join("experiments").join(experiment.name);
         fs::create_dir_all(&folder)?;
         let mut runs = Vec::new();
@@ -168,8 +165,18 @@ pub fn names() -> Vec<&'static str> {
     EXPERIMENTS.iter().map(|experiment| experiment.name).collect()
 }
 
+/// The experiment of that name.
+fn named(name: &str) -> Result<&'static Experiment> {
+    EXPERIMENTS
+        .iter()
+        .find(|experiment| experiment.name == name)
+        .with_context(|| format!("no experiment {name:?}; there are {}", names().join(", ")))
+}
+
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
+    // Before the build, which takes minutes.
+    named(&options.name)?;
     let report = Laboratory::open(global)?.run(&options.name, &options.also, options.twice)?;
     print!("{}", report.judged.text());
     println!("report: {}", report.page.display());
@@ -254,6 +261,13 @@ mod tests {
             "antagonist,lost,own,task\nspinner,,300,victim\nspinner,1,5,other\n"
         );
         assert!(rows("data: {broken").is_err());
+    }
+
+    #[test]
+    fn a_name_that_is_none_lists_them() {
+        let text = named("nosuch").err().unwrap().to_string();
+        assert_eq!(text, "no experiment \"nosuch\"; there are atropos, weights, scheduler-death, crosstalk-cpu");
+        assert_eq!(named("weights").unwrap().name, "weights");
     }
 
     #[test]

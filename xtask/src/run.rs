@@ -22,7 +22,7 @@ use crate::emulator::{Accel, Emulator, Firmware, Machine, Running, describe, qem
 use crate::hosttools;
 use crate::process::printed;
 use crate::symbols::Symbols;
-use crate::{paths, system, tty};
+use crate::{guest, paths, system, tty};
 
 /// What the help page says below the options.
 pub const AFTER_HELP: &str = "Keys: Ctrl-A x leaves, Ctrl-A Ctrl-A sends Ctrl-A; all others go to the system.\n\
@@ -150,7 +150,7 @@ impl GuestOptions {
             values.insert("guest-modules".into(), modules(&self.guest_module)?);
         }
         if let Some(firmware) = &self.firmware {
-            let value = match crate::guest::firmware(firmware) {
+            let value = match guest::firmware(firmware) {
                 Some(_) => format!("guest:{firmware}"),
                 None => {
                     let path = fs::canonicalize(firmware)
@@ -175,7 +175,11 @@ impl GuestOptions {
 
 /// A file's absolute path; names that xtask resolves itself stay as they are.
 fn located(option: &str, file: &str) -> Result<String> {
-    if file.starts_with("guest:") || file.starts_with("image:") {
+    if let Some(part) = file.strip_prefix("guest:") {
+        guest::is_known(part).with_context(|| format!("--{option}"))?;
+        return Ok(file.to_owned());
+    }
+    if file.starts_with("image:") {
         return Ok(file.to_owned());
     }
     let path = fs::canonicalize(file).with_context(|| format!("--{option} {file}"))?;
@@ -240,7 +244,7 @@ impl Options {
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let values = options.guest.values()?;
-    crate::guest::check::check(&values)?;
+    guest::check::check(&values)?;
     let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     let machine = options.machine(system::describe(&paths::root(), &name, &values)?.cpus);
     machine.check()?;
@@ -426,6 +430,13 @@ mod tests {
         let mut escape = Escape::default();
         assert_eq!(escape.filter(b"ls\x01"), (b"ls".to_vec(), false));
         assert_eq!(escape.filter(b"x more"), (vec![], true));
+    }
+
+    #[test]
+    fn a_misspelt_guest_is_refused_before_anything_is_built() {
+        let options = GuestOptions { guest_kernel: Some("guest:genric".into()), ..GuestOptions::default() };
+        let text = format!("{:#}", options.values().unwrap_err());
+        assert_eq!(text, "--guest-kernel: `guest:genric` is unknown; did you mean `guest:generic`?");
     }
 
     #[test]

@@ -55,7 +55,6 @@ impl Side {
 }
 
 /// Names of all of them.
-#[cfg(test)]
 pub fn names() -> Vec<String> {
     let calls = CALLS.iter().map(|name| format!("{PREFIX}{name}"));
     BOOTS.iter().map(|(name, _)| *name).chain([SMP, FIRMWARE, OVERHEAD]).map(str::to_owned).chain(calls).collect()

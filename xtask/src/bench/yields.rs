@@ -62,8 +62,16 @@ pub fn check(system: &str, printed: &[Figure]) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a part of a name that no figure has.
+pub fn check_pattern(pattern: &str) -> Result<()> {
+    let names = names();
+    if names.iter().any(|name| name.contains(pattern)) {
+        return Ok(());
+    }
+    bail!("no figure's name contains {pattern:?}; there are: {}", names.into_iter().collect::<Vec<_>>().join(", "))
+}
+
 /// The names of all figures, whoever measures them.
-#[cfg(test)]
 pub fn names() -> std::collections::BTreeSet<String> {
     use super::{LEDGER_ERROR, kernel, linux};
     let others = kernel::CHECKED.iter().map(|(_, name)| *name).chain(kernel::SIZES).chain([LEDGER_ERROR]);
@@ -94,6 +102,15 @@ mod tests {
             .filter(|name| name.contains('.'))
             .collect();
         assert_eq!(told, names().iter().map(String::as_str).collect());
+    }
+
+    #[test]
+    fn a_part_that_no_name_has_is_refused() {
+        for part in ["vm.exit", "kernel.lines", "ledger", "vm.boot.firmware"] {
+            check_pattern(part).unwrap();
+        }
+        let text = check_pattern("nosuch").unwrap_err().to_string();
+        assert!(text.starts_with("no figure's name contains \"nosuch\"; there are: interrupt."), "{text}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod modules;
 mod others;
 
 use crate::hosttools;
+use crate::system::nearest;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
@@ -36,15 +37,45 @@ const GENERIC: (&str, debian::Source) =
 const I386: (&str, debian::Source) =
     ("i386", debian::Source { package: "linux-image-686-pae", architecture: Some("i386") });
 
-/// What `guest:NAME` means; for messages.
-const NAMES: &str = "kernel, initrd, vmlinux, generic, generic-initrd, i386, i386-initrd, memtest, memtest-i386, mach, grub-pvh, disk, \
-     seabios, ovmf";
+/// What `guest:NAME` may mean.
+const NAMES: [&str; 14] = [
+    "kernel",
+    "initrd",
+    "vmlinux",
+    "generic",
+    "generic-initrd",
+    "i386",
+    "i386-initrd",
+    "memtest",
+    "memtest-i386",
+    "mach",
+    "grub-pvh",
+    "disk",
+    "seabios",
+    "ovmf",
+];
+
+/// Refuses what is no name of a guest; nothing is fetched for that.
+///
+/// # Errors
+/// Nothing has that name.
+pub fn is_known(part: &str) -> Result<()> {
+    if NAMES.contains(&part) {
+        return Ok(());
+    }
+    let hint = match nearest(part, NAMES) {
+        Some(close) => format!("did you mean `guest:{close}`?"),
+        None => format!("there are {}", NAMES.join(", ")),
+    };
+    bail!("`guest:{part}` is unknown; {hint}")
+}
 
 /// The file that `guest:part` names, fetched and built below `cache` if it is not there yet.
 ///
 /// # Errors
 /// Nothing has that name, or as for [`linux`].
 pub fn file(cache: &Path, part: &str) -> Result<PathBuf> {
+    is_known(part)?;
     match part {
         "kernel" => Ok(linux(cache)?.kernel),
         "initrd" => Ok(linux(cache)?.initrd),
@@ -55,7 +86,7 @@ pub fn file(cache: &Path, part: &str) -> Result<PathBuf> {
         "generic-initrd" => Ok(debian_linux(cache, GENERIC)?.initrd),
         "i386" => Ok(debian_linux(cache, I386)?.kernel),
         "i386-initrd" => Ok(debian_linux(cache, I386)?.initrd),
-        _ => others::file(cache, part)?.with_context(|| format!("`guest:{part}` is unknown; there are {NAMES}")),
+        _ => others::file(cache, part)?.with_context(|| format!("nobody fetches `guest:{part}`")),
     }
 }
 
@@ -174,4 +205,19 @@ fn announce(spinner: &ProgressBar, text: &str) {
         eprintln!("{text}");
     }
     spinner.set_message(text.to_owned());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_guest_is_refused_by_its_name_alone() {
+        is_known("generic").unwrap();
+        assert_eq!(
+            is_known("genric").unwrap_err().to_string(),
+            "`guest:genric` is unknown; did you mean `guest:generic`?"
+        );
+        assert!(is_known("zebra-crossing").unwrap_err().to_string().contains("there are kernel, initrd, "));
+    }
 }

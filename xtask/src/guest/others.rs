@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn every_name_is_known() {
         for other in OTHERS {
-            assert!(super::super::NAMES.contains(other.name));
+            assert!(super::super::NAMES.contains(&other.name));
         }
     }
 }
