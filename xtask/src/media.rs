@@ -126,6 +126,7 @@ pub fn flash(options: &FlashOptions, global: &Global) -> Result<ExitCode> {
     let image = match &options.image {
         Some(image) => image.clone(),
         None => {
+            flash::check(&options.device, options.yes_really.as_deref())?;
             let (name, system) = build_system(&options.build, global)?;
             image_of(&options.build, &name, &system)?
         }

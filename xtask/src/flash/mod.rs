@@ -35,11 +35,23 @@ pub fn run(args: &FlashArgs) -> Result<()> {
     flash(args, &Machine::this(), &mut std::io::stdin().lock(), &mut std::io::stderr())
 }
 
+/// What can be said against a device before there is an image, whose building takes minutes.
+///
+/// # Errors
+/// As for [`run`], but for its size.
+pub fn check(device: &Path, yes_really: Option<&Path>) -> Result<()> {
+    check_on(&Machine::this(), device, yes_really)
+}
+
+fn check_on(machine: &Machine, device: &Path, yes_really: Option<&Path>) -> Result<()> {
+    machine.device(device)?.may_be_overwritten(0, named_twice(device, yes_really))
+}
+
 /// [`run`] on any machine and any terminal.
 fn flash(args: &FlashArgs, machine: &Machine, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<()> {
     let size = fs::metadata(&args.image).with_context(|| format!("cannot read {}", args.image.display()))?.len();
     let device = machine.device(&args.device)?;
-    device.may_be_overwritten(size, named_twice(args))?;
+    device.may_be_overwritten(size, named_twice(&args.device, args.yes_really.as_deref()))?;
     confirm(&device, size, input, output)?;
     let mut image = File::open(&args.image).with_context(|| format!("cannot read {}", args.image.display()))?;
     let mut target = open(&device, true)?;
@@ -66,9 +78,9 @@ fn flash(args: &FlashArgs, machine: &Machine, input: &mut dyn BufRead, output: &
 }
 
 /// Whether `--yes-really` names the device that is to be written.
-fn named_twice(args: &FlashArgs) -> bool {
+fn named_twice(device: &Path, yes_really: Option<&Path>) -> bool {
     let same = |path: &Path| fs::canonicalize(path).unwrap_or(path.to_path_buf());
-    args.yes_really.as_deref().is_some_and(|again| same(again) == same(&args.device))
+    yes_really.is_some_and(|again| same(again) == same(device))
 }
 
 /// Shows what would be lost and asks for the device's name.

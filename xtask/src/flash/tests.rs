@@ -139,6 +139,23 @@ fn refuses_what_is_no_whole_block_device() {
 }
 
 #[test]
+fn what_is_wrong_with_a_device_is_told_without_an_image() {
+    let machine = Pretended::new();
+    let checked = |device: &str, again: Option<&str>| {
+        let again = again.map(|again| machine.path(again));
+        let pretended = Machine::fake(machine.folder.path());
+        check_on(&pretended, &machine.path(device), again.as_deref()).map_err(|error| format!("{error:#}"))
+    };
+    checked("dev/sdz", None).unwrap();
+    assert!(checked("dev/nosuch", None).unwrap_err().contains("no device"));
+    machine.put("block/sdz/removable", b"0\n");
+    assert!(checked("dev/sdz", None).unwrap_err().contains("not removable"));
+    checked("dev/sdz", Some("dev/sdz")).unwrap();
+    machine.put("swaps", b"Filename Type Size Used Priority\n/dev/sdz1 partition 8 0 -2\n");
+    assert!(checked("dev/sdz", Some("dev/sdz")).unwrap_err().contains("in use"));
+}
+
+#[test]
 fn a_device_that_gives_back_something_else_is_an_error() {
     let machine = Pretended::new();
     let args = FlashArgs { image: machine.path("image"), device: machine.path("dev/sdz"), yes_really: None };
