@@ -8,7 +8,7 @@ use device::Device;
 pub use device::Machine;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, ErrorKind, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -49,7 +49,7 @@ fn check_on(machine: &Machine, device: &Path, yes_really: Option<&Path>) -> Resu
 
 /// [`run`] on any machine and any terminal.
 fn flash(args: &FlashArgs, machine: &Machine, input: &mut dyn BufRead, output: &mut dyn Write) -> Result<()> {
-    let size = fs::metadata(&args.image).with_context(|| format!("cannot read {}", args.image.display()))?.len();
+    let size = size_of_bootable(&args.image).with_context(|| args.image.display().to_string())?;
     let device = machine.device(&args.device)?;
     device.may_be_overwritten(size, named_twice(&args.device, args.yes_really.as_deref()))?;
     confirm(&device, size, input, output)?;
@@ -75,6 +75,19 @@ fn flash(args: &FlashArgs, machine: &Machine, input: &mut dyn BufRead, output: &
     }
     writeln!(output, "{} written to {} and read back the same", HumanBytes(size), device.path.display())?;
     Ok(())
+}
+
+/// Bytes of an image, which begins as firmware expects it of a disk: with a boot sector, a GPT, or an ISO 9660 file system.
+fn size_of_bootable(image: &Path) -> Result<u64> {
+    const SIGNATURES: [(usize, &[u8]); 3] = [(510, b"\x55\xaa"), (512, b"EFI PART"), (0x8001, b"CD001")];
+    let file = File::open(image)?;
+    let size = file.metadata()?.len();
+    let mut start = Vec::new();
+    file.take(0x9000).read_to_end(&mut start)?;
+    if SIGNATURES.iter().any(|(at, signature)| start.get(*at..).is_some_and(|rest| rest.starts_with(signature))) {
+        return Ok(size);
+    }
+    bail!("it is no image that boots: it begins with no boot sector, GPT or ISO 9660 file system");
 }
 
 /// Whether `--yes-really` names the device that is to be written.

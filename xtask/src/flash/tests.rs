@@ -3,7 +3,12 @@
 use super::*;
 use tempfile::TempDir;
 
-const IMAGE: &[u8] = &[0xa5; 3000];
+/// What has the signature of a boot sector.
+const IMAGE: &[u8] = &{
+    let mut image = [0xa5; 3000];
+    (image[510], image[511]) = (0x55, 0xaa);
+    image
+};
 
 /// A machine with a stick `sdz` of 8 sectors (4 KiB) that has one partition.
 struct Pretended {
@@ -117,6 +122,23 @@ fn refuses_what_is_not_removable_unless_named_twice() {
     machine.refuses("dev/sdz", Some("dev/sdy"), "sdz\n", "--yes-really");
     machine.refuses("dev/sdz", Some("dev/sdz"), "no\n", "not confirmed");
     assert!(machine.flash("dev/sdz", Some("dev/sdz"), "sdz\n").unwrap().contains("NOT removable"));
+}
+
+#[test]
+fn refuses_what_does_not_boot() {
+    let machine = Pretended::new();
+    for (text, at) in [(&b"EFI PART"[..], 512), (b"CD001", 0x8001)] {
+        let mut image = vec![0; at];
+        image.extend(text);
+        machine.put("image", &image);
+        assert_eq!(size_of_bootable(&machine.path("image")).unwrap(), image.len() as u64);
+    }
+    for text in [&b"# Moira\n"[..], b"", &[0; 3000]] {
+        machine.put("image", text);
+        machine.refuses("dev/sdz", None, "sdz\n", "no image that boots");
+    }
+    fs::remove_file(machine.path("image")).unwrap();
+    machine.refuses("dev/sdz", None, "sdz\n", "No such file");
 }
 
 #[test]
