@@ -84,9 +84,10 @@ pub fn image(options: &ImageOptions, global: &Global) -> Result<ExitCode> {
 }
 
 fn build_system(options: &ImageOptions, global: &Global) -> Result<(String, System)> {
+    let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
+    options.guest.check(&name)?;
     let values = options.guest.values()?;
     crate::guest::check::check(&values)?;
-    let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     let mut tools = vec![hosttools::GRUB];
     tools.extend(hosttools::of_system(&name));
     let images = build::with_tools(&tools, global)?;

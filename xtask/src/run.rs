@@ -118,6 +118,43 @@ impl GuestOptions {
         if paths::system_manifest(name).exists() { name } else { "first" }.into()
     }
 
+    /// The options that were given, as they are typed, with the manifest's option that each is for.
+    fn typed(&self) -> Vec<(&'static str, &'static str)> {
+        let all = [
+            (self.guest_kernel.is_some(), "--guest-kernel", "guest-kernel"),
+            (self.guest_initrd.is_some(), "--guest-initrd", "guest-initrd"),
+            (!self.guest_module.is_empty(), "--guest-module", "guest-modules"),
+            (self.guest_cmdline.is_some(), "--guest-cmdline", "guest-cmdline"),
+            (self.firmware.is_some(), "--firmware", "guest-firmware"),
+            (self.guest_disk.is_some(), "--guest-disk", "guest-disk"),
+            (self.guest_cpus.is_some(), "--guest-cpus", "guest-cpus"),
+            (self.guest_memory.is_some(), "--guest-memory", "guest-memory"),
+        ];
+        all.into_iter().filter(|(given, ..)| *given).map(|(_, flag, option)| (flag, option)).collect()
+    }
+
+    /// Refuses options that contradict each other, or that the system `name` has no use for.
+    pub fn check(&self, name: &str) -> Result<()> {
+        const KERNELS: [&str; 4] = ["guest-kernel", "guest-initrd", "guest-modules", "guest-cmdline"];
+        let typed = self.typed();
+        if self.firmware.is_some()
+            && let Some((flag, _)) = typed.iter().find(|(_, option)| KERNELS.contains(option))
+        {
+            bail!("{flag} does not go with --firmware: what boots is on the disk");
+        }
+        let has = system::settings(&paths::root(), name, &BTreeMap::new())?;
+        let Some((flag, option)) = typed.into_iter().find(|(_, option)| !has.contains_key(*option)) else {
+            return Ok(());
+        };
+        if option == "guest-firmware" {
+            bail!("--firmware chooses the system `firmware` and cannot be combined with --system {name}");
+        }
+        if !has.keys().any(|option| option.starts_with("guest-")) {
+            bail!("system {name} has no guest that {flag} could be for");
+        }
+        bail!("{flag} does not go with system {name}, whose manifest has no option {option}")
+    }
+
     /// Whether the firmware may be UEFI: OVMF, or one of the user's own.
     fn may_be_uefi(&self) -> bool {
         self.firmware.as_deref().is_some_and(|firmware| firmware != "seabios")
@@ -243,9 +280,10 @@ impl Options {
 
 /// Runs the command.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
+    let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
+    options.guest.check(&name)?;
     let values = options.guest.values()?;
     guest::check::check(&values)?;
-    let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     let machine = options.machine(system::describe(&paths::root(), &name, &values)?.cpus);
     machine.check()?;
     let mut tools = machine.tools();
@@ -430,6 +468,29 @@ mod tests {
         let mut escape = Escape::default();
         assert_eq!(escape.filter(b"ls\x01"), (b"ls".to_vec(), false));
         assert_eq!(escape.filter(b"x more"), (vec![], true));
+    }
+
+    #[test]
+    fn options_that_do_not_fit_are_named_as_they_were_typed() {
+        let refused = |system: &str, options: GuestOptions| options.check(system).unwrap_err().to_string();
+        let firmware = GuestOptions { firmware: Some("seabios".into()), ..GuestOptions::default() };
+        let kernel = GuestOptions { guest_kernel: Some("guest:kernel".into()), ..GuestOptions::default() };
+        let memory = GuestOptions { guest_memory: Some(128), ..GuestOptions::default() };
+        let both = GuestOptions { guest_kernel: kernel.guest_kernel.clone(), ..firmware.clone() };
+        assert_eq!(refused("firmware", both), "--guest-kernel does not go with --firmware: what boots is on the disk");
+        assert_eq!(
+            refused("linux", firmware.clone()),
+            "--firmware chooses the system `firmware` and cannot be combined with --system linux"
+        );
+        assert_eq!(refused("first", memory.clone()), "system first has no guest that --guest-memory could be for");
+        assert_eq!(
+            refused("firmware", kernel.clone()),
+            "--guest-kernel does not go with system firmware, whose manifest has no option guest-kernel"
+        );
+        firmware.check("firmware").unwrap();
+        kernel.check("linux").unwrap();
+        memory.check("linux").unwrap();
+        assert!(refused("nosuch", GuestOptions::default()).contains("no system `nosuch`"));
     }
 
     #[test]

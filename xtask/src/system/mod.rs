@@ -12,7 +12,7 @@ mod options;
 mod units;
 
 use crate::cpio;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use check::Known;
 use diagnostic::Report;
 pub use diagnostic::nearest;
@@ -169,18 +169,30 @@ pub fn graph(root: &Path, name: &str, options: &Options) -> Result<String> {
     Ok(graph::draw(&compile::compile(name, &manifest), &manifest.system.description))
 }
 
+/// The `[options]` of the system `name`, each with its value: the manifest's own, or the one in `given`.
+pub fn settings(root: &Path, name: &str, given: &Options) -> Result<Options> {
+    let mut settings = options::own(&read(root, name)?).unwrap_or_default();
+    settings.extend(given.clone());
+    Ok(settings)
+}
+
+/// A manifest's path as it is shown.
+fn shown(name: &str) -> PathBuf {
+    Path::new(MANIFESTS).join(format!("{name}.toml"))
+}
+
+/// The text of a manifest.
+fn read(root: &Path, name: &str) -> Result<String> {
+    let shown = shown(name);
+    fs::read_to_string(root.join(&shown)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => anyhow!("{}", no_such_system(root, name)),
+        _ => anyhow::Error::new(error).context(format!("cannot read {}", shown.display())),
+    })
+}
+
 fn load(root: &Path, name: &str, known: &Known, options: &Options, addition: &Addition) -> Result<Manifest> {
-    let shown = Path::new(MANIFESTS).join(format!("{name}.toml"));
-    let source = match fs::read_to_string(root.join(&shown)) {
-        Ok(source) => source,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            bail!("{}", no_such_system(root, name))
-        }
-        Err(error) => {
-            return Err(error).with_context(|| format!("cannot read {}", shown.display()));
-        }
-    };
-    let source = addition.to(&source);
+    let shown = shown(name);
+    let source = addition.to(&read(root, name)?);
     let text = options::substitute(&source, options).map_err(|finding| Report::new(&shown, &source, vec![finding]))?;
     Ok(check::check(&shown, &text, known)?)
 }

@@ -10,16 +10,9 @@ pub type Options = BTreeMap<String, String>;
 ///
 /// `given` wins over the manifest's own `[options]`; a name that the manifest does not list is an error either way.
 pub fn substitute(source: &str, given: &Options) -> Result<String, Diagnostic> {
-    // A file that is not TOML is reported by the checker, which reads it again.
-    let Ok(table) = toml::from_str::<toml::Table>(source) else {
+    let Some(own) = own(source) else {
         return Ok(source.to_owned());
     };
-    let own = table.get("options").and_then(toml::Value::as_table);
-    let own: Options = own
-        .into_iter()
-        .flatten()
-        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
-        .collect();
     if let Some(stranger) = given.keys().find(|name| !own.contains_key(*name)) {
         return Err(Diagnostic::new(0..0, format!("this system has no option `{stranger}`"), hint(stranger, &own)));
     }
@@ -33,6 +26,14 @@ pub fn substitute(source: &str, given: &Options) -> Result<String, Diagnostic> {
         }
     }
     Ok(text)
+}
+
+/// The manifest's own options. None: the file is not TOML, which is reported by the checker, as it reads it again.
+pub fn own(source: &str) -> Option<Options> {
+    let table = toml::from_str::<toml::Table>(source).ok()?;
+    let own = table.get("options").and_then(toml::Value::as_table);
+    let texts = own.into_iter().flatten().filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+    Some(texts.collect())
 }
 
 /// Appends `line` with its options replaced.
