@@ -87,7 +87,7 @@ fn build_system(options: &ImageOptions, global: &Global) -> Result<(String, Syst
     let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     options.guest.check(&name)?;
     let values = options.guest.values()?;
-    crate::guest::check::check(&values)?;
+    crate::guest::check::check(&system::settings(&paths::root(), &name, &values)?)?;
     let mut tools = vec![hosttools::GRUB];
     tools.extend(hosttools::of_system(&name));
     let images = build::with_tools(&tools, global)?;

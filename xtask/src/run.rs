@@ -242,6 +242,23 @@ fn modules(list: &[String]) -> Result<String> {
 }
 
 impl Options {
+    /// Refuses a system that `needs` so many bytes where the machine has less. What it has is told by the root task, too, which knows
+    /// what the kernel left of it.
+    fn check_memory(&self, needs: u64) -> Result<()> {
+        const KERNEL: u64 = 16 << 20;
+        const STEP: u64 = 64 << 20;
+        let has = self.memory;
+        if needs <= u64::from(has) << 20 {
+            return Ok(());
+        }
+        let what = match self.guest.guest_memory {
+            Some(guest) => format!("--guest-memory {} does not fit", system::Size(u64::from(guest) << 20)),
+            None => format!("the system needs {} MiB, which do not fit", needs.div_ceil(1 << 20)),
+        };
+        let enough = (needs + KERNEL).next_multiple_of(STEP) >> 20;
+        bail!("{what} into the machine's {has} MiB: give it more with --memory {enough}M")
+    }
+
     /// The emulator's machine for a system that needs so many CPUs.
     fn machine(&self, needs: u32) -> Machine {
         let usual = Machine::usual(self.emulator);
@@ -283,9 +300,11 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let name = options.system.clone().unwrap_or_else(|| options.guest.default_system());
     options.guest.check(&name)?;
     let values = options.guest.values()?;
-    guest::check::check(&values)?;
-    let machine = options.machine(system::describe(&paths::root(), &name, &values)?.cpus);
+    let described = system::describe(&paths::root(), &name, &values)?;
+    let machine = options.machine(described.cpus);
     machine.check()?;
+    let files = guest::check::check(&system::settings(&paths::root(), &name, &values)?)?;
+    options.check_memory(described.memory + files)?;
     let mut tools = machine.tools();
     tools.extend(hosttools::of_system(&name));
     let images = build::with_tools(&tools, global)?;
@@ -491,6 +510,28 @@ mod tests {
         kernel.check("linux").unwrap();
         memory.check("linux").unwrap();
         assert!(refused("nosuch", GuestOptions::default()).contains("no system `nosuch`"));
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_machine_is_refused() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: Options,
+        }
+        let refused = |line: &str, mebibytes: u64| {
+            let line = <Line as clap::Parser>::parse_from(line.split(' '));
+            line.options.check_memory(mebibytes << 20).map_err(|error| error.to_string())
+        };
+        refused("run", 1024).unwrap();
+        assert_eq!(
+            refused("run --guest-memory 2G", 2066).unwrap_err(),
+            "--guest-memory 2 GiB does not fit into the machine's 1024 MiB: give it more with --memory 2112M"
+        );
+        assert_eq!(
+            refused("run --memory 200M", 274).unwrap_err(),
+            "the system needs 274 MiB, which do not fit into the machine's 200 MiB: give it more with --memory 320M"
+        );
     }
 
     #[test]

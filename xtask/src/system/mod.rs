@@ -24,6 +24,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+pub use units::Size;
 
 /// Where manifests live, from the repository's root.
 const MANIFESTS: &str = "initrd/systems";
