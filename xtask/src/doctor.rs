@@ -85,10 +85,8 @@ fn emulators() {
     let nest = qemu::kvm_can_nest();
     let why = if nest {
         "/dev/kvm with nesting: `run` uses it unless --accel tcg is given (untested by the project)"
-    } else if Path::new("/dev/kvm").exists() {
-        "/dev/kvm is there, but cannot be opened or gives no nested VT-x or SVM"
     } else {
-        "no /dev/kvm; TCG and Bochs need none"
+        qemu::why_no_kvm(Path::new(qemu::KVM))
     };
     line(nest, "KVM", why);
 }

@@ -214,6 +214,9 @@ impl Machine {
             (Emulator::Bochs, _) if self.accel == Accel::Kvm => {
                 bail!("Bochs knows no KVM; leave --accel away")
             }
+            (Emulator::Qemu, _) if self.accel == Accel::Kvm && !qemu::kvm_can_nest() => {
+                bail!("--accel kvm cannot be had here: {}", qemu::why_no_kvm(Path::new(qemu::KVM)))
+            }
             _ if self.icount && self.cpus != 1 => {
                 bail!("instruction counting works with one CPU only")
             }
@@ -360,5 +363,7 @@ mod tests {
         machine.icount = true;
         machine.cpus = 2;
         assert!(machine.check().is_err());
+        let machine = Machine { accel: Accel::Kvm, ..Machine::usual(Emulator::Qemu) };
+        assert_eq!(machine.check().is_ok(), qemu::kvm_can_nest());
     }
 }

@@ -13,6 +13,8 @@ use crate::process::Guarded;
 const LOG: &str = "qemu.log";
 /// The port that ends the run, and where gdb connects.
 const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=0x04";
+/// The device of KVM.
+pub const KVM: &str = "/dev/kvm";
 /// Where `--gdb` waits.
 pub const GDB_PORT: u16 = 1234;
 
@@ -104,12 +106,21 @@ fn boot(command: &mut Command, machine: &Machine, system: &System, cmdline: &str
 
 /// Whether this host's KVM can be used and gives its guests VT-x or SVM.
 pub fn kvm_can_nest() -> bool {
-    let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    let usable = fs::OpenOptions::new().read(true).write(true).open(KVM).is_ok();
     let nested = |module: &str| {
         fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
             .is_ok_and(|value| matches!(value.trim(), "Y" | "1"))
     };
     usable && (nested("kvm_intel") || nested("kvm_amd"))
+}
+
+/// Why KVM cannot be used where it cannot; `kvm` is the device.
+pub fn why_no_kvm(kvm: &Path) -> &'static str {
+    if kvm.exists() {
+        "/dev/kvm is there, but cannot be opened or gives no nested VT-x or SVM"
+    } else {
+        "no /dev/kvm; TCG and Bochs need none"
+    }
 }
 
 /// What QEMU said itself.
@@ -127,6 +138,12 @@ pub fn triple_fault(folder: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::emulator::Emulator;
+
+    #[test]
+    fn what_is_missing_of_kvm_is_told() {
+        assert!(why_no_kvm(Path::new("/nosuch")).starts_with("no /dev/kvm"));
+        assert!(why_no_kvm(Path::new("/dev/null")).starts_with("/dev/kvm is there, but"));
+    }
 
     #[test]
     fn who_sits_at_a_counted_machine_has_its_own_time() {
