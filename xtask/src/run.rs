@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, IsTerminal, Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -305,6 +305,13 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     machine.check()?;
     let files = guest::check::check(&system::settings(&paths::root(), &name, &values)?)?;
     options.check_memory(described.memory + files)?;
+    if machine.gdb {
+        gdb_port_is_free(qemu::GDB_PORT)?;
+    }
+    let debugger = options.guest.guest_gdb.map(|port| gdb::listen(port, "--guest-gdb")).transpose()?;
+    if debugger.is_some() && !system::has_control(&paths::root(), &name, &values)? {
+        bail!("system {name} has no control channel, so --guest-gdb cannot reach a guest of it");
+    }
     let mut tools = machine.tools();
     tools.extend(hosttools::of_system(&name));
     let images = build::with_tools(&tools, global)?;
@@ -326,15 +333,26 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     let (folder, _lock) = folder(&name, &machine)?;
     let mut running = machine.start(&system, &options.cmdline, &folder)?;
     let hub = running.control.take().map(|line| Hub::open(line, &folder)).transpose()?;
-    if let Some(port) = options.guest.guest_gdb {
-        debug_guest(hub.as_ref().context("this system has no control channel, so gdb cannot reach its guest")?, port)?;
+    if let Some(listener) = debugger {
+        debug_guest(hub.as_ref().context("this system has no control channel")?, listener)?;
     }
     console(running, machine.gdb, &mut Symbols::of(&system.kernel_symbols))
 }
 
+/// Refuses a port that QEMU would find taken.
+fn gdb_port_is_free(port: u16) -> Result<()> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            bail!("port {port} of --gdb is taken, as by another system that runs with it: end that one first")
+        }
+        // Whatever else is wrong QEMU tells.
+        _ => Ok(()),
+    }
+}
+
 /// Lets gdb reach the guest, in a thread that ends with the process.
-fn debug_guest(hub: &Hub, port: u16) -> Result<()> {
-    let listener = gdb::listen(port)?;
+fn debug_guest(hub: &Hub, listener: TcpListener) -> Result<()> {
+    let port = listener.local_addr()?.port();
     let mut client = Client::connect(hub.socket())?;
     eprintln!("for the guest: gdb -ex 'target remote 127.0.0.1:{port}'");
     std::thread::spawn(move || {
@@ -532,6 +550,19 @@ mod tests {
             refused("run --memory 200M", 274).unwrap_err(),
             "the system needs 274 MiB, which do not fit into the machine's 200 MiB: give it more with --memory 320M"
         );
+    }
+
+    #[test]
+    fn a_port_that_another_system_holds_is_refused() {
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = other.local_addr().unwrap().port();
+        let text = gdb_port_is_free(port).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            format!("port {port} of --gdb is taken, as by another system that runs with it: end that one first")
+        );
+        drop(other);
+        gdb_port_is_free(port).unwrap();
     }
 
     #[test]

@@ -171,7 +171,7 @@ fn run(client: &mut Client, command: &Control) -> Result<String> {
             if let Some(script) = &options.batch {
                 return gdb::batch(client, &name, script);
             }
-            let listener = gdb::listen(options.port)?;
+            let listener = gdb::listen(options.port, "--port")?;
             eprintln!("waiting for: gdb -ex 'target remote 127.0.0.1:{}'", options.port);
             gdb::serve(&listener, client, &name)?;
             Ok(String::new())

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use moira_proto::control::{Answer, Error, Request};
 use moira_proto::frame::Kind;
 
@@ -17,9 +17,10 @@ pub const PORT: u16 = 1235;
 /// Bytes of one request: they fit the line's credit in few turns, and the guest's queue at once.
 const MOST: usize = 256;
 
-/// Opens the port for gdb; 0: any.
-pub fn listen(port: u16) -> Result<TcpListener> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("cannot listen on port {port}"))
+/// Opens the port for gdb; 0: any. `option` is how another one is chosen.
+pub fn listen(port: u16, option: &str) -> Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
+        .map_err(|error| anyhow!("cannot listen on port {port}: {error}; choose another with {option} PORT"))
 }
 
 /// Serves one gdb after the other, for as long as the system runs.
@@ -78,7 +79,7 @@ pub fn session(mut gdb: &TcpStream, client: &mut Client, machine: &str) -> Resul
 
 /// Runs gdb with the commands of a file on a machine; what it prints.
 pub fn batch(client: &mut Client, machine: &str, script: &Path) -> Result<String> {
-    let listener = listen(0)?;
+    let listener = listen(0, "--port")?;
     let port = listener.local_addr()?.port();
     let script: PathBuf = crate::paths::root().join(script);
     let mut command = Command::new("gdb");
@@ -101,4 +102,18 @@ pub fn batch(client: &mut Client, machine: &str, script: &Path) -> Result<String
     let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
     text += &String::from_utf8_lossy(&output.stderr);
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_its_port_taken_is_told_how_to_choose_another() {
+        let first = listen(0, "--port").unwrap();
+        let port = first.local_addr().unwrap().port();
+        let text = listen(port, "--guest-gdb").unwrap_err().to_string();
+        assert!(text.starts_with(&format!("cannot listen on port {port}: Address already in use")), "{text}");
+        assert!(text.ends_with("; choose another with --guest-gdb PORT"), "{text}");
+    }
 }
