@@ -167,8 +167,9 @@ fn run(client: &mut Client, command: &Control) -> Result<String> {
         Control::Vm(options) => vm(client, options),
         Control::VmStats(options) => stats(client, options),
         Control::GuestGdb(options) => {
+            let script = options.batch.as_deref().map(gdb::script).transpose()?;
             let name = machine(client, options.name.as_ref())?;
-            if let Some(script) = &options.batch {
+            if let Some(script) = &script {
                 return gdb::batch(client, &name, script);
             }
             let listener = gdb::listen(options.port, "--port")?;

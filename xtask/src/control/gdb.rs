@@ -1,9 +1,10 @@
 //! A debugger's connection to a guest: a local TCP port on this side, the debug stream of the control channel on the other.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -11,6 +12,7 @@ use moira_proto::control::{Answer, Error, Request};
 use moira_proto::frame::Kind;
 
 use super::client::{self, Client, UNEXPECTED};
+use crate::emulator::describe;
 
 /// Where gdb connects unless another port is asked for.
 pub const PORT: u16 = 1235;
@@ -81,7 +83,6 @@ pub fn session(mut gdb: &TcpStream, client: &mut Client, machine: &str) -> Resul
 pub fn batch(client: &mut Client, machine: &str, script: &Path) -> Result<String> {
     let listener = listen(0, "--port")?;
     let port = listener.local_addr()?.port();
-    let script: PathBuf = crate::paths::root().join(script);
     let mut command = Command::new("gdb");
     command.args(["-nx", "-q", "-batch", "-ex", "set remotetimeout 100"]);
     command.args(["-ex", &format!("target remote 127.0.0.1:{port}"), "-x"]).arg(script);
@@ -99,14 +100,43 @@ pub fn batch(client: &mut Client, machine: &str, script: &Path) -> Result<String
         }
     }
     let output = gdb.join().ok().context("gdb's thread died")?.context("cannot start gdb")?;
-    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text += &String::from_utf8_lossy(&output.stderr);
-    Ok(text)
+    printed(&output)
+}
+
+/// The file with gdb's commands: a relative path begins at the repository's root.
+pub fn script(file: &Path) -> Result<PathBuf> {
+    let path = crate::paths::root().join(file);
+    // gdb would only complain, and attach all the same.
+    File::open(&path).with_context(|| format!("--batch {}", path.display()))?;
+    Ok(path)
+}
+
+/// What gdb printed; where it failed, that is the error.
+fn printed(output: &Output) -> Result<String> {
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("{text}gdb failed: {}", describe(output.status));
+    }
+    Ok(text.into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_not_there_is_told_before_gdb_starts() {
+        let text = format!("{:#}", script(Path::new("tests/gdb/nosuch.gdb")).unwrap_err());
+        assert!(text.ends_with("tests/gdb/nosuch.gdb: No such file or directory (os error 2)"), "{text}");
+        assert!(script(Path::new("tests/gdb/tiny.gdb")).unwrap().is_absolute());
+    }
+
+    #[test]
+    fn a_debugger_that_fails_is_an_error_that_says_what_it_printed() {
+        let run = |script: &str| printed(&Command::new("sh").args(["-c", script]).output().unwrap());
+        assert_eq!(run("echo fine; echo warned >&2").unwrap(), "fine\nwarned\n");
+        assert_eq!(run("echo bad command; exit 1").unwrap_err().to_string(), "bad command\ngdb failed: exit status 1");
+    }
 
     #[test]
     fn who_finds_its_port_taken_is_told_how_to_choose_another() {
