@@ -1,5 +1,6 @@
 //! A command's end of the control channel.
 
+use std::fmt;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,6 +16,18 @@ use crate::paths;
 
 /// How long the system may take to answer. Bochs is slow, and a system may still be booting.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What is said when the system ended, and its socket with it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ended;
+
+impl fmt::Display for Ended {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the run has ended")
+    }
+}
+
+impl std::error::Error for Ended {}
 
 /// A connection.
 pub struct Client {
@@ -67,7 +80,7 @@ impl Client {
         self.last = self.last.wrapping_add(1);
         let mut bytes = Vec::new();
         frame::encode(Kind::Request, self.last, &request.encode()?, &mut bytes);
-        self.stream.write_all(&bytes).context("the run has ended")?;
+        self.stream.write_all(&bytes).map_err(|_| Ended)?;
         Ok(self.last)
     }
 
@@ -89,11 +102,11 @@ impl Client {
             self.stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
-                Ok(0) => bail!("the run has ended"),
+                Ok(0) => bail!(Ended),
                 Ok(count) => self.rest.extend(&buffer[..count]),
                 Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
                 }
-                Err(error) => return Err(error).context("the run has ended"),
+                Err(_) => bail!(Ended),
             }
         }
     }

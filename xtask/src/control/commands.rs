@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use moira_proto::control::{Answer, Command as Order, Request};
 
-use super::client::{self, Client, UNEXPECTED};
+use super::client::{self, Client, Ended, UNEXPECTED};
 use super::gdb;
 use super::top::{self, Report, Sample};
 use crate::tty;
@@ -291,9 +291,18 @@ fn vm(client: &mut Client, options: &VmOptions) -> Result<String> {
         Action::Reset => (Order::Reset, "resets"),
     };
     let name = machine(client, options.name.as_ref())?;
-    match client.ask(&Request::Machine { name: &name, command })? {
-        Answer::Done => Ok(format!("{name}: {done}\n")),
-        _ => bail!(UNEXPECTED),
+    outcome(&name, command, done, client.ask(&Request::Machine { name: &name, command }))
+}
+
+/// What came of an order to a machine. A system may end with its only machine, before the answer is out.
+fn outcome(name: &str, command: Order, done: &str, answer: Result<Answer>) -> Result<String> {
+    match answer {
+        Ok(Answer::Done) => Ok(format!("{name}: {done}\n")),
+        Ok(_) => bail!(UNEXPECTED),
+        Err(error) if command == Order::Kill && error.is::<Ended>() => {
+            Ok(format!("{name}: was ended, and the system with it\n"))
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -350,6 +359,14 @@ fn stats(client: &mut Client, options: &StatsOptions) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_system_that_ends_with_its_only_machine_is_no_error() {
+        let ended = |command| outcome("linux", command, "done", Err(Ended.into()));
+        assert_eq!(ended(Order::Kill).unwrap(), "linux: was ended, and the system with it\n");
+        assert_eq!(ended(Order::Pause).unwrap_err().to_string(), "the run has ended");
+        assert_eq!(outcome("linux", Order::Kill, "done", Ok(Answer::Done)).unwrap(), "linux: done\n");
+    }
 
     #[test]
     fn cases_write_commands_as_people_do() {

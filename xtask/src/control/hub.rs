@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -101,7 +101,7 @@ fn forward(link: &Link, own: u16, payload: &[u8], writing: &Arc<Mutex<UnixStream
     if let (Some(number), Ok(mut numbers)) = (number, numbers.lock()) {
         numbers.insert(own, number);
     }
-    let (writing, numbers) = (writing.clone(), numbers.clone());
+    let (link, writing, numbers) = (link.clone(), writing.clone(), numbers.clone());
     std::thread::spawn(move || {
         let mut last = false;
         let send = |kind, payload: &[u8]| {
@@ -115,7 +115,10 @@ fn forward(link: &Link, own: u16, payload: &[u8], writing: &Arc<Mutex<UnixStream
                 return;
             }
         }
-        if !last {
+        if !last && link.is_closed() {
+            // The system has ended. That its socket closes tells the client so.
+            let _ = writing.lock().map(|stream| stream.shutdown(Shutdown::Both));
+        } else if !last {
             // The line, or the control task, has begun anew.
             let _ = Answer::Error(Error::NoAnswer).encode().map(|payload| send(Kind::Answer, &payload));
         }
@@ -124,4 +127,30 @@ fn forward(link: &Link, own: u16, payload: &[u8], writing: &Arc<Mutex<UnixStream
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::control::client::{Client, Ended};
+
+    #[test]
+    fn a_client_that_waits_is_told_when_the_system_ends() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let system = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let hub = Hub::open(listener.accept().unwrap().0, folder.path()).unwrap();
+        let mut client = Client::connect(hub.socket()).unwrap();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(system);
+        });
+        assert!(client.ask(&Request::System).unwrap_err().is::<Ended>());
+        // And so is who asks afterwards.
+        let mut late = Client::connect(hub.socket()).unwrap();
+        assert!(late.ask(&Request::System).unwrap_err().is::<Ended>());
+    }
 }

@@ -87,6 +87,11 @@ impl Link {
         Some(number)
     }
 
+    /// Whether the line is gone, and the system with it.
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
     /// Nobody waits for answers to this number any more.
     pub fn forget(&self, number: u16) {
         self.state().waiting.remove(&number);
