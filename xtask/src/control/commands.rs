@@ -233,11 +233,15 @@ fn live(client: &mut Client, options: &TopOptions) -> Result<()> {
 fn policy(client: &mut Client, options: &PolicyOptions) -> Result<String> {
     /// How soon a scheduler looks at what is wanted: at least ten times a second of its own time.
     const PATIENCE: Duration = Duration::from_secs(20);
-    let ask = |client: &mut Client, name: &str| match client.ask(&Request::Policy { cpu: options.cpu, name })? {
+    let cpu = options.cpu;
+    let cpus = client.system()?.cpus;
+    if cpu >= cpus {
+        bail!("there is no CPU {cpu}; the system has {cpus}, counted from 0");
+    }
+    let ask = |client: &mut Client, name: &str| match client.ask(&Request::Policy { cpu, name })? {
         Answer::Policy { name, all } => Ok((name, all)),
         _ => bail!(UNEXPECTED),
     };
-    let cpu = options.cpu;
     let Some(wanted) = &options.name else {
         let (name, all) = ask(client, "")?;
         let name = if name.is_empty() { "unknown: its scheduler does not say".into() } else { name };
@@ -262,11 +266,16 @@ fn policy(client: &mut Client, options: &PolicyOptions) -> Result<String> {
 fn machine(client: &mut Client, name: Option<&String>) -> Result<String> {
     let Answer::Machines(machines) = client.ask(&Request::Machines)? else { bail!(UNEXPECTED) };
     let names: Vec<String> = machines.into_iter().map(|machine| machine.name).collect();
-    match (name, names.as_slice()) {
+    meant(name, &names)
+}
+
+/// The machine that is meant, of all there are.
+fn meant(name: Option<&String>, names: &[String]) -> Result<String> {
+    match (name, names) {
         (Some(name), names) if names.contains(name) => Ok(name.clone()),
-        (Some(name), _) => bail!("there is no machine {name}; there are: {}", names.join(", ")),
+        (_, []) => bail!("this system has no virtual machine that can be controlled"),
+        (Some(name), _) => bail!("there is no machine {name:?}; there are: {}", names.join(", ")),
         (None, [only]) => Ok(only.clone()),
-        (None, []) => bail!("this system has no virtual machine that can be controlled"),
         (None, _) => bail!("say which machine: {}", names.join(", ")),
     }
 }
@@ -359,6 +368,17 @@ fn stats(client: &mut Client, options: &StatsOptions) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_that_is_none_is_quoted_beside_those_there_are() {
+        let names = ["linux".to_owned(), "other".to_owned()];
+        let refused =
+            |name: Option<&str>, names| meant(name.map(str::to_owned).as_ref(), names).unwrap_err().to_string();
+        assert_eq!(refused(Some("linx"), &names), "there is no machine \"linx\"; there are: linux, other");
+        assert_eq!(refused(None, &names), "say which machine: linux, other");
+        assert!(refused(Some("linx"), &[]).contains("no virtual machine"));
+        assert_eq!(meant(None, &names[..1]).unwrap(), "linux");
+    }
 
     #[test]
     fn a_system_that_ends_with_its_only_machine_is_no_error() {

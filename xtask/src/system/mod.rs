@@ -200,6 +200,11 @@ fn load(root: &Path, name: &str, known: &Known, options: &Options, addition: &Ad
 
 fn no_such_system(root: &Path, name: &str) -> String {
     let all = names(root).unwrap_or_default();
+    if let Some(bare) = name.strip_suffix(".toml") {
+        let bare = bare.rsplit('/').next().unwrap_or_default();
+        let there = if all.iter().any(|name| name == bare) { "" } else { ", and there is none of that name" };
+        return format!("no system `{name}` in {MANIFESTS}; a system is named without .toml: `{bare}`{there}");
+    }
     let hint = match nearest(name, all.iter().map(String::as_str)) {
         Some(close) => format!("did you mean `{close}`?"),
         None => format!("there are: {}", all.join(", ")),

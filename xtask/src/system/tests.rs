@@ -256,3 +256,13 @@ fn systems_in_the_pages_are_systems() {
     }
     assert_eq!(systems.len(), 2);
 }
+
+#[test]
+fn a_system_is_named_without_the_files_ending() {
+    let root = crate::paths::root();
+    let refused = |name: &str| settings(&root, name, &Options::new()).unwrap_err().to_string();
+    assert!(refused("first.toml").ends_with("; a system is named without .toml: `first`"));
+    assert!(refused("initrd/systems/first.toml").ends_with("; a system is named without .toml: `first`"));
+    assert!(refused("mine.toml").ends_with("`mine`, and there is none of that name"));
+    assert!(refused("frist").ends_with("did you mean `first`?"));
+}
