@@ -69,9 +69,20 @@ impl Options {
     }
 
     fn wants(&self, case: &Case) -> bool {
-        self.names(&case.name)
-            && self.emulator.is_none_or(|emulator| case.machine.emulator == emulator)
-            && (self.long || !case.long || self.list)
+        self.matches(case) && (self.long || !case.long || self.list)
+    }
+
+    /// Whether pattern and emulator fit, however long the case takes.
+    fn matches(&self, case: &Case) -> bool {
+        self.names(&case.name) && self.emulator.is_none_or(|emulator| case.machine.emulator == emulator)
+    }
+
+    /// Why there is nothing to run, if none of these cases is wanted.
+    fn nothing(&self, cases: &[Case]) -> String {
+        match cases.iter().filter(|case| self.matches(case)).count() {
+            0 => "no case matches; `cargo xtask test --list` shows all".into(),
+            count => format!("{count} of the cases match, and run with --long only"),
+        }
     }
 
     fn jobs(&self) -> u32 {
@@ -134,7 +145,8 @@ fn side_by_side<C: Sync>(cases: &[C], jobs: u32, one: impl Fn(&C) -> bool + Sync
 
 /// Runs the command. The exit status says whether all passed.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let mut cases: Vec<Case> = case::load()?.into_iter().filter(|case| options.wants(case)).collect();
+    let all = case::load()?;
+    let mut cases: Vec<Case> = all.iter().filter(|case| options.wants(case)).cloned().collect();
     let targets: Vec<fuzzing::Case> =
         fuzzing::cases()?.into_iter().filter(|case| options.wants_target(&case.name)).collect();
     let experiments: Vec<experiments::Case> =
@@ -145,7 +157,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if cases.is_empty() && targets.is_empty() && experiments.is_empty() && !options.wants_host() {
-        bail!("no case matches; `cargo xtask test --list --long` shows all");
+        bail!(options.nothing(&all));
     }
     let mut count = Count::default();
     if options.wants_host() {
@@ -397,6 +409,14 @@ impl<'a> Runner<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_names_a_long_case_is_told_how_to_run_it() {
+        let cases = case::load().unwrap();
+        let told = |pattern: &str| Options { pattern: Some(pattern.into()), ..Options::all() }.nothing(&cases);
+        assert!(told("fuzz-long").contains("--long only"));
+        assert!(told("no-such-case").starts_with("no case matches"));
+    }
 
     #[test]
     fn host_names_the_host_tests_and_nothing_else() {
