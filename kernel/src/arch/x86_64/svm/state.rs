@@ -42,9 +42,8 @@ fn load_more(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, mask: u64) -> Resul
         // QEMU's TCG (7.2) loses the host's paging at an exit from a guest with EFER.LME and without CR4.PAE and paging: it gives the host
         // its CR0 while the guest's CR4 and EFER still count, and refuses the change. Without paging PAE does nothing.
         let pae = if cpu.features.tcg && control.efer & efer::LME != 0 { cr4::PAE } else { 0 };
-        (vmcb.cr0, vmcb.cr3, vmcb.cr4) = (control.cr0, control.cr3, control.cr4 | cr4::MCE | pae);
-        vmcb.cr2 = control.cr2;
-        vmcb.efer = control.efer | efer::SVME;
+        (vmcb.cr0, vmcb.cr2, vmcb.cr3) = (control.cr0, control.cr2, control.cr3);
+        (vmcb.cr4, vmcb.efer) = (control.cr4 | cr4::MCE | pae, control.efer | efer::SVME);
         vmcb.clean.remove(Clean::CONTROL | Clean::CR2);
         // The processor drops no translations for what its guest did not do itself (APM 2 15.16).
         virt::invalidate(hw);
