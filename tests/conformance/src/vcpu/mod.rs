@@ -43,6 +43,7 @@ pub fn all(lab: &mut Lab) {
     lab.experiment("vcpu-refused-states", state::refused);
     lab.experiment("vcpu-groups", state::groups);
     lab.experiment("vcpu-long-mode-half-way", state::long_mode_half_way);
+    lab.experiment("vcpu-refused-then-spins", state::refused_then_spins);
     lab.experiment("vcpu-kick", kick);
     lab.experiment("vcpu-until", until);
     lab.experiment("vcpu-set-space", permissions::set_space);

@@ -176,3 +176,17 @@ pub fn long_mode_half_way(lab: &mut Lab, check: &mut Check) {
     skip(&guest, 2);
     check.equal("HLT", exit(lab, &guest, group::RIP), Ok(Exit::Halt));
 }
+
+/// A guest sets CR0.NW without CR0.CD, which raises #GP on processors; QEMU lets it, and refuses the next entry. Then a guest spins with
+/// its interrupts off: the host's must come all the same.
+pub fn refused_then_spins(lab: &mut Lab, check: &mut Check) {
+    // mov cr0, rax; cpuid; hlt
+    let Some(guest) = fresh(lab, check, b"\x0f\x22\xc0\x0f\xa2\xf4") else { return };
+    guest.set(at!(gpr), 0xa000_0011);
+    let first = exit(lab, &guest, group::ALL);
+    check.holds("done, or a fault", matches!(first, Ok(Exit::Cpuid | Exit::Halt | Exit::ControlWrite)));
+    let second = exit(lab, &guest, 0);
+    check.holds("refused, or as before", second == Ok(Exit::InvalidState) || second == first);
+    ready(&guest, b"\xeb\xfe");
+    check.equal("its time is over", exit(lab, &guest, group::ALL & !group::INJECT), Ok(Exit::Until));
+}

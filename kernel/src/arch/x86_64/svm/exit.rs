@@ -231,9 +231,11 @@ fn dispatch(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u64) -> Outcome
         }
         code::TASK_SWITCH => return task_switch(cpu, hw, page, out, false),
         code::INVALID | code::INVALID_SHORT => {
-            // Whether a refused VMRUN flushes is written nowhere.
+            // Whether a refused VMRUN flushes is written nowhere. QEMU (7.2), where it refuses early, writes V_INTR back as zero, and
+            // without V_INTR_MASKING a guest with its own interrupts off would keep the host's out.
             cpu.tags.flush_again();
             hw.shadow().generation = 0;
+            state::load_request(hw, hw.shadow().request);
             report(page, Exit::InvalidState, invalid::HARDWARE, 0);
             Exit::InvalidState
         }

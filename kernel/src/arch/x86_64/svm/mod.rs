@@ -140,8 +140,6 @@ pub(super) unsafe fn run(cpu: &mut CpuVirt, hw: VcpuHw, page: StatePage, out: u6
     let block = vmcb(hw);
     block.rax = get!(page, gpr[0]);
     block.rsp = get!(page, gpr[4]);
-    // Never without: QEMU (7.2) was seen to leave zero here, and a guest with its own interrupts off then kept the host's out.
-    block.virtual_interrupt |= vintr::MASKING;
     if shadow.slow & slow::ONCE != 0 {
         state::deliver_once(hw);
     }
