@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::build::{self, System};
 use crate::cli::Global;
 use crate::flash::{self, FlashArgs};
-use crate::{hosttools, image, paths, run, system};
+use crate::{hosttools, image, paths, system};
 
 /// What to show of a system.
 #[derive(clap::Args, Debug)]
@@ -66,7 +66,7 @@ pub struct ImageOptions {
     #[arg(long, default_value = "", hide_default_value = true)]
     cmdline: String,
     #[command(flatten)]
-    guest: run::GuestOptions,
+    guest: crate::guest::options::GuestOptions,
 }
 
 /// Makes an image that boots from BIOS and UEFI, as a disk, a stick or a CD.

@@ -96,7 +96,7 @@ impl Env {
     /// The same for a number of bytes: `65536`, `64KiB`, `64K`, and so on with M and G.
     #[must_use]
     pub fn bytes(&self, key: &str, otherwise: u64) -> u64 {
-        self.parsed(key, otherwise, "size like 64KiB", bytes)
+        self.parsed(key, otherwise, "size like 64KiB", moira_proto::units::bytes)
     }
 
     fn parsed(&self, key: &str, otherwise: u64, what: &str, parse: impl FnOnce(&str) -> Option<u64>) -> u64 {
@@ -115,18 +115,6 @@ impl Env {
     }
 }
 
-fn bytes(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let shift = match text.get(digits.len()..)? {
-        "" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
 fn shared(region: &Region) -> Option<Shared<'static>> {
     let length = usize::try_from(region.length).ok()?;
     if region.address == 0 || !region.address.is_multiple_of(8) {
@@ -134,19 +122,4 @@ fn shared(region: &Region) -> Option<Shared<'static>> {
     }
     // SAFETY: the root task maps regions for the task's life, and this crate makes no plain references into what may change.
     Some(unsafe { Shared::new(region.address, length, region.writable) })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes;
-
-    #[test]
-    fn sizes_are_read_as_people_write_them() {
-        for (text, value) in [("0", 0), ("512", 512), ("64K", 65_536), ("64MiB", 64 << 20), ("2G", 2 << 30)] {
-            assert_eq!(bytes(text), Some(value), "{text}");
-        }
-        for text in ["", "M", "-1", "1.5M", "64MB", "99999999999G", "0x10"] {
-            assert_eq!(bytes(text), None, "{text}");
-        }
-    }
 }

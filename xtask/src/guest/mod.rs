@@ -6,6 +6,7 @@ pub mod check;
 mod debian;
 mod initramfs;
 mod modules;
+pub mod options;
 mod others;
 
 use crate::hosttools;

@@ -12,8 +12,6 @@ pub struct Size(pub u64);
 pub struct Time(pub u64);
 
 const SIZES: &[(&str, u64)] = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
-/// As command lines have them: `--guest-memory 512M`.
-const SHORT_SIZES: &[(&str, u64)] = &[("K", 1 << 10), ("M", 1 << 20), ("G", 1 << 30)];
 const TIMES: &[(&str, u64)] = &[("ns", 1), ("us", 1_000), ("ms", 1_000_000), ("s", 1_000_000_000)];
 
 /// Splits `text` into a whole number and one of `units`; the product, or none if either is wrong or too big.
@@ -28,7 +26,7 @@ fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 impl Size {
     /// Reads `"64KiB"`, `"64K"` and the like; also a bare number of bytes.
     pub fn parse(text: &str) -> Option<Size> {
-        parse(text, SIZES).or_else(|| parse(text, SHORT_SIZES)).or_else(|| text.parse().ok()).map(Size)
+        moira_proto::units::bytes(text).map(Size)
     }
 }
 

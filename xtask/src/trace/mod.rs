@@ -51,7 +51,7 @@ pub struct Options {
     #[arg(long, default_value_t = 2_000)]
     late: u64,
     /// A value for an entry of the manifest's [options]; may be given several times
-    #[arg(long, value_name = "NAME=VALUE", value_parser = crate::run::parse_pair)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = crate::guest::options::parse_pair)]
     set: Vec<(String, String)>,
 }
 
