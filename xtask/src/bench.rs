@@ -165,7 +165,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         let measured = measure(name, options, OFF, &images, &machine);
         results.take(name, measured.and_then(|figures| yields::check(name, &figures).map(|()| figures)));
     }
-    if options.system.is_none() && options.wants(&[LEDGER_ERROR]) {
+    if options.wants_further(&[LEDGER_ERROR]) {
         results.take(LEDGER_ERROR, ledger_error(&images, &machine).map(|figure| vec![figure]));
     }
     linux::measure(
@@ -176,7 +176,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
             results.take(what, measured);
         },
     );
-    if options.system.is_none() && options.wants(&kernel::SIZES) {
+    if options.wants_further(&kernel::SIZES) {
         results.take("the kernel's size", kernel::sizes(&images));
     }
     if let Some(checking) = checking {

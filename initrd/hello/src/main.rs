@@ -8,6 +8,7 @@
 //! | `maker` | `memory` (an untyped), `console` | makes pages from it, checks that they are zero, writes them, begins to revoke them and dies in the middle; started again, does the same but finishes |
 //! | `killer` | controls `victim`, `console` | makes its victim fault after a random time, `rounds=` times, from `seed=` |
 //! | `panicker` | `console` | panics; started again, it says so and finishes |
+//! | `deep` | `console` | calls itself until its stack ends |
 //! | none | `console` | prints its arguments |
 #![no_std]
 #![no_main]
@@ -32,9 +33,16 @@ fn main(env: Env) {
         Some("maker") => maker(env),
         Some("panicker") => panicker(&env),
         Some("killer") => killer(env),
+        Some("deep") => info!("{} calls deep", deep(0)),
         Some(other) => panic!("there is no role `{other}`"),
         None => info!("{}", env.info.arguments.join(" ")),
     }
+}
+
+/// Half a KiB of stack for each call.
+fn deep(calls: u64) -> u64 {
+    let place = core::hint::black_box([calls; 64]);
+    if calls == u64::MAX { calls } else { deep(calls + 1) + core::hint::black_box(place).iter().sum::<u64>() }
 }
 
 /// Label of a ping.
