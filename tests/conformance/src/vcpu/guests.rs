@@ -1,6 +1,6 @@
 //! What guests do, alike on both vendors: exits, events, windows.
 
-use super::{HANDLERS, at, enter, exit, fresh, ready, skip, svm};
+use super::{HANDLERS, at, bochs_svm, enter, exit, fresh, ready, skip, svm};
 use moira_abi::vcpu::{Exit, PortIo, access, control_write, event, group, interruptibility, invalid, request};
 use moira_lab::{
     Check, Guest, Lab,
@@ -23,11 +23,6 @@ pub fn all(lab: &mut Lab) {
     if !bochs_svm(lab) {
         lab.experiment("guest-shutdown", shutdown);
     }
-}
-
-/// Bochs' SVM resets the machine at a guest's triple fault, and opens a window that is open already one instruction late.
-fn bochs_svm(lab: &Lab) -> bool {
-    lab.option("emulator") == Some("bochs") && svm(lab)
 }
 
 /// What a register that is not named by the processor reads as.

@@ -60,6 +60,11 @@ pub fn svm(lab: &Lab) -> bool {
     lab.info.virtualization == virtualization::SVM
 }
 
+/// Bochs' SVM resets the machine at a guest's triple fault, and opens a window that is open already one instruction late.
+pub fn bochs_svm(lab: &Lab) -> bool {
+    lab.option("emulator") == Some("bochs") && svm(lab)
+}
+
 /// A guest in 64-bit mode at [`CODE`], where it has these instructions; all its gates lead to [`HANDLERS`].
 pub fn fresh(lab: &mut Lab, check: &mut Check, code: &[u8]) -> Option<Guest> {
     let arena = lab.arena;
