@@ -167,6 +167,7 @@ fn churn(lab: &mut Lab, check: &mut Check, cpus: &[Cpu], stacks: &[u64]) {
     let working = || WORKERS.iter().take(cpus.len()).any(|worker| worker.rounds.load(Relaxed) < ROUNDS);
     while working() && moira_sys::now() < until {
         check.good("its turn", lab.run(own, 1000));
+        lab.go_on_with_audit();
     }
     let mut received = 0;
     for worker in WORKERS.iter().take(cpus.len()) {

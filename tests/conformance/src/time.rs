@@ -1,10 +1,8 @@
 //! `Plan`, `Cpu`: windows, dispatch, news, the ledger.
 
 use moira_abi::{Error, Method, Rights, fault::Registers};
-use moira_lab::{Check, Lab, Outcome, Puppet, Stub, With, code_of, invoke};
-use moira_sys::{
-    Blocked, Capability, Cpu, Deadline, Dispatched, Frame, FrameSize, Notification, Plan, SchedContext, Slot,
-};
+use moira_lab::{Check, Lab, Outcome, Puppet, Stub, code_of, invoke};
+use moira_sys::{Blocked, Capability, Cpu, Deadline, Dispatched, Frame, FrameSize, Plan, SchedContext, Slot};
 
 /// All experiments.
 pub fn all(lab: &mut Lab) {
@@ -272,7 +270,6 @@ fn ledger(lab: &mut Lab, check: &mut Check) {
     check.good("stop", puppet.thread.stop());
     let read = puppet.invoke(lab, code_of(Method::CpuLedger), 6, &[]);
     check.equal("without a buffer", crate::thread::answered(read), Some(Err(Error::NotMapped)));
-    let _: Option<(With, Notification)> = None;
 }
 
 /// A plan with a window for this thread and one for a puppet that never stops: both get theirs.
@@ -291,7 +288,9 @@ fn windows(lab: &mut Lab, check: &mut Check) {
     check.equal("installed", plan.append(Lab::CONTEXT, cycle / 4 * 3, cycle), Err(Error::Active));
     check.equal("installed", Lab::CPU.install_plan(Some(plan)), Err(Error::Active));
     let begin = moira_sys::now();
-    while moira_sys::now() - begin < cycle * 10 {}
+    while moira_sys::now() - begin < cycle * 10 {
+        lab.go_on_with_audit();
+    }
     let got = || context(&puppet).consumed().map_or(0, |used| used.own);
     if lab.option("clock") == Some("counted") {
         let got = got();
@@ -299,12 +298,14 @@ fn windows(lab: &mut Lab, check: &mut Check) {
         check.holds(&alloc::format!("a quarter of ten cycles: {got} of {}", cycle * 10), a_quarter);
     } else {
         // Where the TSC counts the host's other work too, nothing but that its windows come means anything.
-        check.holds("its windows come", within(cycle * 1_000, || got() > cycle / 2));
+        check.holds("its windows come", within(lab, cycle * 1_000, || got() > cycle / 2));
     }
     // The puppet dies: its window is slack, and the plan goes on.
     check.good("revoke", lab.arena.revoke_fully());
     let begin = moira_sys::now();
-    while moira_sys::now() - begin < cycle * 2 {}
+    while moira_sys::now() - begin < cycle * 2 {
+        lab.go_on_with_audit();
+    }
     check.equal("still installed", plan.clear(cycle), Err(Error::Active));
     // Another plan takes over at the end of a cycle; two at once do not wait.
     let Some(second) = check.good("plan", home.retype_plan(9, slot.plus(1))) else { return };
@@ -312,13 +313,14 @@ fn windows(lab: &mut Lab, check: &mut Check) {
     check.good("all of it", second.append(Lab::CONTEXT, 0, cycle));
     check.good("install", Lab::CPU.install_plan(Some(second)));
     check.holds("one at a time", matches!(Lab::CPU.install_plan(None), Err(Error::Again) | Ok(())));
-    check.holds("the first is free", within(cycle * 1_000, || plan.clear(cycle) != Err(Error::Active)));
+    check.holds("the first is free", within(lab, cycle * 1_000, || plan.clear(cycle) != Err(Error::Active)));
 }
 
 /// Whether something comes to be so before so many ticks have passed.
-fn within(ticks: u64, mut so: impl FnMut() -> bool) -> bool {
+fn within(lab: &mut Lab, ticks: u64, mut so: impl FnMut() -> bool) -> bool {
     let begin = moira_sys::now();
     while !so() {
+        lab.go_on_with_audit();
         if moira_sys::now() - begin > ticks {
             return false;
         }

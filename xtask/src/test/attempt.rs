@@ -46,8 +46,10 @@ pub fn run(case: &Case, system: &System) -> Result<Outcome> {
             let evidence = follow(case, running, &mut watch, &folder)?;
             let verdict = judge(&watch, &evidence, &case.expect, &case.forbid);
             let late = case.apart.iter().find_map(|apart| apart.complaint(watch.text()));
-            let late = late.or_else(|| super::ledger::complaint(case, watch.text()));
-            match late.filter(|_| verdict.word == Word::Passed) {
+            let late = late.filter(|_| verdict.word == Word::Passed);
+            let ended = matches!(verdict.word, Word::Passed | Word::Failed);
+            let wrong = ended.then(|| super::ledger::complaint(case, watch.text())).flatten();
+            match late.or(wrong) {
                 Some(why) => Verdict { word: Word::WrongOutput, why },
                 None => verdict,
             }

@@ -81,6 +81,7 @@ struct MachineEntry {
     #[serde(default)]
     extra: Vec<String>,
     long: Option<bool>,
+    ledger: Option<Reader>,
 }
 
 fn one() -> u32 {
@@ -192,11 +193,10 @@ impl Entry {
             ..usual
         };
         machine.check()?;
-        let ledger = self.ledger.unwrap_or_else(|| {
-            let usual =
-                self.outcome == Word::Passed && self.kernel_feature.is_none() && entry.module == Module::default();
-            let watched = usual && entry.emulator == Emulator::Qemu && super::ledger::can_be_watched(&self.system);
-            if watched { Reader::Agrees } else { Reader::None }
+        let ledger = entry.ledger.or(self.ledger).unwrap_or_else(|| {
+            let ends = matches!(self.outcome, Word::Passed | Word::Failed);
+            let usual = ends && self.kernel_feature.is_none() && entry.module == Module::default();
+            if usual && super::ledger::can_be_watched(&self.system) { Reader::Agrees } else { Reader::None }
         });
         Ok(Case {
             name: format!("{}/{}", self.name, machine.label()),

@@ -38,8 +38,9 @@ const SHOWN: usize = 15;
 /// What to test.
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// Only cases whose NAME/MACHINE contains this; `host` means the host tests, `libfuzzer` the fuzz targets, `experiment` the experiments
-    pattern: Option<String>,
+    /// Only cases whose NAME/MACHINE contains one of these; `host` means the host tests, `libfuzzer` the fuzz targets, `experiment` the experiments
+    #[arg(value_name = "PATTERN")]
+    patterns: Vec<String>,
     /// Only cases of this emulator
     #[arg(long)]
     emulator: Option<Emulator>,
@@ -60,12 +61,18 @@ pub struct Options {
 impl Options {
     /// Everything that a contributor's machine must pass.
     pub fn all() -> Self {
-        Self { pattern: None, emulator: None, long: false, list: false, jobs: None, kernel: None }
+        Self { patterns: Vec::new(), emulator: None, long: false, list: false, jobs: None, kernel: None }
     }
 
-    /// Whether the pattern, if any, names this case. `host` names the host tests only, not the cases with a hostile task.
+    /// Whether a pattern, if there are any, names this case. `host` names the host tests only, not the cases with a hostile task.
     fn names(&self, name: &str) -> bool {
-        self.pattern.as_ref().is_none_or(|pattern| pattern != HOST && name.contains(pattern))
+        let named = |pattern: &String| pattern != HOST && name.contains(pattern);
+        self.patterns.is_empty() || self.patterns.iter().any(named)
+    }
+
+    /// The same with one of the patterns only.
+    fn only(&self, pattern: &str) -> Self {
+        Self { patterns: vec![pattern.into()], kernel: None, ..*self }
     }
 
     fn wants(&self, case: &Case) -> bool {
@@ -79,8 +86,11 @@ impl Options {
 
     /// Why there is nothing to run, if none of these cases is wanted.
     fn nothing(&self, cases: &[Case]) -> String {
+        let matches = || {
+            if self.patterns.is_empty() { "matches".into() } else { format!("matches {:?}", self.patterns.join(" ")) }
+        };
         match cases.iter().filter(|case| self.matches(case)).count() {
-            0 => "no case matches; `cargo xtask test --list` shows all".into(),
+            0 => format!("no case {}; `cargo xtask test --list` shows all", matches()),
             count => format!("{count} of the cases match, and run with --long only"),
         }
     }
@@ -102,10 +112,7 @@ impl Options {
 
     /// Host tests run with everything, or when asked for by name.
     fn wants_host(&self) -> bool {
-        match &self.pattern {
-            None => self.emulator.is_none(),
-            Some(pattern) => pattern == HOST,
-        }
+        if self.patterns.is_empty() { self.emulator.is_none() } else { self.patterns.iter().any(|one| one == HOST) }
     }
 }
 
@@ -143,21 +150,41 @@ fn side_by_side<C: Sync>(cases: &[C], jobs: u32, one: impl Fn(&C) -> bool + Sync
     count.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// What can be run, beside the host tests.
+struct Known {
+    cases: Vec<Case>,
+    targets: Vec<fuzzing::Case>,
+    experiments: Vec<experiments::Case>,
+}
+
+impl Known {
+    fn wanted(&self, options: &Options) -> Self {
+        Self {
+            cases: self.cases.iter().filter(|case| options.wants(case)).cloned().collect(),
+            targets: self.targets.iter().filter(|case| options.wants_target(&case.name)).cloned().collect(),
+            experiments: self.experiments.iter().filter(|case| options.wants_experiment(&case.name)).cloned().collect(),
+        }
+    }
+
+    /// Whether there is anything to run.
+    fn has(&self, options: &Options) -> bool {
+        let Self { cases, targets, experiments } = self.wanted(options);
+        options.wants_host() || !(cases.is_empty() && targets.is_empty() && experiments.is_empty())
+    }
+}
+
 /// Runs the command. The exit status says whether all passed.
 pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
-    let all = case::load()?;
-    let mut cases: Vec<Case> = all.iter().filter(|case| options.wants(case)).cloned().collect();
-    let targets: Vec<fuzzing::Case> =
-        fuzzing::cases()?.into_iter().filter(|case| options.wants_target(&case.name)).collect();
-    let experiments: Vec<experiments::Case> =
-        experiments::cases().into_iter().filter(|case| options.wants_experiment(&case.name)).collect();
+    let all = Known { cases: case::load()?, targets: fuzzing::cases()?, experiments: experiments::cases() };
+    let Known { mut cases, targets, experiments } = all.wanted(options);
     if options.list {
         let others = targets.iter().map(|case| &case.name).chain(experiments.iter().map(|case| &case.name));
         list(&cases, options.wants_host(), others);
         return Ok(ExitCode::SUCCESS);
     }
-    if cases.is_empty() && targets.is_empty() && experiments.is_empty() && !options.wants_host() {
-        bail!(options.nothing(&all));
+    let wanted = options.patterns.iter().map(|pattern| options.only(pattern)).collect::<Vec<_>>();
+    if let Some(nothing) = wanted.iter().chain([options]).find(|part| !all.has(part)) {
+        bail!(nothing.nothing(&all.cases));
     }
     let mut count = Count::default();
     if options.wants_host() {
@@ -413,14 +440,14 @@ mod tests {
     #[test]
     fn who_names_a_long_case_is_told_how_to_run_it() {
         let cases = case::load().unwrap();
-        let told = |pattern: &str| Options { pattern: Some(pattern.into()), ..Options::all() }.nothing(&cases);
+        let told = |pattern: &str| Options::all().only(pattern).nothing(&cases);
         assert!(told("fuzz-long").contains("--long only"));
         assert!(told("no-such-case").starts_with("no case matches"));
     }
 
     #[test]
     fn host_names_the_host_tests_and_nothing_else() {
-        let of = |pattern: &str| Options { pattern: Some(pattern.into()), ..Options::all() };
+        let of = |pattern: &str| Options::all().only(pattern);
         assert!(of("host").wants_host() && !of("hostile").wants_host());
         assert!(
             !of("host").names("guest-hostile/qemu-svm-pvh-1cpu") && !of("host").wants_target("libfuzzer-plan/host")

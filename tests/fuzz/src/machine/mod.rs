@@ -143,14 +143,17 @@ pub fn run(lab: &mut Lab, seed: u64, count: u64) -> Result<(), Error> {
             check.equal("the arena is whole", lab.arena.info().map(|info| info.free), Ok(1 << moira_lab::ARENA_BITS));
             let built = build(lab, stack + 4 * 4096);
             let Some(attacker) = check.good("a new world", built) else { return };
+            lab.begin_audit(&[context], check);
             let (begun, counted) = (SHARED.made.load(Relaxed), stored(at + COUNTER));
             // A turn that makes no entry at all is a machine that nobody can stop, or an attacker that is stuck.
             let mut idle = 0;
             while SHARED.left.load(Relaxed) > 0 && SHARED.made.load(Relaxed) - begun < LIFE && idle < 100 {
                 let before = SHARED.made.load(Relaxed);
                 check.good("a turn", lab.run(attacker, TURN));
+                lab.go_on_with_audit();
                 idle = if SHARED.made.load(Relaxed) == before { idle + 1 } else { 0 };
             }
+            lab.end_audit(true, check);
             check.holds("the attacker goes on", idle < 100);
             check.holds("the victim goes on", stored(at + COUNTER) > counted);
             if idle >= 100 {
