@@ -41,6 +41,7 @@ const LIMITS: [(&str, f64); 36] = [
     ("vm.ipi", 2_500.0),
     ("vm.memory_overhead", 1_048_576.0),
 ];
+
 /// The most that a figure's median may be; none: it has no limit, it only shows something.
 pub fn of(name: &str) -> Option<f64> {
     LIMITS.iter().find(|(known, _)| *known == name).map(|(_, limit)| *limit)

@@ -101,6 +101,10 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     step.finish();
     let log = folder.join("serial.log");
     fs::write(&log, watch.text())?;
+    // A task that died leaves a trace of the others, which is not what was asked for.
+    for line in watch.text().lines().filter(|line| line.contains("error: ")) {
+        eprintln!("{}", line.trim_end());
+    }
     if watch.end != Some(End::Ok) {
         bail!("the system did not end as it should; the log is {}", log.display());
     }
