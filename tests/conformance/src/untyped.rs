@@ -401,8 +401,11 @@ fn numbers(lab: &mut Lab, check: &mut Check) {
         lab.go_on_with_audit();
     }
     check.holds("there are about four thousand", (4000..4100).contains(&made));
-    while lab.arena.revoke() == Err(Error::Again) {
+    let mut revoked = lab.arena.revoke();
+    while revoked == Err(Error::Again) {
         lab.go_on_with_audit();
+        revoked = lab.arena.revoke();
     }
+    check.good("revoke", revoked);
     check.good("all are free again", retype(lab.arena, ObjectType::AddressSpace as u64, 0, 1, slot.0.into()));
 }

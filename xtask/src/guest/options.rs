@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_that_do_not_fit_are_named_as_they_were_typed() {
+    fn options_that_do_not_fit_are_named_as_they_were_typed() -> Result<()> {
         let refused = |system: &str, options: GuestOptions| options.check(system).unwrap_err().to_string();
         let firmware = GuestOptions { firmware: Some("seabios".into()), ..GuestOptions::default() };
         let kernel = GuestOptions { guest_kernel: Some("guest:kernel".into()), ..GuestOptions::default() };
@@ -203,10 +203,11 @@ mod tests {
             refused("firmware", kernel.clone()),
             "--guest-kernel does not go with system firmware, whose manifest has no option guest-kernel"
         );
-        firmware.check("firmware").unwrap();
-        kernel.check("linux").unwrap();
-        memory.check("linux").unwrap();
+        firmware.check("firmware")?;
+        kernel.check("linux")?;
+        memory.check("linux")?;
         assert!(refused("nosuch", GuestOptions::default()).contains("no system `nosuch`"));
+        Ok(())
     }
 
     #[test]

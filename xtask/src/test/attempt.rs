@@ -45,11 +45,14 @@ pub fn run(case: &Case, system: &System) -> Result<Outcome> {
         Ok(running) => {
             let evidence = follow(case, running, &mut watch, &folder)?;
             let verdict = judge(&watch, &evidence, &case.expect, &case.forbid);
-            let late = case.apart.iter().find_map(|apart| apart.complaint(watch.text()));
-            let late = late.filter(|_| verdict.word == Word::Passed);
-            let ended = matches!(verdict.word, Word::Passed | Word::Failed);
-            let wrong = ended.then(|| super::ledger::complaint(case, watch.text())).flatten();
-            match late.or(wrong) {
+            let late = || case.apart.iter().find_map(|apart| apart.complaint(watch.text()));
+            let differs = || super::ledger::complaint(case, watch.text());
+            let wrong = match verdict.word {
+                Word::Passed => late().or_else(differs),
+                Word::Failed => differs(),
+                _ => None,
+            };
+            match wrong {
                 Some(why) => Verdict { word: Word::WrongOutput, why },
                 None => verdict,
             }

@@ -229,7 +229,7 @@ mod tests {
         system = "first"
         guest_seconds = 5
         expect = ["hello"]
-        machines = [{ emulator = "qemu", cpus = 4 }, { emulator = "bochs", cpu = "ryzen", long = true }]
+        machines = [{ emulator = "qemu", cpus = 4 }, { emulator = "bochs", cpu = "ryzen", long = true, ledger = "none" }]
     "#;
 
     #[test]
@@ -239,6 +239,11 @@ mod tests {
         assert_eq!(names, ["first/qemu-svm-pvh-4cpu", "first/bochs-svm-ryzen-1cpu"]);
         assert_eq!((cases[0].long, cases[1].long), (false, true));
         assert_eq!(cases[0].outcome, Word::Passed);
+        assert_eq!((cases[0].ledger, cases[1].ledger), (Reader::Agrees, Reader::None));
+        let failing = parse(&CASE.replace("machines", "outcome = \"failed\"\nmachines"), Path::new("x.toml")).unwrap();
+        assert_eq!(failing[0].ledger, Reader::Agrees);
+        let panicking = CASE.replace("machines", "outcome = \"kernel panic\"\nmachines");
+        assert_eq!(parse(&panicking, Path::new("x.toml")).unwrap()[0].ledger, Reader::None);
     }
 
     #[test]

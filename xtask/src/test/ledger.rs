@@ -10,7 +10,7 @@ use moira_proto::system::{Role, System};
 
 use super::expect::Step;
 use super::judge::Word;
-use crate::emulator::{Emulator, Firmware, Machine};
+use crate::emulator::{Emulator, Machine};
 use crate::system::Addition;
 use crate::trace::{self, Tracer};
 
@@ -84,16 +84,16 @@ const PREFIX: &str = "ledger-of-";
 const OWN: [&str; 3] = ["ledger", "conformance", "fuzz"];
 /// What is compared: the first stretch in which everybody is at work.
 const STRETCH: Tracer = Tracer { from_ms: 100, ms: 400, attempts: 1, structural: true, port: false };
-/// Where the clock is not counted a host keeps the reader waiting until events are overwritten: short stretches, until one was read as a whole.
-const UNCOUNTED: Tracer = Tracer { ms: 20, attempts: 50, ..STRETCH };
+/// Where a host keeps the reader waiting until events are overwritten, and on Bochs, where a millisecond is a tenth of the instructions: short
+/// stretches, until one was read as a whole.
+const SHORT: Tracer = Tracer { ms: 20, attempts: 50, ..STRETCH };
 
-/// A case for each system that these boot.
+/// A case for each system that these boot, on either vendor's emulator.
 pub fn cases(all: &[Case]) -> Vec<Case> {
     let mut seen = HashSet::new();
     let usual = |case: &&Case| {
         let machine = &case.machine;
-        machine.emulator == Emulator::Qemu
-            && machine.firmware == Firmware::Pvh
+        machine.firmware == Machine::usual(machine.emulator).firmware
             && machine.cpu.is_none()
             && machine.extra.is_empty()
             && case.kernel_feature.is_none()
@@ -103,27 +103,50 @@ pub fn cases(all: &[Case]) -> Vec<Case> {
     };
     let new = |case: &&Case| {
         let options: Vec<_> = case.options.clone().into_iter().collect();
-        seen.insert((case.system.clone(), options))
+        seen.insert((case.machine.emulator, case.system.clone(), options))
     };
     all.iter().filter(usual).filter(new).map(of).collect()
 }
 
 fn of(case: &Case) -> Case {
     // What is counted is the same every time; more CPUs cannot be counted.
-    let machine = Machine { icount: case.machine.cpus == 1, ..case.machine.clone() };
+    let qemu = case.machine.emulator == Emulator::Qemu;
+    let machine = Machine { icount: qemu && case.machine.cpus == 1, ..case.machine.clone() };
     let name = case.name.split('/').next().unwrap_or_default();
     Case {
         name: format!("{PREFIX}{name}/{}", machine.label()),
-        tracer: Some(if machine.icount { STRETCH } else { UNCOUNTED }),
+        tracer: Some(if machine.icount { STRETCH } else { SHORT }),
         machine,
         cmdline: String::new(),
         expect: vec![Step::Contains("tracer: the ledger and the trace agree".into())],
         forbid: vec![Step::Contains("error: tracer".into())],
         apart: Vec::new(),
-        long: false,
+        long: !qemu && case.machine.cpus > 1,
         stop: Stop::Matched,
         kill_emulator_after: None,
         ledger: Reader::None,
         ..case.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::case;
+
+    #[test]
+    fn what_the_reader_says_counts_whatever_the_case_asks_for() {
+        let cases = case::load().unwrap();
+        let named = |name: &str| cases.iter().find(|case| case.name == name).unwrap();
+        let (passes, fails) = (named("first/bochs-vtx-haswell-1cpu"), named("deep/bochs-vtx-haswell-1cpu"));
+        assert_eq!(complaint(passes, "1: ledger: agrees with the trace"), None);
+        assert!(complaint(passes, "nothing").unwrap().contains("does not say"));
+        assert_eq!(complaint(fails, "nothing"), None);
+        for case in [passes, fails] {
+            assert!(complaint(case, "error: ledger: CPU 0: 5 ticks passed").unwrap().contains("5 ticks"));
+        }
+        let watched = named("time-mischarge-reader-help/qemu-svm-pvh-1cpu-icount");
+        assert_eq!(complaint(watched, "error: ledger: CPU 0: 5 ticks passed"), None);
+        assert!(complaint(watched, "1: ledger: agrees with the trace").is_some());
     }
 }

@@ -86,11 +86,8 @@ impl Options {
 
     /// Why there is nothing to run, if none of these cases is wanted.
     fn nothing(&self, cases: &[Case]) -> String {
-        let matches = || {
-            if self.patterns.is_empty() { "matches".into() } else { format!("matches {:?}", self.patterns.join(" ")) }
-        };
         match cases.iter().filter(|case| self.matches(case)).count() {
-            0 => format!("no case {}; `cargo xtask test --list` shows all", matches()),
+            0 => format!("no case matches {:?}; `cargo xtask test --list` shows all", self.patterns.join(" ")),
             count => format!("{count} of the cases match, and run with --long only"),
         }
     }
@@ -166,6 +163,12 @@ impl Known {
         }
     }
 
+    /// What is wrong with the options, if one of the patterns names nothing that is run.
+    fn missing(&self, options: &Options) -> Option<String> {
+        let parts: Vec<Options> = options.patterns.iter().map(|pattern| options.only(pattern)).collect();
+        parts.iter().find(|part| !self.has(part)).map(|part| part.nothing(&self.cases))
+    }
+
     /// Whether there is anything to run.
     fn has(&self, options: &Options) -> bool {
         let Self { cases, targets, experiments } = self.wanted(options);
@@ -182,9 +185,8 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         list(&cases, options.wants_host(), others);
         return Ok(ExitCode::SUCCESS);
     }
-    let wanted = options.patterns.iter().map(|pattern| options.only(pattern)).collect::<Vec<_>>();
-    if let Some(nothing) = wanted.iter().chain([options]).find(|part| !all.has(part)) {
-        bail!(nothing.nothing(&all.cases));
+    if let Some(why) = all.missing(options) {
+        bail!(why);
     }
     let mut count = Count::default();
     if options.wants_host() {
@@ -443,6 +445,19 @@ mod tests {
         let told = |pattern: &str| Options::all().only(pattern).nothing(&cases);
         assert!(told("fuzz-long").contains("--long only"));
         assert!(told("no-such-case").starts_with("no case matches"));
+    }
+
+    #[test]
+    fn each_of_several_patterns_must_name_something() {
+        let all = Known { cases: case::load().unwrap(), targets: Vec::new(), experiments: Vec::new() };
+        let told = |patterns: &[&str]| {
+            let patterns = patterns.iter().map(ToString::to_string).collect();
+            all.missing(&Options { patterns, ..Options::all() })
+        };
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&["first/", "host", "slack"]), None);
+        assert!(told(&["first/", "no-such-case"]).is_some_and(|why| why.contains("no-such-case")));
+        assert!(told(&["fuzz-long", "first/"]).is_some_and(|why| why.contains("--long only")));
     }
 
     #[test]

@@ -60,7 +60,8 @@ pub fn svm(lab: &Lab) -> bool {
     lab.info.virtualization == virtualization::SVM
 }
 
-/// Bochs' SVM resets the machine at a guest's triple fault, and opens a window that is open already one instruction late.
+/// Bochs' SVM resets the machine at a guest's triple fault, opens a window that is open already one instruction late, and overlooks the
+/// host's interrupts in a guest with IF = 0.
 pub fn bochs_svm(lab: &Lab) -> bool {
     lab.option("emulator") == Some("bochs") && svm(lab)
 }

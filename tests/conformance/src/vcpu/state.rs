@@ -178,7 +178,7 @@ pub fn long_mode_half_way(lab: &mut Lab, check: &mut Check) {
 }
 
 /// A guest sets CR0.NW without CR0.CD, which raises #GP on processors; QEMU lets it, and refuses the next entry. Then a guest spins with
-/// its interrupts off: the host's must come all the same. Bochs (2.7) overlooks them on SVM in a guest with IF = 0: there they are on.
+/// its interrupts off (not where Bochs' SVM would overlook the host's): they must come all the same.
 pub fn refused_then_spins(lab: &mut Lab, check: &mut Check) {
     // mov cr0, rax; cpuid; hlt
     let Some(guest) = fresh(lab, check, b"\x0f\x22\xc0\x0f\xa2\xf4") else { return };
