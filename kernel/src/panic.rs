@@ -15,10 +15,7 @@ fn panic(info: &PanicInfo) -> ! {
     if let Some(place) = info.location() {
         emergency(format_args!("  at {}:{}", place.file(), place.line()));
     }
-    let frame: u64;
-    // SAFETY: reads a register.
-    unsafe { core::arch::asm!("mov {}, rbp", out(reg) frame, options(nomem, nostack)) };
-    record(frame)
+    record(0)
 }
 
 /// An exception in the kernel: a bug. `frame`: vector, error, rip, cs, rflags, rsp, ss.
@@ -50,10 +47,11 @@ pub fn root_fault(thread: Obj<Thread>) -> ! {
     arch::end(1)
 }
 
+/// The rest of the record. `stack`: where the stack of what failed begins; 0: here.
 fn record(stack: u64) -> ! {
     let at = if stack == 0 { &raw const stack as u64 } else { stack };
     if crate::percpu::count() != 0 {
-        let cpu = arch::cpu();
+        let cpu = arch::smp::this_by_tables();
         let (thread, context) = (cpu.current.get(), cpu.chosen.get().map_or(0, |context| context.physical()));
         let number = thread.map_or(0, |thread| thread.physical());
         emergency(format_args!("  cpu {} thread {number:#x} context {context:#x}", cpu.index));

@@ -28,6 +28,12 @@ pub fn run(which: &str, cpu: &Cpu, thread: Obj<Thread>) {
             }
             if which == "read-user" { touch(entry, false) } else { execute(entry) }
         }
+        "gs" => {
+            // SAFETY: none: the next interrupt is to fault.
+            unsafe { x86::msr::wrmsr(x86::msr::IA32_GS_BASE, 0) };
+            apic::interrupt_this();
+            arch::take_interrupts();
+        }
         "nmi" => {
             apic::command(cpu.apic_id.get(), 0x4400);
             for _ in 0..1_000_000 {

@@ -217,7 +217,7 @@ fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<Option<Parts>, Error>
     vcpu.wanted.set(masks >> 32);
     thread.guest_until.set(thread.word(1));
     if let Err(check) = virt::load_state(virt, vcpu.hw(), page, masks & 0xffff_ffff) {
-        refuse(vcpu, thread, check);
+        refuse(page, thread, check);
         return Ok(None);
     }
     thread.state.set(State::InGuest);
@@ -225,10 +225,8 @@ fn begin(cpu: &'static Cpu, thread: Obj<Thread>) -> Result<Option<Parts>, Error>
 }
 
 #[cold]
-fn refuse(vcpu: Obj<Vcpu>, thread: Obj<Thread>, check: u64) {
-    let page = Page(vcpu.state.word().address());
-    page.write(core::mem::offset_of!(VcpuState, reason) as u64, Exit::InvalidState as u64);
-    page.write(core::mem::offset_of!(VcpuState, qualification) as u64, check);
+fn refuse(page: StatePage, thread: Obj<Thread>, check: u64) {
+    virt::report(page, Exit::InvalidState, check, 0);
     complete(thread, Exit::InvalidState, 0);
 }
 
@@ -245,22 +243,14 @@ fn due(vcpu: Obj<Vcpu>, thread: Obj<Thread>, now: u64) -> Option<Exit> {
     if vcpu.kicked.load(Relaxed) && vcpu.kicked.swap(false, AcqRel) {
         return Some(Exit::Kicked);
     }
-    if let Some(bound) = thread.bound.get()
-        && bound.pending()
-    {
-        return Some(Exit::Until);
-    }
-    let until = thread.guest_until.get();
-    if until != 0 && until <= now { Some(Exit::Until) } else { None }
+    let (until, bound) = (thread.guest_until.get(), thread.bound.get());
+    (bound.is_some_and(|bound| bound.pending()) || until != 0 && until <= now).then_some(Exit::Until)
 }
 
 /// Enters the guest that a thread runs already: [`go`].
 pub fn enter(cpu: &'static Cpu, thread: Obj<Thread>) -> bool {
-    let Some(vcpu) = thread.vcpu.get() else {
-        thread.finish(Err(Error::Inactive));
-        return true;
-    };
-    let (Some(page), Some(virt)) = (vcpu.state_page(), vm::of(cpu)) else {
+    let parts = thread.vcpu.get().and_then(|vcpu| Some((vcpu, vcpu.state_page()?, vm::of(cpu)?)));
+    let Some((vcpu, page, virt)) = parts else {
         thread.finish(Err(Error::Inactive));
         return true;
     };
@@ -285,7 +275,7 @@ fn go(cpu: &'static Cpu, thread: Obj<Thread>, vcpu: Obj<Vcpu>, page: StatePage, 
                 // Its space is gone, and so may the vCPU be, of which this CPU has not read yet.
                 return false;
             }
-            refuse(vcpu, thread, moira_abi::vcpu::invalid::HARDWARE);
+            refuse(page, thread, moira_abi::vcpu::invalid::HARDWARE);
             return true;
         }
         if checks::ON {

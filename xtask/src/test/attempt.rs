@@ -242,10 +242,9 @@ impl Limit {
             Emulator::Bochs => 6,
             Emulator::Qemu => 2,
         };
-        let together = machine.cpus.min(cores);
-        let shortage = machine.cpus.div_ceil(cores);
+        let together = machine.threads().min(cores);
+        let shortage = machine.cpus.div_ceil(together);
         let one = Duration::from_secs(before) + guest * cost * shortage;
-        let together = if machine.emulator == Emulator::Bochs { 1 } else { together };
         Self { guest, cpu: one * together, wall: one * 2, start: Instant::now() }
     }
 

@@ -77,6 +77,8 @@ struct MachineEntry {
     #[serde(default)]
     icount: bool,
     #[serde(default)]
+    single_thread: bool,
+    #[serde(default)]
     module: Module,
     #[serde(default)]
     extra: Vec<String>,
@@ -188,6 +190,7 @@ impl Entry {
             memory: entry.memory.unwrap_or(usual.memory),
             accel: Accel::Tcg,
             icount: entry.icount,
+            single_thread: entry.single_thread,
             module: entry.module,
             extra: entry.extra.clone(),
             ..usual

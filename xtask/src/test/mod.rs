@@ -200,7 +200,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     }
     if !cases.is_empty() {
         // Whoever waits for several slots keeps the others waiting: last, so that they are free by then.
-        cases.sort_by_key(threads);
+        cases.sort_by_key(|case| case.machine.threads());
         count.add(emulated(&cases, options, global)?);
     }
     println!("{} passed, {} failed", count.passed, count.failed);
@@ -287,11 +287,6 @@ fn key(case: &Case) -> Key {
 /// Packed systems.
 type Systems = HashMap<Key, Result<System>>;
 
-/// How many threads an emulator needs: QEMU runs each CPU in one of its own.
-fn threads(case: &Case) -> u32 {
-    if case.machine.emulator == Emulator::Qemu { case.machine.cpus } else { 1 }
-}
-
 /// Runs cases side by side.
 struct Runner<'a> {
     cases: &'a [Case],
@@ -360,7 +355,7 @@ impl<'a> Runner<'a> {
 
     /// How many slots a case takes.
     fn weight(&self, case: &Case) -> u32 {
-        threads(case).min(self.slots)
+        case.machine.threads().min(self.slots)
     }
 
     fn work(&self) {

@@ -9,6 +9,7 @@ use crate::{
 };
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use moira_abi::Error;
+use x86::dtables::{DescriptorTablePointer, sgdt};
 
 /// Physical address of the trampoline; the page is kept out of what tasks get.
 pub const TRAMPOLINE: u64 = 0x8000;
@@ -93,6 +94,16 @@ pub fn init_this(cpu: &'static Cpu) {
     unsafe { tables::init(cpu, &*((cpu.me.get() + TABLES) as *const tables::Tables), ist) };
     mitigations::init_cpu(cpu);
     cpu.apic_id.set(apic::init());
+}
+
+/// This CPU, found by where its GDT lies: for the crash record, since GS may be a task's or a guest's.
+pub fn this_by_tables() -> &'static Cpu {
+    let mut gdt = DescriptorTablePointer::<u64>::default();
+    // SAFETY: reads a register; what it names lies behind the structure, which lives for ever.
+    unsafe {
+        sgdt(&mut gdt);
+        &*((gdt.base as u64 - TABLES) as *const Cpu)
+    }
 }
 
 /// The start that is under way: index + 1 of the processor, the steps done, and when the next one is due. Under the structural lock.

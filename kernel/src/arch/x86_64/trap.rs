@@ -81,13 +81,10 @@ extern "C" fn kernel_trap(vector: u64, frame: *const u64, saved: *const u64) {
 
 /// NMI, double fault, machine check (`entry.s`), on their own stacks.
 #[unsafe(no_mangle)]
-extern "C" fn paranoid_trap(vector: u64, frame: *const u64, cpu: *const Cpu) {
+extern "C" fn paranoid_trap(vector: u64, frame: *const u64) {
     if vector == 2 {
         // An NMI that nobody asked for: counted by the platform, not fatal.
         return;
     }
-    // It may have come from a task, or between two SWAPGS: the record needs this CPU's structure, whatever GS was.
-    // SAFETY: the pointer stands in this CPU's own stack; nothing returns from here.
-    unsafe { x86::msr::wrmsr(x86::msr::IA32_GS_BASE, cpu as u64) };
     panic::exception(vector, frame, core::ptr::null());
 }

@@ -34,10 +34,10 @@ pub use block::VcpuHw;
 pub(super) use block::{Block, Nmi, Shadow, slow};
 pub use cpu::CpuVirt;
 pub(super) use cpu::{Tags, leaf, read_cr0, read_cr2, read_cr4, write_cr0, write_cr2, write_cr4, write_spec_ctrl};
-pub use page::StatePage;
+pub use page::{StatePage, report};
 pub(super) use page::{
     get, put, put_segment, read_control, read_debug, read_inject, read_msrs, read_rip, read_segments, read_tables,
-    read_tsc_xcr, report, set_slow, store_shadow,
+    read_tsc_xcr, set_slow, store_shadow,
 };
 pub use vector::{guest_xcr0, vector_restore, vector_save};
 use vector::{read_xcr0, with_xsave, write_xcr0};

@@ -2,8 +2,8 @@
 use moira_abi::vcpu::{Segment, event, group, interruptibility, invalid, request, seg};
 use moira_kernel_core::vcpu_check::{self as check, Event, cr4, efer};
 
-use super::super::apic;
 use super::super::virt::{self, CpuVirt, Nmi, StatePage, VcpuHw, get, put, slow};
+use super::super::{self as arch, apic};
 use super::vmcb::{Clean, Intercept1, SvmSegment, Vmcb, vintr};
 use super::{EXCEPTIONS, vmcb};
 
@@ -137,10 +137,11 @@ pub(super) fn arm(cpu: &CpuVirt, hw: VcpuHw, event: Event) {
 
 /// Before an entry in QEMU's TCG (7.2), which keeps an interrupt of EVENTINJ as an exception of its own: should it leave its loop before
 /// the next exit, it delivers the interrupt a second time, whatever IF is. It does not keep a virtual interrupt; where one is needed for
-/// a window, the guest exits right behind the delivery.
+/// a window, the guest exits right behind the delivery. So it does where this CPU's timer is overdue: on a wall clock QEMU may lose an
+/// interrupt of the host at such an entry, and tells of it with the next one.
 pub(super) fn deliver_once(hw: VcpuHw) {
     let (vmcb, shadow) = (vmcb(hw), hw.shadow());
-    if shadow.request | shadow.slow & slow::NMI != 0 {
+    if shadow.request | shadow.slow & slow::NMI != 0 || arch::cpu().timer.get() < arch::now() {
         return apic::interrupt_this();
     }
     let irq = vintr::MASKING | vintr::IGNORE_TPR | vintr::IRQ;

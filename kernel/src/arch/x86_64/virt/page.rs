@@ -191,7 +191,7 @@ pub(in super::super) fn store_shadow(cpu: &CpuVirt, hw: VcpuHw, page: StatePage,
 
 /// An exit for the VMM with these details; `delivering` is an event that it has to inject again.
 #[inline(always)]
-pub(in super::super) fn report(page: StatePage, exit: Exit, qualification: u64, length: u64) {
+pub fn report(page: StatePage, exit: Exit, qualification: u64, length: u64) {
     put!(page, reason, exit as u64);
     put!(page, qualification, qualification);
     put!(page, length, length);
