@@ -98,15 +98,14 @@ impl Options {
         };
         let firmware = self.boot.unwrap_or(usual.firmware);
         let cpus = self.cpus.max(self.guest.host_cpus()).max(needs);
-        // QEMU loses an interrupt of its host now and then where its timers do not run in the processor's thread, and more where each
-        // processor has a thread of its own (`docs/caveats.md`).
+        // QEMU loses an interrupt of its host now and then where its timers do not run in the processor's thread, and goes wrong in other
+        // ways where each processor has a thread of its own (`docs/caveats.md`).
         // UEFI, which waits by reading clocks, takes for ever where each read is but a few instructions.
-        let translated = self.emulator == Emulator::Qemu && accel == Accel::Tcg;
-        let icount = translated
-            && cpus == 1
+        let icount = self.emulator == Emulator::Qemu
+            && accel == Accel::Tcg
             && firmware != Firmware::Ovmf
             && !self.guest.may_be_uefi()
-            && !self.extra.iter().any(|argument| argument == "-icount");
+            && !self.extra.iter().any(|argument| argument == "-icount" || argument == "-accel");
         Machine {
             firmware,
             cpu: self.cpu.clone(),
@@ -114,7 +113,6 @@ impl Options {
             memory: self.memory,
             accel,
             icount,
-            single_thread: translated && cpus > 1,
             gdb: self.gdb,
             interactive: true,
             extra: self.extra.clone(),

@@ -94,10 +94,9 @@ pub struct Machine {
     pub memory: u32,
     /// KVM or TCG; QEMU only.
     pub accel: Accel,
-    /// Whether one instruction takes one nanosecond of guest time, deterministically; QEMU with one CPU only.
+    /// Whether one instruction, of whichever CPU, takes one nanosecond of guest time, deterministically; the CPUs take turns in one thread
+    /// of the host. QEMU only.
     pub icount: bool,
-    /// Whether its processors take turns in one thread of the host, each for some milliseconds, instead of a thread each; QEMU only.
-    pub single_thread: bool,
     /// Whether it waits for gdb; QEMU only.
     pub gdb: bool,
     /// Whether someone sits at its console.
@@ -149,7 +148,6 @@ impl Machine {
             memory: 1024,
             accel: Accel::Tcg,
             icount: false,
-            single_thread: false,
             gdb: false,
             interactive: false,
             module: Module::Whole,
@@ -180,8 +178,7 @@ impl Machine {
                 let firmware = format!("{:?}", self.firmware).to_lowercase();
                 let model = self.cpu.as_ref().map(|cpu| format!("{}-", cpu.replace(',', "-"))).unwrap_or_default();
                 let icount = if self.icount { "-icount" } else { "" };
-                let single = if self.single_thread { "-single" } else { "" };
-                format!("qemu-{}-{firmware}-{model}{cpus}{icount}{single}", self.vendor())
+                format!("qemu-{}-{firmware}-{model}{cpus}{icount}", self.vendor())
             }
             Emulator::Bochs => {
                 let model = self.bochs_model().trim_start_matches("corei7_");
@@ -193,7 +190,7 @@ impl Machine {
 
     /// How many threads of the host its processors run in.
     pub fn threads(&self) -> u32 {
-        if self.emulator == Emulator::Bochs || self.single_thread { 1 } else { self.cpus }
+        if self.emulator == Emulator::Bochs || self.icount { 1 } else { self.cpus }
     }
 
     /// The groups of host tools it needs.
@@ -226,11 +223,8 @@ impl Machine {
             (Emulator::Qemu, _) if self.accel == Accel::Kvm && !qemu::kvm_can_nest() => {
                 bail!("--accel kvm cannot be had here: {}", qemu::why_no_kvm(Path::new(qemu::KVM)))
             }
-            (Emulator::Bochs, _) if self.single_thread => {
-                bail!("Bochs has one thread for all processors as it is; single_thread is QEMU's")
-            }
-            _ if self.icount && self.cpus != 1 => {
-                bail!("instruction counting works with one CPU only")
+            (Emulator::Bochs, _) if self.icount => {
+                bail!("Bochs counts instructions as it is; icount is QEMU's")
             }
             (_, Firmware::Seabios | Firmware::Ovmf) if self.module != Module::Whole => {
                 bail!("the disk image holds whole modules only; take pvh or grub")
@@ -371,12 +365,7 @@ mod tests {
         assert!(machine.check().is_ok());
         machine.firmware = Firmware::Pvh;
         assert!(machine.check().is_err());
-        let mut machine = Machine::usual(Emulator::Qemu);
-        machine.icount = true;
-        machine.cpus = 2;
-        assert!(machine.check().is_err());
-        assert!(Machine { single_thread: true, ..Machine::usual(Emulator::Qemu) }.check().is_ok());
-        assert!(Machine { single_thread: true, ..Machine::usual(Emulator::Bochs) }.check().is_err());
+        assert!(Machine { icount: true, ..Machine::usual(Emulator::Bochs) }.check().is_err());
         let machine = Machine { accel: Accel::Kvm, ..Machine::usual(Emulator::Qemu) };
         assert_eq!(machine.check().is_ok(), qemu::kvm_can_nest());
     }

@@ -55,10 +55,7 @@ fn accelerate(command: &mut Command, machine: &Machine) {
         return;
     }
     let cpu = machine.cpu.as_deref().unwrap_or("max");
-    command.args(["-M", "q35", "-cpu", &with_svm(cpu)]);
-    if !machine.extra.iter().any(|argument| argument == "-accel") {
-        command.args(["-accel", if machine.single_thread { "tcg,thread=single" } else { "tcg" }]);
-    }
+    command.args(["-M", "q35", "-accel", "tcg", "-cpu", &with_svm(cpu)]);
     if machine.icount && machine.interactive {
         // As below, but idle time passes as it does for whoever sits there, and the date is theirs.
         command.args(["-icount", "shift=0,sleep=on"]);
@@ -160,19 +157,5 @@ mod tests {
         assert!(!arguments(true, true).contains("-rtc"));
         assert!(arguments(false, true).contains("-icount shift=0,sleep=off -seed 1 -rtc base=2026"));
         assert!(!arguments(true, false).contains("-icount"));
-    }
-
-    #[test]
-    fn who_chooses_the_accelerator_gets_it() {
-        let arguments = |single_thread: bool, extra: &[&str]| {
-            let extra = extra.iter().map(|argument| argument.to_string()).collect();
-            let machine = Machine { single_thread, extra, ..Machine::usual(Emulator::Qemu) };
-            let mut command = Command::new("qemu");
-            accelerate(&mut command, &machine);
-            command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
-        };
-        assert!(arguments(false, &[]).ends_with("-accel tcg"));
-        assert!(arguments(true, &[]).ends_with("-accel tcg,thread=single"));
-        assert!(!arguments(true, &["-accel", "tcg,thread=multi"]).contains("single"));
     }
 }

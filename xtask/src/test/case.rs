@@ -77,8 +77,6 @@ struct MachineEntry {
     #[serde(default)]
     icount: bool,
     #[serde(default)]
-    single_thread: bool,
-    #[serde(default)]
     module: Module,
     #[serde(default)]
     extra: Vec<String>,
@@ -190,7 +188,6 @@ impl Entry {
             memory: entry.memory.unwrap_or(usual.memory),
             accel: Accel::Tcg,
             icount: entry.icount,
-            single_thread: entry.single_thread,
             module: entry.module,
             extra: entry.extra.clone(),
             ..usual
