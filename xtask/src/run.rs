@@ -85,8 +85,8 @@ impl Options {
         bail!("{what} into the machine's {has} MiB: give it more with --memory {enough}M")
     }
 
-    /// The emulator's machine for a system that needs so many CPUs.
-    fn machine(&self, needs: u32) -> Machine {
+    /// The emulator's machine for a system that needs so many CPUs, and may have `guests`.
+    fn machine(&self, needs: u32, guests: bool) -> Machine {
         let usual = Machine::usual(self.emulator);
         let accel = match (self.emulator, self.accel) {
             (Emulator::Bochs, accel) => accel.filter(|accel| *accel != Accel::Auto).unwrap_or(Accel::Tcg),
@@ -98,11 +98,12 @@ impl Options {
         };
         let firmware = self.boot.unwrap_or(usual.firmware);
         let cpus = self.cpus.max(self.guest.host_cpus()).max(needs);
-        // QEMU loses an interrupt of its host now and then where its timers do not run in the processor's thread, and goes wrong in other
-        // ways where each processor has a thread of its own (`docs/caveats.md`).
+        // With guests QEMU loses an interrupt of its host now and then where its timers do not run in the processor's thread, and goes wrong
+        // in other ways where each processor has a thread of its own (`docs/caveats.md`). Without guests several CPUs are faster so.
         // UEFI, which waits by reading clocks, takes for ever where each read is but a few instructions.
         let icount = self.emulator == Emulator::Qemu
             && accel == Accel::Tcg
+            && (cpus == 1 || guests)
             && firmware != Firmware::Ovmf
             && !self.guest.may_be_uefi()
             && !self.extra.iter().any(|argument| argument == "-icount" || argument == "-accel");
@@ -127,7 +128,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
     options.guest.check(&name)?;
     let values = options.guest.values()?;
     let described = system::describe(&paths::root(), &name, &values)?;
-    let machine = options.machine(described.cpus);
+    let machine = options.machine(described.cpus, described.tasks.iter().any(system::is_monitor));
     machine.check()?;
     let files = guest::check::check(&system::settings(&paths::root(), &name, &values)?)?;
     options.check_memory(described.memory + files)?;
@@ -353,6 +354,24 @@ mod tests {
             refused("run --memory 200M", 274).unwrap_err(),
             "the system needs 274 MiB, which do not fit into the machine's 200 MiB: give it more with --memory 320M"
         );
+    }
+
+    #[test]
+    fn machines_with_guests_count_instructions() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: Options,
+        }
+        let counted = |line: &str, needs: u32, guests: bool| {
+            <Line as clap::Parser>::parse_from(line.split(' ')).options.machine(needs, guests).icount
+        };
+        assert!(counted("run --accel tcg", 1, false) && counted("run --accel tcg", 1, true));
+        assert!(counted("run --accel tcg", 2, true) && counted("run --accel tcg --cpus 4", 1, true));
+        assert!(!counted("run --accel tcg", 2, false), "several CPUs are faster with a thread each");
+        assert!(!counted("run --accel tcg --firmware ovmf", 1, true), "UEFI reads clocks");
+        assert!(!counted("run --accel tcg -- -accel tcg,thread=multi", 2, true), "who says how, has it so");
+        assert!(!counted("run --emulator bochs", 1, true));
     }
 
     #[test]

@@ -54,6 +54,11 @@ pub fn is_control(task: &Task) -> bool {
     task.grants.iter().any(|(_, grant)| *grant == Grant::Supervisor)
 }
 
+/// Whether a task is a machine's monitor.
+pub fn is_monitor(task: &Task) -> bool {
+    task.image == "vmm"
+}
+
 /// The CPUs that the system needs: what it says, and those that `vcpus` names.
 fn cpus(manifest: &Manifest, tasks: &[Task]) -> u32 {
     let threads = tasks.iter().flat_map(|task| &task.threads);

@@ -14,6 +14,7 @@ mod units;
 use crate::cpio;
 use anyhow::{Context, Result, anyhow, bail};
 use check::Known;
+pub use compile::is_monitor;
 use diagnostic::Report;
 pub use diagnostic::nearest;
 use manifest::Manifest;
