@@ -99,7 +99,8 @@ impl Options {
         let firmware = self.boot.unwrap_or(usual.firmware);
         let cpus = self.cpus.max(self.guest.host_cpus()).max(needs);
         // With guests QEMU loses an interrupt of its host now and then where its timers do not run in the processor's thread, and goes wrong
-        // in other ways where each processor has a thread of its own (`docs/caveats.md`). Without guests several CPUs are faster so.
+        // in other ways where each processor has a thread of its own (`docs/caveats.md`). Without guests such threads do no harm, and are
+        // faster.
         // UEFI, which waits by reading clocks, takes for ever where each read is but a few instructions.
         let icount = self.emulator == Emulator::Qemu
             && accel == Accel::Tcg

@@ -243,7 +243,7 @@ impl Limit {
             Emulator::Qemu => 2,
         };
         let together = machine.threads().min(cores);
-        let shortage = machine.cpus.div_ceil(together);
+        let shortage = machine.cpus.div_ceil(cores);
         let one = Duration::from_secs(before) + guest * cost * shortage;
         Self { guest, cpu: one * together, wall: one * 2, start: Instant::now() }
     }

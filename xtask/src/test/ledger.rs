@@ -111,7 +111,7 @@ pub fn cases(all: &[Case]) -> Vec<Case> {
 fn of(case: &Case) -> Case {
     // What is counted is the same every time; more CPUs cannot be counted.
     let qemu = case.machine.emulator == Emulator::Qemu;
-    let machine = Machine { icount: qemu && case.machine.cpus == 1, ..case.machine.clone() };
+    let machine = Machine { icount: case.machine.icount || qemu && case.machine.cpus == 1, ..case.machine.clone() };
     let name = case.name.split('/').next().unwrap_or_default();
     Case {
         name: format!("{PREFIX}{name}/{}", machine.label()),

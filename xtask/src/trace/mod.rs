@@ -74,7 +74,7 @@ pub fn main(options: &Options, global: &Global) -> Result<ExitCode> {
         "isa-serial,chardev=trace,index=2".into(),
     ];
     let machine = Machine {
-        // What is counted is the same every time; more CPUs cannot be counted.
+        // What is counted is the same every time. Several CPUs would wait for each other's turns, which looks like missed deadlines.
         icount: compiled.cpus == 1,
         cpus: compiled.cpus,
         extra: port.into(),
